@@ -1,0 +1,8 @@
+"""``python -m featvis_func``: the command line."""
+
+import sys
+
+from featvis_func.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

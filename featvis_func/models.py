@@ -1,0 +1,270 @@
+"""Models by name, from a file or from the user: an ``nn.Module`` with what it expects as input."""
+
+import difflib
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+# The statistics of ImageNet's training images, as all of torchvision's classification presets state them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_DEFAULT_SIZE = 224
+
+# How torchvision's own builders construct these when given weights; a weights file was made with the same.
+_PRETRAINED_OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": False},
+}
+# Parameters that evaluation never touches, so that a file may lack them.
+_OPTIONAL = re.compile(r"^(aux|AuxLogits)|num_batches_tracked$")
+
+
+class Model(NamedTuple):
+    """A module and the input that it expects. Make one with :func:`load_model`."""
+
+    module: nn.Module
+    """Never changed by this library: not its mode, hooks, flags, device, dtype or values."""
+    name: str
+    mean: tuple[float, ...]
+    """Per channel: the module is given ``(image - mean) / std`` of an image in ``[0, 1]``."""
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    """``(h, w)`` of the input in pixels."""
+    categories: tuple[str, ...] = ()
+    """Names of the classes, where known."""
+
+    @property
+    def channels(self) -> int:
+        """The number of image channels."""
+        return len(self.mean)
+
+
+def load_model(
+    model: "str | nn.Module | Model",
+    *,
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
+) -> Model:
+    """Finds a model and the input that it expects.
+
+    Args:
+        model: one of
+
+            * ``"texturenet"``: the small network that this package ships;
+            * ``"torchvision:NAME"``: with torchvision's default weights; ``"torchvision:NAME@WEIGHTS"`` with the named
+              ones, such as ``IMAGENET1K_V2``; ``"torchvision:NAME@none"`` with random ones, the same each time;
+            * an ``nn.Module``;
+            * a :class:`Model`.
+        weights: a state dict to load instead, ``.safetensors`` or ``.pth``/``.pt`` (tensors only: no code is run).
+        mean, std: the input's normalisation, one number per channel. Default: what the weights' own preset says; for a
+            bare module ImageNet's where it takes 3 channels, none (0 and 1) otherwise.
+        size: ``h = w`` or ``(h, w)`` of the input. Default: the preset's; for a bare module its ``image_size``, or 224.
+
+    Returns:
+        A :class:`Model`. A module of the user's is kept as it is, also in training mode.
+
+    Raises:
+        ValueError: an unknown model or weights, weights that cannot be fetched, a file that is missing, damaged or of
+            another architecture, or a normalisation of another length.
+
+    >>> load_model("texturenet").name
+    'texturenet'
+    """
+    if isinstance(model, Model):
+        found = model
+    elif isinstance(model, nn.Module):
+        found = _bare(model)
+    else:
+        found = _by_name(model, weights is not None)
+    if weights is not None:
+        if not isinstance(model, str):
+            raise ValueError("weights= goes with a model's name; load them into your own module yourself")
+        load_weights(found.module, weights)
+    if size is not None:
+        found = found._replace(size=(size, size) if isinstance(size, int) else tuple(size))
+    if min(found.size) < 1:
+        raise ValueError(f"the model's input size must be at least 1 x 1 pixels, got {found.size}")
+    return _normalised(found, mean, std)
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Loads a state dict from a file into a module.
+
+    Args:
+        module: what the weights go into.
+        path: ``.safetensors``, or ``.pth``/``.pt`` holding tensors (bare, or under ``state_dict`` or ``model``; a
+            ``module.`` before every name is dropped).
+
+    Raises:
+        ValueError: the file is missing, damaged, of another kind, or of another architecture.
+    """
+    found = _read_weights(Path(path))
+    expected = module.state_dict()
+    problems = [
+        *(f"no {name}" for name in expected if name not in found and not _OPTIONAL.search(name)),
+        *(f"unknown {name}" for name in found if name not in expected),
+        *(
+            f"{name} is {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in found and found[name].shape != value.shape
+        ),
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"weights {str(path)!r} are not of this architecture ({type(module).__name__}):"
+            f" {', '.join(problems[:3])}{more}"
+        )
+    module.load_state_dict(found, strict=False)
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"``, or nothing where nothing is near.
+
+    >>> suggest("resnet81", ["resnet18", "vgg11"])
+    "; did you mean 'resnet18'?"
+    """
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def _by_name(name: str, own_weights: bool) -> Model:
+    if name == "texturenet":
+        from featvis_func import zoo
+
+        module = zoo.texturenet(pretrained=not own_weights)
+        return Model(module, name, zoo.MEAN, zoo.STD, (zoo.SIZE, zoo.SIZE), tuple(zoo.CLASSES))
+    if name.startswith("torchvision:"):
+        return _torchvision(name, own_weights)
+    known = _torchvision_names()
+    if name in known:
+        raise ValueError(f"unknown model {name!r}; did you mean 'torchvision:{name}'?")
+    raise ValueError(
+        f"unknown model {name!r}; expected 'texturenet' or 'torchvision:NAME[@WEIGHTS]'"
+        + suggest(name, ["texturenet", *known])
+    )
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision.models
+
+    return torchvision.models.list_models()
+
+
+def _torchvision(spec: str, own_weights: bool) -> Model:
+    import torchvision.models
+
+    name, _, wanted = spec.removeprefix("torchvision:").partition("@")
+    known = _torchvision_names()
+    if name not in known:
+        raise ValueError(f"torchvision has no model {name!r}{suggest(name, known)}")
+    enum = torchvision.models.get_model_weights(name)
+    if wanted == "none":
+        weights = None
+    elif "." in wanted:
+        try:
+            weights = torchvision.models.get_weight(wanted)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"torchvision has no weights {wanted!r}; {name} has {_members(enum)}") from error
+        if not isinstance(weights, enum):
+            raise ValueError(f"weights {wanted!r} are not of {name}, which has {_members(enum)}")
+    else:
+        try:
+            weights = enum[wanted or "DEFAULT"]
+        except KeyError as error:
+            raise ValueError(f"{name} has no weights {wanted!r}; it has {_members(enum)}") from error
+
+    options = _PRETRAINED_OPTIONS.get(name, {})
+    if own_weights:
+        module = torchvision.models.get_model(name, weights=None, **options)
+    elif weights is None:
+        # The same weights at each call, with the caller's generator left alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = torchvision.models.get_model(
+                name, weights=None, **({"init_weights": True} if "init_weights" in options else {})
+            )
+    else:
+        try:
+            module = torchvision.models.get_model(name, weights=weights)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"could not fetch the weights {weights} ({str(error).splitlines()[0]});"
+                f" give a file of weights, or '@none' for random ones"
+            ) from error
+    module.eval()
+    preset = weights or next(iter(enum), None)
+    view: Any = preset.transforms() if preset is not None else None
+    side = getattr(view, "crop_size", None) or [_DEFAULT_SIZE]
+    return Model(
+        module,
+        spec,
+        tuple(getattr(view, "mean", IMAGENET_MEAN)),
+        tuple(getattr(view, "std", IMAGENET_STD)),
+        (side[0], side[-1]),
+        tuple(preset.meta.get("categories", ())) if preset is not None and weights is not None else (),
+    )
+
+
+def _members(enum: Any) -> str:
+    return ", ".join(m.name for m in enum) or "none"
+
+
+def _bare(module: nn.Module) -> Model:
+    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if convolution is None else convolution.in_channels
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    side = getattr(module, "image_size", _DEFAULT_SIZE)
+    size = (side, side) if isinstance(side, int) else (_DEFAULT_SIZE, _DEFAULT_SIZE)
+    return Model(module, type(module).__name__, mean, std, size)
+
+
+def _normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
+    """The model with the user's own mean and std, checked."""
+    count = len(mean if mean is not None else std if std is not None else model.mean)
+    new_mean = tuple(mean) if mean is not None else model.mean if len(model.mean) == count else (0.0,) * count
+    new_std = tuple(std) if std is not None else model.std if len(model.std) == count else (1.0,) * count
+    if len(new_mean) != len(new_std) or not new_mean or not all(s > 0 for s in new_std):
+        raise ValueError(
+            f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"
+        )
+    return model._replace(mean=new_mean, std=new_std)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """A flat state dict from a file, on the CPU."""
+    if not path.is_file():
+        raise ValueError(f"no weights file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix not in (".pth", ".pt"):
+            raise ValueError(f"weights {str(path)!r} must be a .safetensors, .pth or .pt file")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        KeyError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"weights {str(path)!r} cannot be read: {reason}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"weights {str(path)!r} hold no state dict of tensors")
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    return found

@@ -1,0 +1,348 @@
+"""Composition: the only ``vmap`` and the only ``torch.compile``.
+
+:func:`make_step` turns five pure parts into one pure step over a batch of filters; :func:`run` repeats it;
+:func:`render` is the one-call door.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+from featvis_func import image as images
+from featvis_func import objective as objectives
+from featvis_func import optimizer as optimizers
+from featvis_func import transform as transforms
+from featvis_func.features import Features, make_features
+from featvis_func.models import Model, load_model
+from featvis_func.objective import Objective
+from featvis_func.random import fold_in, key
+from featvis_func.result import Result, join
+from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
+
+Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
+"""(weights, state, target) -> (state, info): pure, over a batch of filters."""
+
+IMAGES = ("fourier", "pixel")
+"""The parameterisations that :func:`render` knows by name."""
+
+# The streams of a filter's key.
+_INIT, _OPTIMIZER, _VIEW = 0, 1, 2
+
+
+def default_optimizer(learning_rate: float | optimizers.Schedule = 0.05) -> Optimizer:
+    """The published rule: unit gradient, noise that wakes dead filters, clip, Adam.
+
+    Source: the constants are the published script's; the norm is each filter's own instead of the batch's.
+    """
+    return optimizers.chain(
+        optimizers.normalize_gradient(),
+        optimizers.add_noise(1e-6),
+        optimizers.clip_norm(0.1),
+        optimizers.adam(learning_rate),
+    )
+
+
+def make_step(
+    features: Features, image: Image, transform: Transform, objective: Objective, optimizer: Optimizer
+) -> Step:
+    """Composes one step of ascent over a batch of independent filters.
+
+    Decode, view and objective run under ``vmap``; the backbone runs once on the whole batch. The gradient of the sum of
+    scores is each filter's own, because an evaluation-mode backbone treats images independently.
+
+    Args:
+        features: the truncated backbone; its layers include those of the objective, by the same names.
+        image: the parameterisation.
+        transform: the random view, from the image to what the backbone takes, normalisation included.
+        objective: what to raise.
+        optimizer: how to climb.
+
+    Returns:
+        A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
+        ``torch.compile(fullgraph=True)`` and inside a compiled function of yours. ``target``: for the built-in
+        objectives the filter numbers, int64 ``(n,)``.
+
+    Gradient: a filter whose score or gradient is not finite stands still; the others go on.
+
+    Raises:
+        ValueError: the features lack a layer of the objective.
+    """
+    missing = [name for name in objective.layers if name not in features.shapes]
+    if missing:
+        raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
+
+    def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
+        decoded = vmap(image.decode)(params)
+        activations = features.apply(weights, vmap(transform.apply)(decoded, draws))
+        activations = {name: a.to(decoded.dtype) for name, a in activations.items()}
+        scores = vmap(objective.score)(activations, target)
+        maps = vmap(objective.activation_map)(activations, target)
+        return scores.sum(), (scores, decoded, maps)
+
+    def view_of(key: Key, step: Tensor) -> Any:
+        return transform.draw(fold_in(key, step, stream=_VIEW))
+
+    def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
+        draws = vmap(view_of)(state.key, state.step)
+        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target)
+        norms = vmap(optimizers.global_norm)(grads)
+        finite = scores.isfinite() & norms.isfinite()
+        updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
+        moved = pytree.tree_map(torch.add, state.params, updates)
+        better = finite & (scores > state.best.score)
+        best = Best(
+            *(_where(better, n, o) for n, o in zip((scores, decoded, maps, state.step), state.best, strict=True))
+        )
+        new = State(
+            pytree.tree_map(lambda n, o: _where(finite, n, o), moved, state.params),
+            pytree.tree_map(lambda n, o: _where(finite, n, o), opt, state.opt),
+            state.key,
+            state.step + 1,
+            best,
+        )
+        return new, Info(scores, norms, norms > 0, finite)
+
+    return step
+
+
+def init_state(features: Features, image: Image, objective: Objective, optimizer: Optimizer, keys: Tensor) -> State:
+    """The state before the first step.
+
+    Args:
+        features, image, objective, optimizer: as in :func:`make_step`.
+        keys: int64 ``(n, 2)``, one key per filter: see :func:`filter_keys`.
+
+    Returns:
+        A :class:`State` on the keys' device.
+    """
+    params = vmap(lambda k: image.init(fold_in(k, 0, stream=_INIT)))(keys)
+    opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
+    decoded = vmap(image.decode)(params)
+    blank = {name: decoded.new_zeros(shape) for name, shape in features.shapes.items()}
+    activation = objective.activation_map(blank, torch.zeros_like(keys[0, 0]))
+    count = keys.shape[0]
+    best = Best(
+        score=decoded.new_full((count,), -torch.inf),
+        image=decoded,
+        activation=activation.expand(count, *activation.shape).clone(),
+        step=torch.full_like(keys[:, 0], -1),
+    )
+    return State(params, opt, keys, torch.zeros_like(keys[:, 0]), best)
+
+
+def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+    """The keys of filters: each depends on the seed, the layer's name and the filter's number alone.
+
+    Args:
+        seed: in ``[0, 2**64)``.
+        layer: the layer's full name.
+        filters: filter numbers.
+        device: where the keys live, and so where all is drawn.
+
+    Returns:
+        int64 ``(n, 2)``.
+
+    >>> filter_keys(0, "conv", [3, 5]).shape
+    torch.Size([2, 2])
+    """
+    of_layer = fold_in(key(seed, device=device), zlib.crc32(layer.encode()))
+    return vmap(fold_in, (None, 0))(of_layer, torch.tensor(list(filters), dtype=torch.int64, device=device))
+
+
+def run(
+    step: Step,
+    weights: Weights,
+    state: State,
+    target: Target,
+    *,
+    steps: int,
+    callback: Callable[[Info], object] | None = None,
+) -> tuple[State, Info]:
+    """Repeats a step, without waiting for the device.
+
+    Args:
+        step: from :func:`make_step`, compiled or not.
+        weights, state, target: its arguments.
+        steps: how often, at least 1.
+        callback: called with each step's :class:`Info`, its tensors still on the device.
+
+    Returns:
+        The last state, and an :class:`Info` of stacked reports, each ``(steps, n)``.
+
+    Raises:
+        ValueError: fewer than 1 step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    infos = []
+    for _ in range(steps):
+        state, info = step(weights, state, target)
+        infos.append(info)
+        if callback is not None:
+            callback(info)
+    return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
+
+
+def render(
+    model: str | nn.Module | Model,
+    objective: str | Objective,
+    filters: Iterable[int] | int | None = None,
+    *,
+    steps: int = 128,
+    size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    views: str | Transform = "default",
+    lr: float = 0.05,
+    image: str | Image = "fourier",
+    optimizer: Optimizer | None = None,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    compile: bool = False,
+    progress: bool | None = None,
+) -> Result:
+    """One image per filter: what each looks for.
+
+    A filter's image depends on the seed, the model, the layer, the filter and the options below, but not on which other
+    filters are rendered, in which order or in which batches (up to the rounding of the backbone).
+
+    Args:
+        model: a module, a name (``"texturenet"``, ``"torchvision:NAME[@WEIGHTS]"``) or a
+            :class:`~featvis_func.models.Model`; see :func:`~featvis_func.models.load_model`. Left exactly as it was.
+        objective: the name of a layer, or the unique end of one, for the mean of each channel; or an
+            :class:`~featvis_func.objective.Objective`.
+        filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
+            image; numbers then give variants).
+        steps: steps of ascent, at least 1.
+        size: pixels of the images, ``h = w`` or ``(h, w)``. Default: the model's input size.
+        seed: in ``[0, 2**64)``.
+        views: ``"default"``, ``"published"``, ``"lucid"``, ``"none"``, or a :class:`Transform` from the image to the
+            model's input size, in ``[0, 1]``; normalisation is added.
+        lr: Adam's learning rate in the default optimiser.
+        image: ``"fourier"``, ``"pixel"``, or an :class:`Image`.
+        optimizer: an :class:`Optimizer`, instead of the default one.
+        batch_size: filters rendered at once; the last batch is padded, so that all have one shape.
+        device: where to compute, such as ``"cuda"``. Default: where the model is.
+        compile: whether to pass the step through ``torch.compile(fullgraph=True)``.
+        progress: a progress bar on the standard error. Default: if that is a terminal.
+
+    Returns:
+        A :class:`~featvis_func.result.Result`, on the CPU.
+
+    Raises:
+        ValueError: bad input, with what was given, what was expected and what exists.
+
+    >>> result = render("texturenet", "head", [3, 5], steps=2, size=32)
+    >>> result.images.shape, result.filters
+    (torch.Size([2, 3, 32, 32]), (3, 5))
+    """
+    found = load_model(model)
+    goal = objectives.channel(objective) if isinstance(objective, str) else objective
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    h, w = images.image_size(found.size if size is None else size)
+    key(seed)
+    features = make_features(found, goal.layers, device=device)
+    where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
+    numbers = _filters(filters, goal, features)
+    parameterisation = _image(image, (h, w), found.channels, where)
+    view = transforms.views(views, image=(h, w), size=found.size) if isinstance(views, str) else views
+    transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
+    rule = default_optimizer(lr) if optimizer is None else optimizer
+    step = make_step(features, parameterisation, transform, goal, rule)
+    if compile:
+        step = torch.compile(step, fullgraph=True)
+
+    layer = features.paths[goal.layers[0]]
+    width = min(batch_size, len(numbers))
+    bar = tqdm(
+        total=steps * -(-len(numbers) // width),
+        desc=goal.layers[0],
+        unit="step",
+        leave=False,
+        disable=None if progress is None else not progress,
+    )
+    parts = []
+    with bar:
+        for start in range(0, len(numbers), width):
+            chunk = numbers[start : start + width]
+            padded = chunk + chunk[-1:] * (width - len(chunk))
+            keys = filter_keys(seed, layer, padded, device=where)
+            state = init_state(features, parameterisation, goal, rule, keys)
+            target = torch.tensor(padded, dtype=torch.int64, device=where)
+            state, info = run(step, features.weights, state, target, steps=steps, callback=lambda _: bar.update())
+            parts.append(_result(state.best, info, chunk))
+    config = {
+        "model": found.name,
+        "objective": repr(goal),
+        "layer": layer,
+        "steps": steps,
+        "size": [h, w],
+        "input_size": list(found.size),
+        "mean": list(found.mean),
+        "std": list(found.std),
+        "seed": seed,
+        "views": views if isinstance(views, str) else "custom",
+        "lr": lr if optimizer is None else None,
+        "image": image if isinstance(image, str) else "custom",
+        "optimizer": "default" if optimizer is None else "custom",
+        "batch_size": batch_size,
+        "compile": compile,
+        "device": where.type,
+    }
+    return join(parts, config)
+
+
+def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Per filter: ``new`` where the condition ``(n,)`` holds, else ``old``."""
+    return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+def _filters(filters: Iterable[int] | int | None, goal: Objective, features: Features) -> list[int]:
+    """The filter numbers, checked against the layers in which they pick a channel."""
+    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
+    if filters is None:
+        numbers = list(range(min(widths.values()))) if widths else [0]
+    else:
+        numbers = [filters] if isinstance(filters, int) else [int(f) for f in filters]
+    if not numbers:
+        raise ValueError("no filters were asked for: the list is empty")
+    for name, width in widths.items():
+        outside = [f for f in numbers if not 0 <= f < width]
+        if outside:
+            raise ValueError(f"layer {name!r} has filters 0 to {width - 1}, got {outside[0]}")
+    if min(numbers) < 0:
+        raise ValueError(f"filter numbers must be at least 0, got {min(numbers)}")
+    return numbers
+
+
+def _image(image: str | Image, size: tuple[int, int], channels: int, device: torch.device) -> Image:
+    if isinstance(image, Image):
+        return image
+    if image not in IMAGES:
+        raise ValueError(f"unknown image parameterisation {image!r}; expected one of {', '.join(IMAGES)}")
+    factory = images.fourier if image == "fourier" else images.pixel
+    return factory(size, channels=channels, device=device)
+
+
+def _result(best: Best, info: Info, filters: Sequence[int]) -> Result:
+    """What one batch found, without its padding, on the CPU."""
+    count = len(filters)
+    alive, finite = info.alive.any(0).tolist(), info.finite.all(0).tolist()
+    status = tuple("nonfinite" if not f else "ok" if a else "dead" for a, f in zip(alive, finite, strict=True))
+    return Result(
+        images=best.image[:count].float().cpu(),
+        activations=best.activation[:count].float().cpu(),
+        scores=best.score[:count].float().cpu(),
+        best_step=best.step[:count].cpu(),
+        filters=tuple(filters),
+        status=status[:count],
+        history=info.score[:, :count].float().cpu(),
+    )

@@ -1,0 +1,199 @@
+"""What a render gives back, as tensors, as a picture and as files."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import safetensors.torch
+import torch
+from einops import rearrange
+from torch import Tensor
+
+_GAP = 2  # white pixels between the images of a grid
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image per filter, and how it came about. All tensors are on the CPU; ``n`` counts the filters."""
+
+    images: Tensor
+    """float32 ``(n, c, h, w)`` in ``[0, 1]``: the best seen, decoded, without the view."""
+    activations: Tensor
+    """float32 ``(n, h', w')``, ``(n, t)`` or ``(n,)``: that filter's map at that step, under that step's view."""
+    scores: Tensor
+    """float32 ``(n,)``: the objective at that step; ``-inf`` if it never was finite."""
+    best_step: Tensor
+    """int64 ``(n,)``, from 0; ``-1`` if the score never was finite."""
+    filters: tuple[int, ...]
+    status: tuple[str, ...]
+    """``"ok"``; ``"dead"``: no step had a gradient; ``"nonfinite"``: some step's score or gradient was not finite (it
+    was skipped, and the image is the best of the others)."""
+    history: Tensor
+    """float32 ``(steps, n)``: the objective at each step, under that step's view."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What it takes to make it again."""
+
+    def __repr__(self) -> str:
+        odd = {s: self.status.count(s) for s in sorted(set(self.status)) if s != "ok"}
+        n, c, h, w = self.images.shape
+        return f"Result({n} images {c} x {h} x {w}, mean score {self.scores.mean():.4g}{f', {odd}' if odd else ''})"
+
+    def grid(self, *, columns: int | None = None) -> PIL.Image.Image:
+        """All images on one white sheet, in order, row by row.
+
+        Args:
+            columns: images in a row. Default: as square as can be.
+
+        Returns:
+            A PIL image. Channels that are no colours (other than 1, 3 or 4) stand side by side in grey.
+
+        Raises:
+            ValueError: ``columns`` is below 1.
+        """
+        tiles = [np.asarray(picture(image)) for image in self.images]
+        columns = math.ceil(math.sqrt(len(tiles))) if columns is None else columns
+        if columns < 1:
+            raise ValueError(f"columns must be at least 1, got {columns}")
+        columns = min(columns, len(tiles))
+        rows = -(-len(tiles) // columns)
+        h, w = tiles[0].shape[:2]
+        shape = (rows * (h + _GAP) + _GAP, columns * (w + _GAP) + _GAP, *tiles[0].shape[2:])
+        sheet = np.full(shape, 255, np.uint8)
+        for i, tile in enumerate(tiles):
+            y, x = (i // columns) * (h + _GAP) + _GAP, (i % columns) * (w + _GAP) + _GAP
+            sheet[y : y + h, x : x + w] = tile
+        return PIL.Image.fromarray(sheet)
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.grid())
+
+    def save(self, out: str | Path) -> list[Path]:
+        """Writes ``grid.png``, one PNG per filter, ``result.safetensors`` and ``run.json`` (last).
+
+        Each file appears whole or not at all; equal results are equal bytes.
+
+        Args:
+            out: a folder, made if it is not there.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: the folder cannot be made or written.
+        """
+        digits = max(4, len(str(max(self.filters))))
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        files = {
+            "grid.png": _png(self.grid()),
+            **{
+                f"filter-{number:0{digits}d}.png": _png(picture(image))
+                for number, image in zip(self.filters, self.images, strict=True)
+            },
+            "result.safetensors": safetensors.torch.save(
+                {**tensors, "filters": torch.tensor(self.filters)},
+                {"run": json.dumps(self.summary(), sort_keys=True)},
+            ),
+            "run.json": (json.dumps(self.summary(), indent=1, sort_keys=True) + "\n").encode(),
+        }
+        folder = writable_folder(out)
+        return [_write(folder / name, data) for name, data in files.items()]
+
+    def summary(self) -> dict[str, Any]:
+        """Configuration, versions and scores, as JSON takes them (a score that is not finite as ``null``)."""
+        return {
+            "config": self.config,
+            "versions": {name: metadata.version(name) for name in ("featvis-func", "torch", "torchvision", "numpy")},
+            "filters": [
+                {
+                    "filter": number,
+                    "score": score if math.isfinite(score) else None,
+                    "best_step": step,
+                    "status": status,
+                }
+                for number, score, step, status in zip(
+                    self.filters, self.scores.tolist(), self.best_step.tolist(), self.status, strict=True
+                )
+            ],
+        }
+
+
+_TENSORS = ("images", "activations", "scores", "best_step", "history")
+
+
+def join(parts: Sequence[Result], config: dict[str, Any]) -> Result:
+    """Puts batches of one run together, in order."""
+    whole = {name: torch.cat([getattr(p, name) for p in parts], dim=int(name == "history")) for name in _TENSORS}
+    return replace(
+        parts[0],
+        **whole,
+        filters=tuple(f for p in parts for f in p.filters),
+        status=tuple(s for p in parts for s in p.status),
+        config=config,
+    )
+
+
+def picture(image: Tensor) -> PIL.Image.Image:
+    """One image as a picture.
+
+    Args:
+        image: ``(c, h, w)`` float in ``[0, 1]``; 1 channel is grey, 3 RGB, 4 RGBA; of others, each stands in grey
+            beside the one before.
+
+    >>> picture(torch.zeros(2, 4, 5)).size
+    (10, 4)
+    """
+    values = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    if values.shape[0] in (3, 4):
+        return PIL.Image.fromarray(rearrange(values, "c h w -> h w c").contiguous().numpy())
+    return PIL.Image.fromarray(rearrange(values, "c h w -> h (c w)").contiguous().numpy())
+
+
+def writable_folder(out: str | Path) -> Path:
+    """Makes a folder and tries it.
+
+    Raises:
+        ValueError: it cannot be made, or written in.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
+    return folder
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    data = BytesIO()
+    image.save(data, format="PNG")
+    return data.getvalue()
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Writes a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private; these are as any other
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise ValueError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise
+    return path
