@@ -133,7 +133,9 @@ def init_state(features: Features, image: Image, objective: Objective, optimizer
         activation=activation.expand(count, *activation.shape).clone(),
         step=torch.full_like(keys[:, 0], -1),
     )
-    return State(params, opt, keys, torch.zeros_like(keys[:, 0]), best)
+    state = State(params, opt, keys, torch.zeros_like(keys[:, 0]), best)
+    # The strides are those of every later state, or a compiled step would be compiled twice.
+    return pytree.tree_map(torch.Tensor.contiguous, state)
 
 
 def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:

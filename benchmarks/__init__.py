@@ -1,0 +1,1 @@
+"""Baselines, evaluators and timings. Not part of the installed package."""

@@ -1,0 +1,179 @@
+"""One yardstick for every method: how much finished images excite their filters.
+
+The score is the mean over positions of the positive part of the filter's map, which is what the published
+script's hook sees where a ReLU follows. Run it alike on the images of every method that is compared.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import squeezenet1_0
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INPUT_SIZE = 224  # px
+WEIGHTS_FILE = "squeezenet1_0-imagenet.safetensors"
+
+# (degrees counter-clockwise, scale, px to the right, px down), each value spread over its range so that
+# every quarter of the plane of shifts, both turns and both zooms occur.
+VIEWS = (
+    (-5.0, 0.98, 3.0, -7.0),
+    (4.0, 1.05, -8.0, 2.0),
+    (-2.0, 1.02, 7.0, 6.0),
+    (1.0, 0.95, -4.0, -3.0),
+    (3.0, 0.99, 5.0, 8.0),
+    (-4.0, 1.04, -6.0, 4.0),
+    (5.0, 0.96, 8.0, -5.0),
+    (-1.0, 1.01, -2.0, -8.0),
+)
+
+
+class Score(NamedTuple):
+    """How good n images are; floats are means over the filters."""
+
+    plain: float  # of the images as they are
+    robust: float  # mean over the fixed views
+    saturation: float  # share of values below 0.02 or above 0.98
+    plain_per_filter: Tensor  # (n,)
+    robust_per_filter: Tensor  # (n,)
+    saturation_per_filter: Tensor  # (n,)
+
+
+def fixed_view(images: Tensor, degrees: float, scale: float, right: float, down: float) -> Tensor:
+    """Turn, zoom and shift images about their centre; what comes in from outside is 0.5.
+
+    Args:
+        images: (n, c, h, w) in [0, 1].
+        degrees: Rotation, counter-clockwise.
+        scale: Zoom, above 1 enlarges.
+        right: Shift to the right in px.
+        down: Shift downwards in px.
+
+    Returns:
+        (n, c, h, w) in [0, 1], sampled bilinearly.
+    """
+    height, width = images.shape[-2:]
+    cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
+    # Maps a px of the view, counted from the centre with y downwards, to a px of the image:
+    # inverse rotation and zoom of what the shift is first taken off.
+    inverse = ((cos, -sin, -cos * right + sin * down), (sin, cos, -sin * right - cos * down))
+    theta = images.new_tensor(inverse)
+    # To the normalised coordinates of `grid_sample`, in which the image is 2 wide and 2 high.
+    half = images.new_tensor((width / 2, height / 2))
+    theta = theta * torch.cat([half, half.new_ones(1)]) / half[:, None]
+    grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images - 0.5, grid, padding_mode="zeros", align_corners=False) + 0.5
+
+
+@contextmanager
+def rectified(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the positive part of a module's outputs, copied before anything in place can follow.
+
+    Args:
+        module: The module to hook; the hook is removed at the end of the block.
+
+    Yields:
+        A list that each forward pass appends to.
+    """
+    caught: list[Tensor] = []
+
+    def hook(source: nn.Module, inputs: object, output: Tensor) -> None:
+        del source, inputs
+        caught.append(output.detach().relu())  # a new tensor: what follows in place cannot reach it
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def filter_means(images: Tensor, model: nn.Module, layer: str, filters: Sequence[int]) -> Tensor:
+    """Mean positive part of channel `filters[i]` for image `i`.
+
+    Args:
+        images: (n, 3, h, w) in [0, 1], at the model's input size.
+        model: The model, in eval mode.
+        layer: Full name of the module, with output (n, c, h', w').
+        filters: n channels.
+
+    Returns:
+        (n,) means over the positions.
+    """
+    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = images.new_tensor(IMAGENET_STD)[:, None, None]
+    with torch.no_grad(), rectified(model.get_submodule(layer)) as caught:
+        model((images - mean) / std)
+    index = torch.arange(len(filters), device=images.device)
+    return caught[-1][index, torch.tensor(filters, device=images.device)].mean(dim=(-2, -1))
+
+
+def evaluate(images: Tensor, model: nn.Module, layer: str, filters: Sequence[int]) -> Score:
+    """Score images by the positive part of their filters: as they are, and under eight fixed views.
+
+    The images are resized to the model's 224 px first (antialiased bilinear), so that a shift in px means
+    the same for images of every size. Saturation is of the images as given.
+
+    Args:
+        images: (n, 3, h, w) in [0, 1].
+        model: A model of ImageNet-normalised 224 px images, in eval mode, on the images' device.
+        layer: Full name of the module, with output (n, c, h', w').
+        filters: The n channels that the images are of.
+
+    Returns:
+        The `Score`.
+
+    Raises:
+        ValueError: If the images are not (n, 3, h, w) in [0, 1] with one filter each, the model is in
+            training mode, or has no such layer.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(filters):
+        expected = f"({len(filters)}, 3, h, w), one image per filter"
+        raise ValueError(f"images {tuple(images.shape)}: expected {expected}")
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"images from {images.min():.3g} to {images.max():.3g}: expected [0, 1]")
+    if model.training:
+        raise ValueError("model is in training mode: expected eval mode (call model.eval())")
+    if layer not in (names := [name for name, _ in model.named_modules() if name]):
+        raise ValueError(f"layer {layer!r}: the model has {names}")
+    images = images.detach()
+    resized = images
+    if tuple(images.shape[-2:]) != (INPUT_SIZE, INPUT_SIZE):
+        resized = F.interpolate(images, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
+    plain = filter_means(resized, model, layer, filters)
+    views = [filter_means(fixed_view(resized, *view), model, layer, filters) for view in VIEWS]
+    robust = torch.stack(views).mean(dim=0)
+    saturation = ((images < 0.02) | (images > 0.98)).float().mean(dim=(1, 2, 3))
+    return Score(plain.mean().item(), robust.mean().item(), saturation.mean().item(), plain, robust, saturation)
+
+
+def load_squeezenet(path: str | Path | None = None) -> nn.Module | None:
+    """SqueezeNet 1.0 with its ImageNet weights, if they are there.
+
+    Args:
+        path: The weights' file, or its folder. None: the environment variable FEATVIS_WEIGHTS, or else the
+            folder `../shared/weights` beside the repository.
+
+    Returns:
+        The model in eval mode on the CPU, or None if there is no such file.
+    """
+    if path is None:
+        shared = Path(__file__).resolve().parents[2] / "shared" / "weights"
+        path = os.environ.get("FEATVIS_WEIGHTS") or shared
+    file = Path(path)
+    if file.is_dir():
+        file = file / WEIGHTS_FILE
+    if not file.is_file():
+        return None
+    with torch.random.fork_rng(devices=[]):  # the initial values are overwritten: let them cost no draws
+        model = squeezenet1_0()
+    model.load_state_dict(load_file(file))
+    return model.eval()

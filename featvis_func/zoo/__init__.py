@@ -1,0 +1,16 @@
+"""TextureNet, the model in the package: a classifier of procedural textures, and the textures."""
+
+from featvis_func.zoo.texturenet import MEAN, SIZE, STD, TextureNet, normalise, texturenet
+from featvis_func.zoo.textures import CLASSES, texture, texture_batch
+
+__all__ = [
+    "CLASSES",
+    "MEAN",
+    "SIZE",
+    "STD",
+    "TextureNet",
+    "normalise",
+    "texture",
+    "texture_batch",
+    "texturenet",
+]

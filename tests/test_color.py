@@ -1,0 +1,76 @@
+"""Colour: the published matrix, a matrix of one's own, and the way back."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from featvis_func.color import correlate, correlation_matrix, decorrelate
+
+PUBLISHED = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
+
+
+def test_imagenet_matrix_is_the_published_one() -> None:
+    """Divided by its largest column norm, which is then 1."""
+    matrix = correlation_matrix(3)
+    assert matrix is not None
+    assert matrix.dtype == torch.float32
+    norms = np.linalg.norm(PUBLISHED, axis=0)
+    np.testing.assert_allclose(matrix.numpy(), PUBLISHED / norms.max(), rtol=1e-6)
+    assert matrix.norm(dim=0).max().item() == pytest.approx(1.0, abs=1e-6)
+    assert matrix.norm(dim=0).argmax().item() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_auto_is_the_identity_unless_three_channels(channels: int) -> None:
+    assert correlation_matrix(channels) is None
+    assert correlation_matrix(3, None) is None
+    assert torch.equal(correlation_matrix(3, "imagenet"), correlation_matrix(3, "auto"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [[[1, 2], [3, 4]], np.array([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)],
+    ids=["list", "array", "tensor"],
+)
+def test_own_matrix(matrix: Any) -> None:
+    """Row = channel of the result; taken as a constant."""
+    own = correlation_matrix(2, matrix)
+    assert own is not None
+    assert own.dtype == torch.float32
+    assert not own.requires_grad
+    image = torch.tensor([10.0, 1.0])[:, None, None].expand(2, 3, 4)
+    expected = torch.tensor([12.0, 34.0])[:, None, None].expand(2, 3, 4)
+    torch.testing.assert_close(correlate(image, own), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("matrix", [None, "imagenet", [[1.0, 0.5, 0.0], [0.0, 2.0, 1.0], [0.3, 0.0, 1.0]]], ids=str)
+def test_decorrelate_inverts_correlate(matrix: Any, dtype: torch.dtype) -> None:
+    own = correlation_matrix(3, matrix)
+    image = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    there, back = correlate(image, own), decorrelate(image, own)
+    assert there.dtype == back.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(decorrelate(there, own), image, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(correlate(back, own), image, rtol=tolerance, atol=tolerance)
+    if own is not None:
+        assert not torch.allclose(there, image, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "correlation", "message"),
+    [
+        (1, "imagenet", "the colour correlation of 1 channels must be a finite 1 x 1 matrix, got shape (3, 3)"),
+        (3, [[1.0, 0.0], [0.0, 1.0]], "must be a finite 3 x 3 matrix, got shape (2, 2)"),
+        (2, [1.0, 2.0], "must be a finite 2 x 2 matrix, got shape (2,)"),
+        (2, [[1.0, 0.0], [0.0, float("nan")]], "must be a finite 2 x 2 matrix"),
+        (2, [[1.0, 0.0], [0.0, float("inf")]], "must be a finite 2 x 2 matrix"),
+        (3, "cifar", "unknown colour correlation 'cifar'; expected 'auto', 'imagenet' or a matrix"),
+    ],
+)
+def test_errors(channels: int, correlation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        correlation_matrix(channels, correlation)
