@@ -1,27 +1,69 @@
-"""Feature visualisation as pure functions: every filter of a layer, batched, compiled and reproducible."""
+"""Feature visualisation as pure functions: every filter of a layer, batched, compiled and reproducible.
 
-from featvis_func.features import Features as Features
-from featvis_func.features import list_layers as list_layers
-from featvis_func.features import make_features as make_features
-from featvis_func.image import fourier as fourier
-from featvis_func.image import pixel as pixel
-from featvis_func.models import Model as Model
-from featvis_func.models import load_model as load_model
-from featvis_func.objective import Objective as Objective
-from featvis_func.objective import channel as channel
-from featvis_func.objective import layer as layer
-from featvis_func.objective import neuron as neuron
-from featvis_func.render import default_optimizer as default_optimizer
-from featvis_func.render import filter_keys as filter_keys
-from featvis_func.render import init_state as init_state
-from featvis_func.render import make_step as make_step
-from featvis_func.render import render as render
-from featvis_func.render import run as run
-from featvis_func.result import Result as Result
-from featvis_func.transform import views as views
-from featvis_func.types import Best as Best
-from featvis_func.types import Image as Image
-from featvis_func.types import Info as Info
-from featvis_func.types import Optimizer as Optimizer
-from featvis_func.types import State as State
-from featvis_func.types import Transform as Transform
+The names below are imported when they are first used, so that ``featvis --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featvis_func import color as color
+    from featvis_func import image as image
+    from featvis_func import objective as objective
+    from featvis_func import optimizer as optimizer
+    from featvis_func import random as random
+    from featvis_func import transform as transform
+    from featvis_func import zoo as zoo
+    from featvis_func.features import Features as Features
+    from featvis_func.features import list_layers as list_layers
+    from featvis_func.features import make_features as make_features
+    from featvis_func.image import fourier as fourier
+    from featvis_func.image import pixel as pixel
+    from featvis_func.models import Model as Model
+    from featvis_func.models import load_model as load_model
+    from featvis_func.objective import Objective as Objective
+    from featvis_func.objective import channel as channel
+    from featvis_func.objective import layer as layer
+    from featvis_func.objective import neuron as neuron
+    from featvis_func.rendering import compile_step as compile_step
+    from featvis_func.rendering import default_optimizer as default_optimizer
+    from featvis_func.rendering import filter_keys as filter_keys
+    from featvis_func.rendering import init_state as init_state
+    from featvis_func.rendering import make_step as make_step
+    from featvis_func.rendering import render as render
+    from featvis_func.rendering import run as run
+    from featvis_func.result import Result as Result
+    from featvis_func.transform import views as views
+    from featvis_func.types import Best as Best
+    from featvis_func.types import Image as Image
+    from featvis_func.types import Info as Info
+    from featvis_func.types import Optimizer as Optimizer
+    from featvis_func.types import State as State
+    from featvis_func.types import Transform as Transform
+
+_MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "zoo")
+_HOMES = {
+    "features": ("Features", "list_layers", "make_features"),
+    "image": ("fourier", "pixel"),
+    "models": ("Model", "load_model"),
+    "objective": ("Objective", "channel", "layer", "neuron"),
+    "rendering": (*("compile_step", "default_optimizer", "filter_keys", "init_state", "make_step", "render", "run"),),
+    "result": ("Result",),
+    "transform": ("views",),
+    "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_HOME_OF})

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 _DEFAULT_MODEL = "texturenet"
-_DEFAULT_LAYER = "block5.conv"
+_DEFAULT_LAYER = "block6.conv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def _render(arguments: argparse.Namespace) -> int:
     import torch
 
     from featvis_func.models import load_model
-    from featvis_func.render import render
+    from featvis_func.rendering import render
     from featvis_func.result import writable_folder
 
     device = _device(arguments.device)
@@ -140,7 +140,6 @@ def _render(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             device=device,
         )
-        result.config["weights"] = Path(arguments.weights).name if arguments.weights else None
         files = result.save(arguments.out)
     except BaseException:
         for folder in made:

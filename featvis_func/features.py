@@ -21,6 +21,8 @@ from featvis_func.types import Weights
 
 # An exported graph must agree with the module to this, relative to the largest activation.
 _TOLERANCE = 1e-3
+# A layer with at least this share of exact zeros is taken for rectified; a convolution has next to none.
+_SILENT = 0.01
 
 
 class Features(NamedTuple):
@@ -34,6 +36,9 @@ class Features(NamedTuple):
     """Layer name as asked for -> shape of its output for one image."""
     paths: dict[str, str]
     """Layer name as asked for -> its full name."""
+    rectified: dict[str, bool]
+    """Layer name as asked for -> whether its output is exactly zero in places, as behind a ReLU, so that a filter may
+    have no gradient."""
     exported: bool
     """False: runs through a hook, because ``torch.export`` could not trace the module; such features do not compile."""
 
@@ -87,6 +92,7 @@ def make_features(
     with torch.no_grad():
         truth = by_hook.apply(by_hook.weights, example)
     shapes = {name: tuple(truth[path].shape[1:]) for name, path in paths.items()}
+    rectified = {name: bool((truth[path] == 0).double().mean() > _SILENT) for name, path in paths.items()}
     for name, shape in shapes.items():
         if not 1 <= len(shape) <= 3:
             raise ValueError(
@@ -111,7 +117,7 @@ def make_features(
         found = core.apply(weights, images)
         return {name: found[path] for name, path in paths.items()}
 
-    return Features(apply, core.weights, shapes, paths, core.exported)
+    return Features(apply, core.weights, shapes, paths, rectified, core.exported)
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -284,7 +290,7 @@ def _hook_features(module: nn.Module, calls: dict[str, int]) -> Features:
         return caught
 
     state = {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
-    return Features(apply, state, {}, {}, False)
+    return Features(apply, state, {}, {}, {}, False)
 
 
 class _Probe(nn.Module):
@@ -344,7 +350,7 @@ def _export(module: nn.Module, calls: dict[str, int], example: Tensor) -> Featur
             images = images.contiguous(memory_format=torch.channels_last)
         return dict(zip(calls, call(*(weights[name] for name in names), images), strict=True))
 
-    return Features(apply, weights, {}, {}, True)
+    return Features(apply, weights, {}, {}, {}, True)
 
 
 def _arranged(weight: Tensor) -> Tensor:

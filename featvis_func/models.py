@@ -1,6 +1,7 @@
 """Models by name, from a file or from the user: an ``nn.Module`` with what it expects as input."""
 
 import difflib
+import hashlib
 import pickle
 import re
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ class Model(NamedTuple):
     """``(h, w)`` of the input in pixels."""
     categories: tuple[str, ...] = ()
     """Names of the classes, where known."""
+    weights: str = ""
+    """Where the values come from, where known: torchvision's name, or a file's name and sha256."""
 
     @property
     def channels(self) -> int:
@@ -89,6 +92,9 @@ def load_model(
         if not isinstance(model, str):
             raise ValueError("weights= goes with a model's name; load them into your own module yourself")
         load_weights(found.module, weights)
+        with open(weights, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found = found._replace(weights=f"{Path(weights).name} sha256:{digest}")
     if size is not None:
         found = found._replace(size=(size, size) if isinstance(size, int) else tuple(size))
     if min(found.size) < 1:
@@ -212,6 +218,7 @@ def _torchvision(spec: str, own_weights: bool) -> Model:
         tuple(getattr(view, "std", IMAGENET_STD)),
         (side[0], side[-1]),
         tuple(preset.meta.get("categories", ())) if preset is not None and weights is not None else (),
+        str(weights or ""),
     )
 
 

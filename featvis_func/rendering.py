@@ -35,16 +35,19 @@ IMAGES = ("fourier", "pixel")
 _INIT, _OPTIMIZER, _VIEW = 0, 1, 2
 
 
-def default_optimizer(learning_rate: float | optimizers.Schedule = 0.05) -> Optimizer:
+def default_optimizer(learning_rate: float | optimizers.Schedule = 0.05, *, noise: float = 1e-6) -> Optimizer:
     """The published rule: unit gradient, noise that wakes dead filters, clip, Adam.
+
+    Args:
+        learning_rate: Adam's, a number above 0 or a schedule.
+        noise: standard deviation of the gradient noise; 0 leaves it out. It is a thousandth of a gradient that there
+            is, and moves only a filter that has none.
 
     Source: the constants are the published script's; the norm is each filter's own instead of the batch's.
     """
+    wake = (optimizers.add_noise(noise),) if noise else ()
     return optimizers.chain(
-        optimizers.normalize_gradient(),
-        optimizers.add_noise(1e-6),
-        optimizers.clip_norm(0.1),
-        optimizers.adam(learning_rate),
+        optimizers.normalize_gradient(), *wake, optimizers.clip_norm(0.1), optimizers.adam(learning_rate)
     )
 
 
@@ -157,6 +160,20 @@ def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.
     return vmap(fold_in, (None, 0))(of_layer, torch.tensor(list(filters), dtype=torch.int64, device=device))
 
 
+def compile_step(step: Step, **options: Any) -> Step:
+    """``torch.compile(step, fullgraph=True)``, with settings under which the keyed randomness compiles soon.
+
+    Args:
+        step: from :func:`make_step`.
+        options: further options of Inductor, as for ``torch.compile(options=...)``.
+
+    Returns:
+        The compiled step: the first call with new shapes compiles, later ones do not.
+    """
+    # On the CPU Inductor would inline up to a hundred of the generator's operations into each other, and take minutes.
+    return torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 30, **options})
+
+
 def run(
     step: Step,
     weights: Weights,
@@ -257,10 +274,14 @@ def render(
     parameterisation = _image(image, (h, w), found.channels, where)
     view = transforms.views(views, image=(h, w), size=found.size) if isinstance(views, str) else views
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
-    rule = default_optimizer(lr) if optimizer is None else optimizer
+    # Only behind a rectifier can a filter start without a gradient.
+    noise = 1e-6 if any(features.rectified.values()) else 0.0
+    rule = default_optimizer(lr, noise=noise) if optimizer is None else optimizer
     step = make_step(features, parameterisation, transform, goal, rule)
     if compile:
-        step = torch.compile(step, fullgraph=True)
+        if not features.exported:
+            raise ValueError(f"{found.name} cannot be exported, and so not compiled; use compile=False")
+        step = compile_step(step)
 
     layer = features.paths[goal.layers[0]]
     width = min(batch_size, len(numbers))
@@ -283,6 +304,7 @@ def render(
             parts.append(_result(state.best, info, chunk))
     config = {
         "model": found.name,
+        "weights": found.weights,
         "objective": repr(goal),
         "layer": layer,
         "steps": steps,
