@@ -67,22 +67,21 @@ def _parser() -> argparse.ArgumentParser:
         "render",
         help="render the filters of a layer",
         description="Renders one image per filter; writes grid.png, a PNG per filter, result.safetensors and run.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_model(render)
     render.add_argument(
         "--layer",
         help=f"name of the layer, or the unique end of one (default for texturenet: {_DEFAULT_LAYER})",
     )
-    render.add_argument("--filters", default="all", help="numbers and ranges such as 0-7,12, or all")
-    render.add_argument("--steps", type=int, default=128, help="steps of ascent")
+    render.add_argument("--filters", default="all", help="numbers and ranges such as 0-7,12, or all (default: all)")
+    render.add_argument("--steps", type=int, default=128, help="steps of ascent (default: %(default)s)")
     render.add_argument("--size", type=_size, help="pixels of the images, N or HxW (default: the model's input)")
-    render.add_argument("--seed", type=int, default=0, help="another seed gives other images")
-    render.add_argument("--views", default="default", help="random views: default, published, lucid or none")
-    render.add_argument("--lr", type=float, default=0.05, help="learning rate")
-    render.add_argument("--batch-size", type=int, default=8, help="filters rendered at once")
+    render.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
+    render.add_argument("--views", default="default", help="random views: default, published, lucid or none (default: default)")
+    render.add_argument("--lr", type=float, default=0.05, help="learning rate (default: %(default)s)")
+    render.add_argument("--batch-size", type=int, default=8, help="filters rendered at once (default: %(default)s)")
     render.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
-    render.add_argument("--out", type=Path, default=Path("featvis-out"), help="folder for the files")
+    render.add_argument("--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)")
     render.set_defaults(run=_render)
 
     layers = commands.add_parser(

@@ -147,7 +147,8 @@ def _by_name(name: str, own_weights: bool) -> Model:
     if name == "texturenet":
         from featvis_func import zoo
 
-        module = zoo.texturenet(pretrained=not own_weights)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+            module = zoo.texturenet(pretrained=not own_weights)
         return Model(module, name, zoo.MEAN, zoo.STD, (zoo.SIZE, zoo.SIZE), tuple(zoo.CLASSES))
     if name.startswith("torchvision:"):
         return _torchvision(name, own_weights)
@@ -190,15 +191,13 @@ def _torchvision(spec: str, own_weights: bool) -> Model:
             raise ValueError(f"{name} has no weights {wanted!r}; it has {_members(enum)}") from error
 
     options = _PRETRAINED_OPTIONS.get(name, {})
-    if own_weights:
-        module = torchvision.models.get_model(name, weights=None, **options)
-    elif weights is None:
-        # The same weights at each call, with the caller's generator left alone.
+    if own_weights or weights is None:
+        if not own_weights and "init_weights" in options:
+            options = {"init_weights": True}
+        # The same random weights at each call, with the caller's generator left alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = torchvision.models.get_model(
-                name, weights=None, **({"init_weights": True} if "init_weights" in options else {})
-            )
+            module = torchvision.models.get_model(name, weights=None, **options)
     else:
         try:
             module = torchvision.models.get_model(name, weights=weights)

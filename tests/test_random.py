@@ -101,7 +101,7 @@ def test_no_word_is_used_twice(count: int) -> None:
 def test_bits_are_fair(count: int) -> None:
     """Each of the 32 bits is set in half of the words, within 5 standard errors, and no word is wider."""
     values = random.bits(random.key(11), (count,))
-    assert 0 <= int(values.min())
+    assert int(values.min()) >= 0
     assert int(values.max()) < 2**32
     for place in range(32):
         share = (values >> place & 1).double().mean().item()
