@@ -77,11 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--steps", type=int, default=128, help="steps of ascent (default: %(default)s)")
     render.add_argument("--size", type=_size, help="pixels of the images, N or HxW (default: the model's input)")
     render.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
-    render.add_argument("--views", default="default", help="random views: default, published, lucid or none (default: default)")
+    render.add_argument(
+        "--views", default="default", help="random views: default, published, lucid or none (default: default)"
+    )
     render.add_argument("--lr", type=float, default=0.05, help="learning rate (default: %(default)s)")
     render.add_argument("--batch-size", type=int, default=8, help="filters rendered at once (default: %(default)s)")
     render.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
-    render.add_argument("--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)")
+    render.add_argument(
+        "--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)"
+    )
     render.set_defaults(run=_render)
 
     layers = commands.add_parser(

@@ -5,17 +5,15 @@ eagerly, under ``torch.func`` and inside ``torch.compile(fullgraph=True)``. The 
 is done on a copy of its structure that shares its tensors.
 """
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
-from torch.func import functional_call
 
+from featvis_func.capture import count_calls, example_images, forward_once, hook_backbone, private_copy
+from featvis_func.export import export_backbone
 from featvis_func.models import Model, suggest
 from featvis_func.types import Weights
 
@@ -53,10 +51,6 @@ class Layer(NamedTuple):
     filters: int | None
 
 
-class _Caught(Exception):  # noqa: N818 - a signal, not an error
-    """All layers are caught; the rest of the forward pass is not needed."""
-
-
 def make_features(
     model: Model, layers: Sequence[str], *, device: torch.device | str | None = None, verify: bool = True
 ) -> Features:
@@ -85,10 +79,10 @@ def make_features(
     paths = {name: resolve_layer(model.module, name) for name in layers}
     if not paths:
         raise ValueError("no layers were asked for")
-    module = _private_copy(model.module, device)
-    example = _example(model, module)
-    calls = _count_calls(model, module, list(paths.values()), example)
-    by_hook = _hook_features(module, calls)
+    module = private_copy(model.module, device)
+    example = example_images(model, module)
+    calls = count_calls(model, module, list(paths.values()), example)
+    by_hook = hook_backbone(module, calls)
     with torch.no_grad():
         truth = by_hook.apply(by_hook.weights, example)
     shapes = {name: tuple(truth[path].shape[1:]) for name, path in paths.items()}
@@ -99,11 +93,13 @@ def make_features(
                 f"layer {name!r} gives {shape or 'one number'} per image, which has no channels;"
                 f" expected (c, h, w), (t, d) or (d,)"
             )
+    core, exported = by_hook, False
     try:
-        core = _export(module, calls, example)
+        graph = export_backbone(module, calls, example)
         if verify:
             with torch.no_grad():
-                _compare(core.apply(core.weights, example), truth)
+                _compare(graph.apply(graph.weights, example), truth)
+        core, exported = graph, True
     except Exception as error:
         # torch.export fails in as many ways as there are models; any of them means the other road.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -111,13 +107,12 @@ def make_features(
             f"{model.name} runs through a hook, slower and without torch.compile: torch.export says: {reason[:200]}",
             stacklevel=2,
         )
-        core = by_hook
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         found = core.apply(weights, images)
         return {name: found[path] for name, path in paths.items()}
 
-    return Features(apply, core.weights, shapes, paths, rectified, core.exported)
+    return Features(apply, core.weights, shapes, paths, rectified, exported)
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -162,7 +157,7 @@ def list_layers(model: Model) -> list[Layer]:
     """
     from featvis_func.objective import feature_axis
 
-    module = _private_copy(model.module, None)
+    module = private_copy(model.module, None)
     names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -172,7 +167,7 @@ def list_layers(model: Model) -> list[Layer]:
 
     for child in names:
         child.register_forward_hook(note)
-    _forward(model, module, _example(model, module)[:1])
+    forward_once(model, module, example_images(model, module)[:1])
     return [
         Layer(
             name,
@@ -182,180 +177,6 @@ def list_layers(model: Model) -> list[Layer]:
         )
         for child, name in names.items()
     ]
-
-
-def _private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Module:
-    """The module's structure anew, in evaluation mode and without hooks; the tensors shared unless they must move."""
-    own = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    for child in module.modules():
-        own.update({id(v): v for v in vars(child).values() if isinstance(v, Tensor)})
-    moves = device is not None and any(t.device != torch.device(device) for t in own.values())
-    try:
-        new = copy.deepcopy(module) if moves else copy.deepcopy(module, dict(own))
-    except Exception as error:
-        raise ValueError(f"the structure of {type(module).__name__} cannot be copied: {error}") from error
-    for child in new.modules():
-        child._forward_hooks.clear()
-        child._backward_hooks.clear()
-        child._backward_pre_hooks.clear()
-        for number, hook in list(child._forward_pre_hooks.items()):
-            # torch's own, such as weight_norm's, compute the module's weight.
-            if not type(hook).__module__.startswith("torch.nn.utils"):
-                del child._forward_pre_hooks[number]
-    return (new.to(device) if moves else new).eval()
-
-
-def _example(model: Model, module: nn.Module) -> Tensor:
-    """Two different images, as the module wants them: noise, so that no two layers agree by chance."""
-    some = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    # A fixed pattern instead of a generator: nothing global is touched.
-    count = 2 * model.channels * model.size[0] * model.size[1]
-    wave = torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
-    images = wave.reshape(2, model.channels, *model.size)
-    return images.to(device=some.device, dtype=some.dtype)
-
-
-def _forward(model: Model, module: nn.Module, images: Tensor) -> None:
-    """A whole forward pass for its side effects on hooks."""
-    try:
-        with torch.no_grad():
-            module(images)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{model.name} fails on an image of {model.channels} x {model.size[0]} x {model.size[1]}: {reason}"
-        ) from error
-
-
-def _count_calls(model: Model, module: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, int]:
-    """How often one forward pass calls each layer, so that the last call is known."""
-    calls = dict.fromkeys(paths, 0)
-    kinds: dict[str, str] = {}
-
-    def counter(path: str) -> Callable[..., None]:
-        def count(child: nn.Module, args: Any, output: Any) -> None:
-            calls[path] += 1
-            if not isinstance(output, Tensor):
-                kinds[path] = type(output).__name__
-
-        return count
-
-    handles = [module.get_submodule(path).register_forward_hook(counter(path)) for path in calls]
-    try:
-        _forward(model, module, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for path, number in calls.items():
-        if path in kinds:
-            raise ValueError(f"layer {path!r} gives a {kinds[path]} instead of a tensor, which has no channels")
-        if number == 0:
-            raise ValueError(f"layer {path!r} is not called in the forward pass, so that it has no output")
-    return calls
-
-
-@contextmanager
-def _catch(module: nn.Module, calls: dict[str, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Catches the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
-    left = dict(calls)
-    caught: dict[str, Tensor] = {}
-
-    def hook(path: str) -> Callable[..., None]:
-        def catch(child: nn.Module, args: Any, output: Tensor) -> None:
-            left[path] -= 1
-            if left[path] == 0:
-                # A copy: an in-place operation that follows would overwrite what was caught.
-                caught[path] = output.clone()
-                if stop and len(caught) == len(calls):
-                    raise _Caught
-
-        return catch
-
-    handles = [module.get_submodule(path).register_forward_hook(hook(path)) for path in calls]
-    try:
-        yield caught
-    except _Caught:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook_features(module: nn.Module, calls: dict[str, int]) -> Features:
-    """The slow road, which every module can take: a forward pass that stops at the last layer."""
-
-    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-        with _catch(module, calls, stop=True) as caught:
-            functional_call(module, weights, (images,))
-        return caught
-
-    state = {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
-    return Features(apply, state, {}, {}, {}, False)
-
-
-class _Probe(nn.Module):
-    """What is exported: a forward pass that returns what was caught on the way.
-
-    It runs to the end, because torch.export loses its place when an exception ends the pass; once in-place operations
-    are gone from the graph, what follows the layers is dead code.
-    """
-
-    def __init__(self, module: nn.Module, calls: dict[str, int]) -> None:
-        super().__init__()
-        self.module = module
-        self.calls = calls
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        with _catch(self.module, self.calls, stop=False) as caught:
-            self.module(images)
-        return [caught[path] for path in self.calls]
-
-
-def _export(module: nn.Module, calls: dict[str, int], example: Tensor) -> Features:
-    """The fast road: a pure graph whose placeholders are the weights that it needs, and the images."""
-    probe = _Probe(module, calls).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export, about code that is not ours
-        program = torch.export.export(probe, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
-        program = program.run_decompositions({})
-    graph, signature = program.graph_module.graph, program.graph_signature
-    held = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    values: dict[str, Any] = {**program.constants, **program.state_dict}
-    for node in reversed(list(graph.nodes)):
-        if node.op != "call_function":
-            continue
-        if "assert" in str(node.target) or "sym_constrain" in str(node.target):
-            graph.erase_node(node)  # checks of the batch size; pure, but not to torch.fx
-        elif node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            # Traced for one memory layout, run in another.
-            node.target = torch.ops.aten.reshape.default
-    graph.eliminate_dead_code()
-    names: list[str] = []
-    for node in [n for n in graph.nodes if n.op == "placeholder"]:
-        if node.name not in held:
-            continue
-        if node.users:
-            names.append(held[node.name])
-        else:
-            graph.erase_node(node)
-    call = torch.fx.GraphModule(program.graph_module, graph)
-    weights = {name: _arranged(values[name].detach()) for name in names}
-
-    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return dict(zip(calls, call(*(weights[name] for name in names), images), strict=True))
-
-    return Features(apply, weights, {}, {}, {}, True)
-
-
-def _arranged(weight: Tensor) -> Tensor:
-    """Kernels in the layout in which convolutions run fastest; the values are the same."""
-    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
 
 
 def _compare(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:

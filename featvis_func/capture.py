@@ -1,0 +1,136 @@
+"""Looking into a module: a private copy of its structure, and hooks that live for one block of code.
+
+Nothing here changes the module that it is given.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from featvis_func.models import Model
+from featvis_func.types import Weights
+
+
+class Backbone(NamedTuple):
+    """``(weights, images) -> full layer name -> activations``, and its weights."""
+
+    apply: Callable[[Weights, Tensor], dict[str, Tensor]]
+    weights: Weights
+
+
+class _Caught(Exception):  # noqa: N818 - a signal, not an error
+    """All layers are caught; the rest of the forward pass is not needed."""
+
+
+def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Module:
+    """The module's structure anew, in evaluation mode and without hooks; the tensors shared unless they must move."""
+    own = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    for child in module.modules():
+        own.update({id(v): v for v in vars(child).values() if isinstance(v, Tensor)})
+    moves = device is not None and any(t.device != torch.device(device) for t in own.values())
+    try:
+        new = copy.deepcopy(module) if moves else copy.deepcopy(module, dict(own))
+    except Exception as error:
+        raise ValueError(f"the structure of {type(module).__name__} cannot be copied: {error}") from error
+    for child in new.modules():
+        child._forward_hooks.clear()
+        child._backward_hooks.clear()
+        child._backward_pre_hooks.clear()
+        for number, hook in list(child._forward_pre_hooks.items()):
+            # torch's own, such as weight_norm's, compute the module's weight.
+            if not type(hook).__module__.startswith("torch.nn.utils"):
+                del child._forward_pre_hooks[number]
+    return (new.to(device) if moves else new).eval()
+
+
+def example_images(model: Model, module: nn.Module) -> Tensor:
+    """Two different images, as the module wants them: noise, so that no two layers agree by chance."""
+    some = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    # A fixed pattern instead of a generator: nothing global is touched.
+    count = 2 * model.channels * model.size[0] * model.size[1]
+    wave = torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
+    images = wave.reshape(2, model.channels, *model.size)
+    return images.to(device=some.device, dtype=some.dtype)
+
+
+def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
+    """A whole forward pass for its side effects on hooks."""
+    try:
+        with torch.no_grad():
+            module(images)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{model.name} fails on an image of {model.channels} x {model.size[0]} x {model.size[1]}: {reason}"
+        ) from error
+
+
+def count_calls(model: Model, module: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, int]:
+    """How often one forward pass calls each layer, so that the last call is known."""
+    calls = dict.fromkeys(paths, 0)
+    kinds: dict[str, str] = {}
+
+    def counter(path: str) -> Callable[..., None]:
+        def count(child: nn.Module, args: Any, output: Any) -> None:
+            calls[path] += 1
+            if not isinstance(output, Tensor):
+                kinds[path] = type(output).__name__
+
+        return count
+
+    handles = [module.get_submodule(path).register_forward_hook(counter(path)) for path in calls]
+    try:
+        forward_once(model, module, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, number in calls.items():
+        if path in kinds:
+            raise ValueError(f"layer {path!r} gives a {kinds[path]} instead of a tensor, which has no channels")
+        if number == 0:
+            raise ValueError(f"layer {path!r} is not called in the forward pass, so that it has no output")
+    return calls
+
+
+@contextmanager
+def catch(module: nn.Module, calls: dict[str, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
+    """Catches the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
+    left = dict(calls)
+    caught: dict[str, Tensor] = {}
+
+    def hook(path: str) -> Callable[..., None]:
+        def catch(child: nn.Module, args: Any, output: Tensor) -> None:
+            left[path] -= 1
+            if left[path] == 0:
+                # A copy: an in-place operation that follows would overwrite what was caught.
+                caught[path] = output.clone()
+                if stop and len(caught) == len(calls):
+                    raise _Caught
+
+        return catch
+
+    handles = [module.get_submodule(path).register_forward_hook(hook(path)) for path in calls]
+    try:
+        yield caught
+    except _Caught:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hook_backbone(module: nn.Module, calls: dict[str, int]) -> Backbone:
+    """The slow road, which every module can take: a forward pass that stops at the last layer."""
+
+    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
+        with catch(module, calls, stop=True) as caught:
+            functional_call(module, weights, (images,))
+        return caught
+
+    state = {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
+    return Backbone(apply, state)

@@ -1,0 +1,120 @@
+"""The fast road: a module as a pure graph, traced by ``torch.export`` and cut behind the last of some layers."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+from featvis_func.capture import Backbone, catch
+from featvis_func.types import Weights
+
+_aten = torch.ops.aten
+
+
+class _Probe(nn.Module):
+    """What is exported: a forward pass that returns what was caught on the way.
+
+    It runs to the end, because torch.export loses its place when an exception ends the pass; once in-place operations
+    are gone from the graph, what follows the layers is dead code.
+    """
+
+    def __init__(self, module: nn.Module, calls: dict[str, int]) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = calls
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        with catch(self.module, self.calls, stop=False) as caught:
+            self.module(images)
+        return [caught[path] for path in self.calls]
+
+
+def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -> Backbone:
+    """Traces a module into a graph whose placeholders are the weights that its layers need, and the images.
+
+    Args:
+        module: in evaluation mode.
+        calls: full layer name -> how often one forward pass calls it.
+        example: images ``(2, c, h, w)``; the graph takes any number of them.
+
+    Raises:
+        Exception: of any kind, where torch.export cannot trace the module.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.export, about code that is not ours
+        program = torch.export.export(
+            _Probe(module, calls).eval(), (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+        ).run_decompositions({})
+    graph, signature = program.graph_module.graph, program.graph_signature
+    held: dict[str, str] = {  # node -> name in the module
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    values: dict[str, Any] = {**program.constants, **program.state_dict}
+    weights = {node: values[name].detach() for node, name in held.items()}
+    _prune(graph)
+    _fold_batch_norm(graph, weights, held)
+    _prune(graph)
+    # In the order in which the graph takes them; under the module's own names, where they have one.
+    taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
+    names = [held[name].removeprefix("module.") for name in taken]
+    call = fx.GraphModule(program.graph_module, graph)
+
+    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return dict(zip(calls, call(*(weights[name] for name in names), images), strict=True))
+
+    return Backbone(apply, {name: _arranged(weights[node]) for name, node in zip(names, taken, strict=True)})
+
+
+def _prune(graph: fx.Graph) -> None:
+    """Removes what the layers do not depend on, and ties to one memory layout."""
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function":
+            continue
+        if "assert" in str(node.target) or "sym_constrain" in str(node.target):
+            graph.erase_node(node)  # checks of the batch size, which torch.fx would keep
+        elif node.target in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default  # traced for one memory layout, run in another
+    graph.eliminate_dead_code()
+    for node in [n for n in graph.nodes if n.op == "placeholder" and not n.users]:
+        if node.name != "images":
+            graph.erase_node(node)
+
+
+def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
+    """Folds each batch norm that directly follows a convolution into that convolution, in float64."""
+    for norm in [n for n in graph.nodes if n.target == _aten._native_batch_norm_legit_no_training.default]:
+        conv, gamma, beta, mean, var, _, eps = norm.args
+        kernel, bias = (*conv.args, None)[1:3] if conv.target == _aten.conv2d.default else (None, None)
+        if kernel is None or len(conv.users) > 1 or len(kernel.users) > 1 or (bias is not None and len(bias.users) > 1):
+            continue
+        scale = 1 / torch.sqrt(weights[var.name].double() + eps)
+        if gamma is not None:
+            scale = scale * weights[gamma.name].double()
+        shift = -weights[mean.name].double()
+        if bias is not None:
+            shift = shift + weights[bias.name].double()
+        shift = shift * scale
+        if beta is not None:
+            shift = shift + weights[beta.name].double()
+        old = weights[kernel.name]
+        weights[kernel.name] = (old.double() * scale[:, None, None, None]).to(old.dtype)
+        if bias is None:
+            with graph.inserting_before(kernel):
+                bias = graph.placeholder(f"{kernel.name}_folded_bias")
+            held[bias.name] = f"{held[kernel.name]}.folded_bias"
+        weights[bias.name] = shift.to(old.dtype)
+        conv.args = (*conv.args[:2], bias, *conv.args[3:])
+        for output in list(norm.users):  # getitem 0, the values; the statistics have no use in evaluation
+            if output.args[1] == 0:
+                output.replace_all_uses_with(conv)
+
+
+def _arranged(weight: Tensor) -> Tensor:
+    """Kernels in the layout in which convolutions run fastest; the values are the same."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
