@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featvis_func.rendering import filter_keys as filter_keys
     from featvis_func.rendering import init_state as init_state
     from featvis_func.rendering import make_step as make_step
+    from featvis_func.rendering import published_optimizer as published_optimizer
     from featvis_func.rendering import render as render
     from featvis_func.rendering import run as run
     from featvis_func.result import Result as Result
@@ -47,7 +48,18 @@ _HOMES = {
     "image": ("fourier", "pixel"),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
-    "rendering": (*("compile_step", "default_optimizer", "filter_keys", "init_state", "make_step", "render", "run"),),
+    "rendering": (
+        *(
+            "compile_step",
+            "default_optimizer",
+            "filter_keys",
+            "init_state",
+            "make_step",
+            "published_optimizer",
+            "render",
+            "run",
+        ),
+    ),
     "result": ("Result",),
     "transform": ("views",),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),

@@ -74,13 +74,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"name of the layer, or the unique end of one (default for texturenet: {_DEFAULT_LAYER})",
     )
     render.add_argument("--filters", default="all", help="numbers and ranges such as 0-7,12, or all (default: all)")
-    render.add_argument("--steps", type=int, default=128, help="steps of ascent (default: %(default)s)")
+    render.add_argument("--steps", type=int, default=32, help="steps of ascent (default: %(default)s)")
     render.add_argument("--size", type=_size, help="pixels of the images, N or HxW (default: the model's input)")
     render.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
     render.add_argument(
         "--views", default="default", help="random views: default, published, lucid or none (default: default)"
     )
-    render.add_argument("--lr", type=float, default=0.05, help="learning rate (default: %(default)s)")
+    render.add_argument("--optimizer", default="default", help="default or published (default: default)")
+    render.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
     render.add_argument("--batch-size", type=int, default=8, help="filters rendered at once (default: %(default)s)")
     render.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
     render.add_argument(
@@ -139,6 +140,7 @@ def _render(arguments: argparse.Namespace) -> int:
             size=arguments.size,
             seed=arguments.seed,
             views=arguments.views,
+            optimizer=arguments.optimizer,
             lr=arguments.lr,
             batch_size=arguments.batch_size,
             device=device,

@@ -50,7 +50,7 @@ def correlation_matrix(
         if correlation != "imagenet":
             raise ValueError(f"unknown colour correlation {correlation!r}; expected 'auto', 'imagenet' or a matrix")
         correlation = IMAGENET_CORRELATION
-    matrix = torch.as_tensor(correlation, dtype=torch.float32, device=device).detach()
+    matrix = torch.as_tensor(correlation, dtype=torch.float32, device=device).detach().clone()
     if matrix.shape != (channels, channels) or not bool(matrix.isfinite().all()):
         raise ValueError(
             f"the colour correlation of {channels} channels must be a finite {channels} x {channels} matrix,"

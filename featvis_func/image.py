@@ -1,7 +1,7 @@
 """Parameterisations: which tensors stand for an image.
 
 Each factory returns an :class:`~featvis_func.types.Image` of pure functions for one image: ``init(key)`` draws
-parameters, ``decode(params)`` maps ANY parameters into the valid range ``[0, 1]``.
+parameters, ``decode(params)`` maps any finite parameters (up to 1e30) into the valid range ``[0, 1]``.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,10 @@ def image_size(size: int | tuple[int, int]) -> tuple[int, int]:
     >>> image_size(64)
     (64, 64)
     """
-    h, w = (size, size) if isinstance(size, int) else size
-    if h < 1 or w < 1:
-        raise ValueError(f"image size must be at least 1 x 1 pixels, got {h} x {w}")
-    return int(h), int(w)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
+    return sides
 
 
 def fourier(

@@ -10,6 +10,7 @@
 Written for the parameters of one filter, so that under ``vmap`` every norm is that filter's own.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,12 +75,34 @@ def adam(
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, AdamState]:
         m = pytree.tree_map(lambda m, g: m + (1 - b1) * (g - m), state.m, grads)
         v = pytree.tree_map(lambda v, g: b2 * v + (1 - b2) * g * g, state.v, grads)
-        t = state.t + 1
-        lr, c1, c2 = schedule(state.t), 1 - b1**t, 1 - b2**t
-        updates = pytree.tree_map(lambda m, v: ((lr / c1) * m / (torch.sqrt(v / c2) + eps)).to(m.dtype), m, v)
-        return updates, AdamState(m, v, t)
+        t, lr = state.t + 1, schedule(state.t)
+
+        def ascent(m: Tensor, v: Tensor) -> Tensor:
+            rate = lr / _bias(b1, t.to(m.dtype))
+            return (rate * m / (torch.sqrt(v / _bias(b2, t.to(v.dtype))) + eps)).to(m.dtype)
+
+        return pytree.tree_map(ascent, m, v), AdamState(m, v, t)
 
     return Optimizer(init, update)
+
+
+def linear_decay(start: float, end: float, steps: int) -> Schedule:
+    """A learning rate that falls along a line, and stays at its end after that.
+
+    Args:
+        start: at the first step, above 0.
+        end: from step ``steps`` on, at least 0.
+        steps: how many steps the fall takes, at least 1.
+
+    Raises:
+        ValueError: a number outside of these.
+
+    >>> linear_decay(0.4, 0.2, 10)(torch.tensor([0, 5, 10, 20]))
+    tensor([0.4000, 0.3000, 0.2000, 0.2000])
+    """
+    if not (0 < start < math.inf and 0 <= end < math.inf and steps >= 1):
+        raise ValueError(f"expected start > 0, end >= 0 and steps >= 1, got {start}, {end} and {steps}")
+    return lambda step: start + (end - start) * (step / steps).clamp_max(1.0)
 
 
 def normalize_gradient(*, eps: float = 1e-8) -> Optimizer:
@@ -185,9 +208,14 @@ def _no_state(params: Params, key: Key) -> OptState:
     return ()
 
 
-def _schedule(learning_rate: float | Schedule) -> Schedule:
+def _bias(beta: float, t: Tensor) -> Tensor:
+    """``1 - beta**t``, without the cancellation."""
+    return -torch.expm1(t * math.log(beta)) if beta > 0 else torch.ones_like(t)
+
+
+def _schedule(learning_rate: float | Schedule) -> Callable[[Tensor], Tensor | float]:
     if callable(learning_rate):
         return learning_rate
-    if not learning_rate > 0:
-        raise ValueError(f"the learning rate must be above 0, got {learning_rate}")
-    return lambda step: torch.full_like(step, learning_rate, dtype=torch.float32)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"the learning rate must be finite and above 0, got {learning_rate}")
+    return lambda step: learning_rate

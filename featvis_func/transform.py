@@ -50,8 +50,8 @@ def jitter(pixels: float) -> Affine:
             [0., 1., 0.],
             [0., 0., 1.]])
     """
-    if not pixels >= 0:
-        raise ValueError(f"jitter must be at least 0 pixels, got {pixels}")
+    if not 0 <= pixels < math.inf:
+        raise ValueError(f"jitter must be finite and at least 0 pixels, got {pixels}")
 
     def matrix(u: Tensor) -> Tensor:
         shift = (2.0 * u - 1.0) * pixels
@@ -96,9 +96,11 @@ def rotate(degrees: float = 5.0, *, choices: Sequence[float] | None = None) -> A
     Raises:
         ValueError: ``degrees`` is negative.
 
-    >>> rotate(90).matrix(torch.ones(1)).round().tolist()
-    [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    >>> rotate(90).matrix(torch.ones(1)).round().int().tolist()
+    [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
     """
+    if not degrees >= 0:
+        raise ValueError(f"rotate: degrees must be at least 0, got {degrees}")
     pick = _one_number("rotate", -degrees, degrees, choices)
 
     def matrix(u: Tensor) -> Tensor:
@@ -115,6 +117,8 @@ def pad(pixels: float) -> Affine:
     >>> pad(12).grow
     24.0
     """
+    if not math.isfinite(pixels):
+        raise ValueError(f"the padding must be finite, got {pixels} pixels")
     return Affine(0, lambda u: torch.eye(3, device=u.device), 2.0 * pixels)
 
 
@@ -193,7 +197,7 @@ def normalize(mean: Sequence[float], std: Sequence[float], *, device: torch.devi
     >>> t.apply(torch.ones(1, 1, 1), t.draw(torch.tensor([0, 1]))).item()
     2.0
     """
-    if len(mean) != len(std) or not all(s > 0 for s in std):
+    if len(mean) != len(std) or not all(0 < s < math.inf and math.isfinite(m) for m, s in zip(mean, std, strict=True)):
         raise ValueError(f"normalisation needs one mean and one std above 0 per channel, got {mean} and {std}")
     shift = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
     factor = 1.0 / torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]
@@ -255,7 +259,7 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int]) -> Transf
         # The published shifts are in 224ths of the width.
         return warp(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w), size=size)
     if name == "published":
-        padded = w + 32  # the script's shifts are fractions 8/w and 4/w of the padded width
+        padded = w + 32  # the script's shifts are fractions 8/w and 4/w of the padded side, here of a square
         shown = scale(256 / 224, 256 / 224)
         return warp(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown, size=size)
     if name == "lucid":
@@ -280,12 +284,12 @@ def _matrix(*rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def _one_number(name: str, low: float, high: float, choices: Sequence[float] | None) -> Callable[[Tensor], Tensor]:
     """A map from a uniform number ``()`` to one between the bounds, or to one of the choices."""
     if choices is None:
-        if not low <= high:
-            raise ValueError(f"{name}: the lower bound {low} is above the upper bound {high}")
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"{name}: expected finite bounds, the lower one first, got {low} and {high}")
         return lambda u: u * (high - low) + low
     values = tuple(float(c) for c in choices)
-    if not values:
-        raise ValueError(f"{name}: choices must not be empty")
+    if not values or not all(math.isfinite(v) for v in values):
+        raise ValueError(f"{name}: expected at least one choice, all finite, got {values}")
 
     def pick(u: Tensor) -> Tensor:
         # A sum of indicators: no table on a device, no indexing by a tensor.

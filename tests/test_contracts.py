@@ -14,7 +14,7 @@ from featvis_func import objective as objectives
 from featvis_func import optimizer as optimizers
 from featvis_func import random
 from featvis_func import transform as transforms
-from featvis_func.rendering import default_optimizer
+from featvis_func.rendering import default_optimizer, published_optimizer
 from featvis_func.types import Image, Optimizer, Transform
 
 
@@ -29,7 +29,7 @@ class Case(NamedTuple):
     random: bool = False
     """Whether its only argument is a key on which the result depends."""
     backend: str = "inductor"
-    """Inductor takes long over the generator's rounds: they go through it in test_random and the default optimizer."""
+    """Draws pass through inductor in test_random and in the default optimizer; elsewhere tracing them is enough."""
 
 
 def floats(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -157,7 +157,8 @@ CASES: dict[str, Case] = {
     **optimizer_cases("normalize_gradient", optimizers.normalize_gradient()),
     **optimizer_cases("clip_norm", optimizers.clip_norm(0.5)),
     **optimizer_cases("add_noise", optimizers.add_noise(0.1), backend="aot_eager"),
-    **optimizer_cases("default optimizer", default_optimizer()),
+    **optimizer_cases("default optimizer", default_optimizer(8)),
+    **optimizer_cases("published optimizer", published_optimizer()),
 }
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -179,7 +180,9 @@ def test_vmap_equals_loop(case: Case) -> None:
 @every_case
 def test_compiled_equals_eager_without_recompiling(case: Case) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(case.function, fullgraph=True, backend=case.backend)
+    # As in compile_step: without it inductor takes long over the generator's rounds.
+    options: dict[str, Any] | None = {"realize_opcount_threshold": 10} if case.backend == "inductor" else None
+    compiled = torch.compile(case.function, fullgraph=True, backend=case.backend, options=options)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             inputs = case.inputs(seed, torch.float32)

@@ -130,8 +130,8 @@ def test_image_size(size: Any, expected: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 0}, "image size must be at least 1 x 1 pixels, got 0 x 0"),
-        ({"size": (4, -1)}, "image size must be at least 1 x 1 pixels, got 4 x -1"),
+        ({"size": 0}, "image size must be whole pixels, at least 1, or (h, w) of such, got 0"),
+        ({"size": (4, -1)}, "image size must be whole pixels, at least 1, or (h, w) of such, got (4, -1)"),
         ({"size": 4, "channels": 0}, "an image needs at least 1 channel, got 0"),
         ({"size": 4, "correlation": [[1.0]]}, "must be a finite 3 x 3 matrix, got shape (1, 1)"),
         ({"size": 4, "channels": 1, "correlation": "imagenet"}, "must be a finite 1 x 1 matrix, got shape (3, 3)"),
@@ -140,3 +140,12 @@ def test_image_size(size: Any, expected: tuple[int, int]) -> None:
 def test_errors(factory: Callable[..., Image], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         factory(**arguments)
+
+
+def test_own_matrix_is_copied() -> None:
+    mine = torch.eye(2)
+    image = pixel(2, channels=2, correlation=mine)
+    params = 100 * image.init(random.key(0))
+    before = image.decode(params)
+    mine.mul_(-1)
+    assert torch.equal(image.decode(params), before)

@@ -13,8 +13,8 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from featvis_func import random
-from featvis_func.optimizer import adam, add_noise, chain, clip_norm, global_norm, normalize_gradient
-from featvis_func.rendering import default_optimizer
+from featvis_func.optimizer import adam, add_noise, chain, clip_norm, global_norm, linear_decay, normalize_gradient
+from featvis_func.rendering import default_optimizer, published_optimizer
 from featvis_func.types import Optimizer
 
 KEY = random.key(0)
@@ -108,7 +108,9 @@ def test_normalize_gradient_formula(eps: float) -> None:
     assert state == ()
 
 
-@pytest.mark.parametrize("rule", [normalize_gradient(), clip_norm(0.1), adam(), default_optimizer()])
+@pytest.mark.parametrize(
+    "rule", [normalize_gradient(), clip_norm(0.1), adam(), default_optimizer(8), published_optimizer()]
+)
 def test_a_zero_gradient_stays_finite(rule: Optimizer) -> None:
     params = torch.zeros(4)
     updates, _ = rule.update(params, rule.init(params, KEY), params)
@@ -202,12 +204,12 @@ def test_links_of_a_chain_draw_from_keys_of_their_own() -> None:
     assert not torch.equal(parts[0], parts[1])
 
 
-def test_default_optimizer_is_the_published_rule() -> None:
+def test_published_optimizer_is_the_published_rule() -> None:
     """Unit gradient, noise of 1e-6, clipped to 0.1, Adam: by torch's own parts."""
     theirs = noise(50).requires_grad_()
     ours = theirs.detach().clone()
     reference = torch.optim.Adam([theirs], lr=0.05, maximize=True)
-    rule = default_optimizer()
+    rule = published_optimizer()
     state = rule.init(ours, KEY)
     for step in range(20):
         gradient = 100 * noise(50, seed=step)
@@ -242,7 +244,7 @@ def test_filters_draw_their_own_noise() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [adam, normalize_gradient, lambda: clip_norm(0.1), lambda: add_noise(1e-3), default_optimizer],
+    [adam, normalize_gradient, lambda: clip_norm(0.1), lambda: add_noise(1e-3), published_optimizer],
     ids=["adam", "normalize", "clip", "noise", "default"],
 )
 def test_params_may_be_any_pytree(make: Callable[[], Optimizer]) -> None:
@@ -277,9 +279,9 @@ def test_global_norm() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: adam(0), "the learning rate must be above 0, got 0"),
-        (lambda: adam(-0.1), "the learning rate must be above 0, got -0.1"),
-        (lambda: adam(math.nan), "the learning rate must be above 0, got nan"),
+        (lambda: adam(0), "the learning rate must be finite and above 0, got 0"),
+        (lambda: adam(-0.1), "the learning rate must be finite and above 0, got -0.1"),
+        (lambda: adam(math.nan), "the learning rate must be finite and above 0, got nan"),
         (lambda: adam(betas=(1.0, 0.9)), "betas must be in [0, 1), got (1.0, 0.9)"),
         (lambda: adam(betas=(0.9, -0.1)), "betas must be in [0, 1), got (0.9, -0.1)"),
         (lambda: clip_norm(0), "the largest norm must be above 0, got 0"),
@@ -291,3 +293,46 @@ def test_global_norm() -> None:
 def test_errors(make: Callable[[], Optimizer], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.9999), (0.0, 0.99)], ids=str)
+def test_adam_equals_torch_to_float64_rounding(betas: tuple[float, float]) -> None:
+    theirs = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    reference = torch.optim.Adam([theirs], lr=0.05, betas=betas, maximize=True)
+    grads = [noise(4, seed=seed) for seed in range(100)]
+    for gradient in grads:
+        theirs.grad = gradient.clone()
+        reference.step()
+    ours = climb(adam(0.05, betas=betas), torch.zeros(4, dtype=torch.float64), grads)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-10)
+
+
+def test_default_optimizer_is_rmsprop_with_a_falling_rate() -> None:
+    """Without momentum Adam is RMSprop with a bias correction; the rate falls from 8 / steps to 0.3 of that."""
+    steps = 10
+    rule, ours, second = default_optimizer(steps), torch.zeros(20), torch.zeros(20)
+    state = rule.init(ours, KEY)
+    expected = ours.clone()
+    for step in range(steps):
+        gradient = noise(20, seed=step).float()
+        unit = gradient / gradient.norm()
+        second = 0.99 * second + 0.01 * unit**2
+        rate = 0.8 * (1 - 0.7 * step / steps)
+        expected = expected + rate * unit / (second / (1 - 0.99 ** (step + 1))).sqrt()
+        updates, state = rule.update(gradient, state, ours)
+        ours = ours + updates
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_default_optimizer_wakes_a_filter_only_with_noise() -> None:
+    asleep = torch.zeros(50)
+    for noise_sd, moves in ((0.0, False), (1e-6, True)):
+        rule = default_optimizer(8, noise=noise_sd)
+        updates, _ = rule.update(asleep, rule.init(asleep, KEY), asleep)
+        assert bool((updates.abs() > 0.01).any()) == moves
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 0.1, 5), (0.1, -0.1, 5), (0.1, 0.1, 0), (math.inf, 0.1, 5)])
+def test_linear_decay_refuses(arguments: tuple[float, float, int]) -> None:
+    with pytest.raises(ValueError, match="expected start > 0, end >= 0 and steps >= 1, got"):
+        linear_decay(*arguments)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.func import vmap
 from featvis_func import random
 
 COUNT = 100_000
+# As in compile_step: without it inductor takes long over the rounds.
+INDUCTOR: dict[str, Any] = {"realize_opcount_threshold": 10}
 
 
 def words(*values: int) -> tuple[Tensor, ...]:
@@ -60,7 +63,7 @@ def test_bit_equal_eager_vmapped_and_compiled(function: Callable[[Tensor, tuple[
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])
     eager = torch.stack([function(key, (3, 7)) for key in keys])
     assert torch.equal(vmap(lambda key: function(key, (3, 7)))(keys), eager)
-    compiled = torch.compile(lambda key: function(key, (3, 7)), fullgraph=True)
+    compiled = torch.compile(lambda key: function(key, (3, 7)), fullgraph=True, options=INDUCTOR)
     assert torch.equal(torch.stack([compiled(key) for key in keys]), eager)
 
 
@@ -70,7 +73,7 @@ def test_normal_agrees_eager_vmapped_and_compiled() -> None:
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])
     eager = torch.stack([random.normal(key, (3, 7)) for key in keys])
     torch.testing.assert_close(vmap(lambda key: random.normal(key, (3, 7)))(keys), eager, rtol=1e-6, atol=1e-6)
-    compiled = torch.compile(lambda key: random.normal(key, (3, 7)), fullgraph=True)
+    compiled = torch.compile(lambda key: random.normal(key, (3, 7)), fullgraph=True, options=INDUCTOR)
     result = torch.stack([compiled(key) for key in keys])
     torch.testing.assert_close(result, eager, rtol=1e-5, atol=1e-5)
 

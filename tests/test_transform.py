@@ -374,14 +374,14 @@ def test_chain_of_nothing_is_the_identity() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jitter(-1), "jitter must be at least 0 pixels, got -1"),
-        (lambda: jitter(math.nan), "jitter must be at least 0 pixels, got nan"),
+        (lambda: jitter(-1), "jitter must be finite and at least 0 pixels, got -1"),
+        (lambda: jitter(math.nan), "jitter must be finite and at least 0 pixels, got nan"),
         (lambda: scale(0, 1), "scale factors must be above 0, got (0, 1)"),
-        (lambda: scale(1.2, 0.8), "scale: the lower bound 1.2 is above the upper bound 0.8"),
+        (lambda: scale(1.2, 0.8), "scale: expected finite bounds, the lower one first, got 1.2 and 0.8"),
         (lambda: scale(choices=[1.0, -1.0]), "scale factors must be above 0, got (1.0, -1.0)"),
-        (lambda: scale(choices=[]), "scale: choices must not be empty"),
-        (lambda: rotate(-5), "rotate: the lower bound 5 is above the upper bound -5"),
-        (lambda: rotate(choices=[]), "rotate: choices must not be empty"),
+        (lambda: scale(choices=[]), "scale: expected at least one choice, all finite, got ()"),
+        (lambda: rotate(-5), "rotate: degrees must be at least 0, got -5"),
+        (lambda: rotate(choices=[]), "rotate: expected at least one choice, all finite, got ()"),
         (lambda: warp(size=(0, 4)), "the view's size must be at least 1 x 1 pixels, got 0 x 4"),
         (
             lambda: shown(warp(pad(-3), size=(4, 4)), noise(1, 6, 9)),

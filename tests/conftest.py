@@ -1,0 +1,55 @@
+"""Models that several test modules share."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.evaluate import load_squeezenet
+from featvis_func.models import Model, load_model
+
+TINY_SIZE = 20
+
+
+def make_tiny() -> nn.Sequential:
+    """A small random CNN in evaluation mode; batch norm with statistics of its own, ReLUs that work in place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 12, 3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(12, 6, 3),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        )
+        norm = module[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.uniform_(-0.5, 0.5)
+        norm.running_var.uniform_(0.5, 2.0)
+    return module.eval()
+
+
+@pytest.fixture
+def tiny() -> Model:
+    """Made anew for each test, so that a test may change it."""
+    return load_model(make_tiny(), size=TINY_SIZE)
+
+
+@pytest.fixture(scope="session")
+def texturenet() -> Model:
+    return load_model("texturenet")
+
+
+@pytest.fixture(scope="session")
+def squeezenet() -> Model:
+    """SqueezeNet 1.0 with its ImageNet weights; tests that need it are skipped where the file is not there."""
+    module = load_squeezenet()
+    if module is None:
+        pytest.skip("no SqueezeNet weights: neither FEATVIS_WEIGHTS nor ../shared/weights leads to them")
+    return load_model(module)

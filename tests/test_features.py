@@ -1,0 +1,434 @@
+"""Truncation: the same values as the module's own layers, and the module left as it was."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_SIZE, make_tiny
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from featvis_func.features import Features, Layer, list_layers, make_features, resolve_layer
+from featvis_func.models import Model, load_model
+
+
+def images_for(model: Model, count: int, seed: int = 1) -> Tensor:
+    """Random images, as the module takes them."""
+    generator = torch.Generator().manual_seed(seed)
+    some = next(model.module.parameters())
+    return torch.randn(count, model.channels, *model.size, generator=generator).to(some.dtype)
+
+
+def by_hook(module: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What the layers give at their last call, in evaluation mode: the slow and plain way."""
+    modes = {child: child.training for child in module.modules()}
+    caught: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(child: nn.Module, args: Any, output: Tensor) -> None:
+            caught[path] = output.detach().clone()
+
+        return hook
+
+    handles = [module.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+    with torch.no_grad():
+        module.eval()(images)
+    for handle in handles:
+        handle.remove()
+    for child, mode in modes.items():
+        child.training = mode
+    return caught
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    largest = float(expected.double().abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * largest)
+
+
+def equals_the_module(model: Model, layers: Sequence[str], *, tolerance: float = 1e-4) -> Features:
+    """For batches of other sizes than the one that it was traced with."""
+    features = make_features(model, layers)
+    for count in (1, 3):
+        images = images_for(model, count)
+        with torch.no_grad():
+            found = features.apply(features.weights, images)
+        expected = by_hook(model.module, list(features.paths.values()), images)
+        assert list(found) == list(layers)
+        for name in layers:
+            assert found[name].shape == (count, *features.shapes[name])
+            close(found[name], expected[features.paths[name]], tolerance)
+    return features
+
+
+class Called(nn.Module):
+    """One convolution, called three times, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.never = nn.Conv2d(4, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu_()
+        x = self.norm(self.again(x)).relu_()
+        x = self.again(x).relu_()
+        return self.again(x).relu_().mean((-2, -1))
+
+
+class Tuples(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.memory = nn.LSTM(8, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).mT
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        return self.memory(tokens)[0]
+
+
+class Branches(nn.Module):
+    """Control flow that depends on values: beyond tracing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if x.sum() > 0:
+            x = x + 1
+        return self.head(self.norm(x).relu_())
+
+
+class Squashed(nn.Module):
+    """A layer that gives one number per image, and one that gives volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.volume = nn.Unflatten(1, (2, 2))
+        self.number = nn.Flatten(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.number(self.volume(self.conv(x)).mean((1, 2, 3, 4)))
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return make().eval()
+
+
+# --- the values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [["0"], ["1"], ["2"], ["3"], ["5"], ["9"], ["5", "0", "1"], ["8", "7"]], ids=str)
+def test_truncation_equals_the_module(tiny: Model, layers: list[str]) -> None:
+    assert equals_the_module(tiny, layers).exported
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "size"),
+    [
+        ("resnet18", ["layer3.1.conv2", "layer1.0.bn1", "layer2"], 64),
+        ("googlenet", ["4c.branch4.1.conv", "inception3a"], 64),
+        ("swin_t", ["features.3.1.mlp.0"], 64),
+        ("vit_b_16", ["encoder_layer_1.mlp", "encoder_layer_1.mlp.3"], 224),
+    ],
+)
+def test_torchvision_truncation_equals_the_module(name: str, layers: list[str], size: int) -> None:
+    model = load_model(f"torchvision:{name}@none", size=size)
+    assert equals_the_module(model, layers).exported
+
+
+def test_squeezenet_truncation_equals_the_module(squeezenet: Model) -> None:
+    features = equals_the_module(squeezenet, ["features.9.expand3x3", "7.squeeze"])
+    assert features.exported
+    assert features.shapes["features.9.expand3x3"] == (192, 27, 27)
+
+
+@pytest.mark.parametrize("layer", ["0", "1", "3", "5"])
+def test_what_follows_in_place_is_not_seen(tiny: Model, layer: str) -> None:
+    features = make_features(tiny, [layer])
+    assert features.apply(features.weights, images_for(tiny, 2))[layer].min() < 0
+    assert not features.rectified[layer]
+
+
+@pytest.mark.parametrize("layer", ["2", "4", "6"])
+def test_a_rectified_layer_is_known(tiny: Model, layer: str) -> None:
+    features = make_features(tiny, [layer])
+    assert features.apply(features.weights, images_for(tiny, 2))[layer].min() == 0
+    assert features.rectified[layer]
+
+
+@pytest.mark.parametrize("layers", [["again"], ["norm"], ["first", "again", "norm"]], ids=str)
+def test_a_layer_means_its_last_call(layers: list[str]) -> None:
+    assert equals_the_module(load_model(seeded(Called), size=9), layers).exported
+
+
+def test_one_layer_by_two_names(tiny: Model) -> None:
+    features = make_features(load_model(nn.Sequential(tiny.module), size=TINY_SIZE), ["0.5", "5"])
+    assert features.paths == {"0.5": "0.5", "5": "0.5"}
+    found = features.apply(features.weights, images_for(tiny, 1))
+    assert torch.equal(found["0.5"], found["5"])
+
+
+def test_images_do_not_see_each_other(tiny: Model) -> None:
+    features = make_features(tiny, ["9"])
+    images = images_for(tiny, 5)
+    together = features.apply(features.weights, images)["9"]
+    for i in range(5):
+        close(features.apply(features.weights, images[i : i + 1])["9"], together[i : i + 1])
+
+
+def test_later_layers_leave_nothing_behind(tiny: Model) -> None:
+    features = make_features(tiny, ["3"])
+    assert {name.partition(".")[0] for name in features.weights} <= {"0", "1", "3"}
+    assert {"0", "3"} <= {name.partition(".")[0] for name in features.weights}
+    count = sum(weight.numel() for weight in features.weights.values())
+    assert count <= sum(t.numel() for i in (0, 1, 3) for t in tiny.module.get_submodule(str(i)).state_dict().values())
+    assert not any(weight.requires_grad for weight in features.weights.values())
+
+
+def test_gradients_reach_the_images_and_not_the_weights(tiny: Model) -> None:
+    images = images_for(tiny, 2).requires_grad_()
+    features = make_features(tiny, ["5"])
+    features.apply(features.weights, images)["5"].sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in tiny.module.parameters())
+
+
+def test_double_precision() -> None:
+    model = load_model(make_tiny().double(), size=TINY_SIZE)
+    features = equals_the_module(model, ["5"], tolerance=1e-9)
+    assert features.apply(features.weights, images_for(model, 1))["5"].dtype == torch.float64
+    assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float64}
+
+
+def test_verification_can_be_left_out(tiny: Model) -> None:
+    with_it, without = make_features(tiny, ["5"]), make_features(tiny, ["5"], verify=False)
+    images = images_for(tiny, 2)
+    assert torch.equal(with_it.apply(with_it.weights, images)["5"], without.apply(without.weights, images)["5"])
+
+
+def test_reparametrised_weights() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        old = seeded(lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh()))
+    new = seeded(lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh()))
+    for module in (old, new):
+        equals_the_module(load_model(module, size=9), ["0", "1"])
+
+
+def test_a_module_beyond_tracing_runs_through_a_hook_and_says_so_once() -> None:
+    model = load_model(seeded(Branches), size=8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = make_features(model, ["norm", "conv"])
+    (warning,) = caught
+    assert "Branches runs through a hook, slower and without torch.compile" in str(warning.message)
+    assert "\n" not in str(warning.message)
+    assert not features.exported
+    for seed in range(6):  # both branches
+        images = images_for(model, 2, seed)
+        found = features.apply(features.weights, images)
+        for path, expected in by_hook(model.module, ["norm", "conv"], images).items():
+            close(found[path], expected)
+    assert all(not child._forward_hooks for child in model.module.modules())
+
+
+def test_a_hook_stops_at_the_last_layer_and_stays_nowhere() -> None:
+    class Counts(nn.Module):
+        seen = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counts.seen += 1
+            if x.sum() > 1e9:
+                return x
+            return x * 1.0
+
+    model = load_model(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), Counts()), size=8)
+    with pytest.warns(UserWarning, match="runs through a hook"):
+        features = make_features(model, ["1"])
+    Counts.seen = 0
+    features.apply(features.weights, images_for(model, 1))
+    assert Counts.seen == 0
+
+
+# --- the user's module ----------------------------------------------------------------------------------------------
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {
+        "training": {name: child.training for name, child in module.named_modules()},
+        "hooks": {(name, kind): dict(getattr(child, kind)) for name, child in module.named_modules() for kind in HOOKS},
+        "attributes": {name: sorted(vars(child)) for name, child in module.named_modules()},
+        "classes": {name: type(child) for name, child in module.named_modules()},
+        "identity": {name: (id(t), t.data_ptr(), t._version, t.stride()) for name, t in tensors.items()},
+        "flags": {name: (t.requires_grad, t.dtype, t.device, t.grad is None) for name, t in tensors.items()},
+        "values": {name: t.detach().clone().numpy().tobytes() for name, t in module.state_dict().items()},
+    }
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = make_tiny()
+    module.train()
+    module[1].eval()
+    module[3].requires_grad_(False)
+    runs: list[str] = []
+    module[0].register_forward_hook(lambda *_: runs.append("forward"))
+    module[3].register_forward_pre_hook(lambda *_: runs.append("before"))
+    module[5].register_full_backward_hook(lambda *_: runs.append("backward"))
+    module.register_forward_hook(lambda *_: torch.zeros(2, 5))
+    before = snapshot(module)
+    model = load_model(module, size=TINY_SIZE)
+    features = make_features(model, ["5", "1"])
+    images = images_for(model, 2).requires_grad_()
+    features.apply(features.weights, images)["5"].sum().backward()
+    list_layers(model)
+    assert snapshot(module) == before
+    assert runs == []
+    close(features.apply(features.weights, images)["5"], by_hook(make_tiny(), ["5"], images.detach())["5"])
+
+
+def test_training_mode_changes_nothing(tiny: Model) -> None:
+    images = images_for(tiny, 2)
+    expected = make_features(tiny, ["5"])
+    tiny.module.train()
+    found = make_features(tiny, ["5"])
+    assert torch.equal(found.apply(found.weights, images)["5"], expected.apply(expected.weights, images)["5"])
+    assert tiny.module.training
+
+
+# --- names of layers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def googlenet() -> Model:
+    return load_model("torchvision:googlenet@none", size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("inception4c.branch4.1.conv", "inception4c.branch4.1.conv"),
+        ("4c.branch4.1.conv", "inception4c.branch4.1.conv"),
+        ("inception4c", "inception4c"),
+        ("4c", "inception4c"),
+        ("conv1.conv", "conv1.conv"),
+        ("5b.branch2", "inception5b.branch2"),
+        ("fc", "fc"),
+    ],
+)
+def test_a_unique_ending_is_enough(googlenet: Model, name: str, path: str) -> None:
+    assert resolve_layer(googlenet.module, name) == path
+
+
+def test_whole_components_go_before_parts_of_one() -> None:
+    module = nn.ModuleDict({"my_conv": nn.Identity(), "block": nn.ModuleDict({"conv": nn.Identity()})})
+    assert resolve_layer(module, "conv") == "block.conv"
+    assert resolve_layer(module, "y_conv") == "my_conv"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "branch4.1.conv",
+            r"'branch4\.1\.conv' is ambiguous; it could be 'inception3a\.branch4\.1\.conv', 'inception3b",
+        ),
+        ("bn", r"'bn' is ambiguous; it could be 'conv1\.bn', 'conv2\.bn', .*, \.\.\.$"),
+        ("inception4z", r"no layer 'inception4z'; did you mean 'inception4"),
+        ("qqqqqq", r"no layer 'qqqqqq'; the layers are conv1, conv1\.conv, .*\.\.\.$"),
+        ("", r"no layer ''; the layers are conv1"),
+        (".conv", r"no layer '\.conv'|'\.conv' is ambiguous"),
+    ],
+)
+def test_other_names_are_errors_that_say_what_exists(googlenet: Model, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make_features(googlenet, [name])
+    assert "\n" not in str(caught.value)
+
+
+# --- layers that cannot be --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "layers", "message"),
+    [
+        (Called, 9, ["first", "never"], r"layer 'never' is not called in the forward pass"),
+        (Tuples, 16, ["attention"], r"layer 'attention' gives a tuple instead of a tensor, which has no channels"),
+        (Tuples, 16, ["embed", "memory"], r"layer 'memory' gives a tuple instead"),
+        (Squashed, 8, ["number"], r"layer 'number' gives one number per image, which has no channels"),
+        (Squashed, 8, ["volume"], r"layer 'volume' gives \(2, 2, 6, 6\) per image, which has no channels"),
+        (Called, 9, [], r"no layers were asked for"),
+        (make_tiny, 4, ["0"], r"Sequential fails on an image of 3 x 4 x 4: "),
+    ],
+)
+def test_layers_without_filters_are_refused(
+    make: Callable[[], nn.Module], size: int, layers: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make_features(load_model(seeded(make), size=size), layers)
+    assert "\n" not in str(caught.value)
+
+
+def test_neighbours_of_tuples_are_fine() -> None:
+    equals_the_module(load_model(seeded(Tuples), size=16), ["embed"])
+
+
+# --- the list -------------------------------------------------------------------------------------------------------
+
+
+def test_list_of_layers(tiny: Model) -> None:
+    assert list_layers(tiny) == [
+        Layer("0", "Conv2d", (8, 20, 20), 8),
+        Layer("1", "BatchNorm2d", (8, 20, 20), 8),
+        Layer("2", "ReLU", (8, 20, 20), 8),
+        Layer("3", "Conv2d", (12, 9, 9), 12),
+        Layer("4", "ReLU", (12, 9, 9), 12),
+        Layer("5", "Conv2d", (6, 7, 7), 6),
+        Layer("6", "ReLU", (6, 7, 7), 6),
+        Layer("7", "AdaptiveAvgPool2d", (6, 1, 1), 6),
+        Layer("8", "Flatten", (6,), 6),
+        Layer("9", "Linear", (5,), 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "expected"),
+    [
+        (Called, 9, {"never": (None, None), "again": ((4, 9, 9), 4)}),
+        (Tuples, 16, {"attention": (None, None), "memory": (None, None), "embed": ((8, 4, 4), 8)}),
+        (Squashed, 8, {"volume": ((2, 2, 6, 6), None), "number": ((), None)}),
+    ],
+)
+def test_list_of_layers_without_filters(
+    make: Callable[[], nn.Module], size: int, expected: dict[str, tuple[Any, int | None]]
+) -> None:
+    found = {layer.name: (layer.shape, layer.filters) for layer in list_layers(load_model(seeded(make), size=size))}
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_list_of_layers_leaves_the_module_as_it_was(tiny: Model) -> None:
+    tiny.module.train()
+    before = snapshot(tiny.module)
+    list_layers(tiny)
+    assert snapshot(tiny.module) == before
+
+
+def test_list_of_layers_of_a_wrong_size_is_an_error() -> None:
+    with pytest.raises(ValueError, match="fails on an image of 3 x 4 x 4"):
+        list_layers(load_model(make_tiny(), size=4))
