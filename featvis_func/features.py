@@ -109,7 +109,7 @@ def make_features(
         )
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-        found = core.apply(weights, images)
+        found = core.apply(weights, images.to(example.dtype))
         return {name: found[path] for name, path in paths.items()}
 
     return Features(apply, core.weights, shapes, paths, rectified, exported)

@@ -1,10 +1,10 @@
 """Randomness as a value: a counter-based generator in plain integer tensor operations.
 
 Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). A key names a
-stream; nothing is consumed, so equal keys give equal numbers: on every device, eager, under ``torch.func.vmap`` and under
-``torch.compile`` alike (bit-equal for :func:`bits` and for :func:`uniform` on the unit interval; :func:`normal` passes
-through the device's ``log`` and ``cos``). Use a key to draw or to derive keys, not for both. Words are 32 bits wide, held
-in int64 and masked, so that no operation overflows.
+stream; nothing is consumed, so equal keys give equal numbers: on every device, eager, under ``torch.func.vmap`` and
+under ``torch.compile`` alike (bit-equal for :func:`bits` and for :func:`uniform` on the unit interval; :func:`normal`
+passes through the device's ``log`` and ``cos``). Use a key to draw or to derive keys, not for both. Words are 32 bits
+wide, held in int64 and masked, so that no operation overflows.
 
 >>> k = key(0)
 >>> bool((uniform(k, (3,)) == uniform(k, (3,))).all())

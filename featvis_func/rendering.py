@@ -38,7 +38,7 @@ OPTIMIZERS = ("default", "published")
 _INIT, _OPTIMIZER, _VIEW = 0, 1, 2
 
 
-def default_optimizer(steps: int, *, lr: float | None = None, noise: float = 0.0) -> Optimizer:
+def default_optimizer(steps: int = 32, *, lr: float | None = None, noise: float = 0.0) -> Optimizer:
     """Few steps to the picture: unit gradient, and Adam without momentum whose learning rate falls along a line.
 
     The way that the spectrum can travel is the same for any number of steps; more steps go it with more care, to more
