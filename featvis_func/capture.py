@@ -4,6 +4,7 @@ Nothing here changes the module that it is given.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,23 +30,33 @@ class _Caught(Exception):  # noqa: N818 - a signal, not an error
 
 def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Module:
     """The module's structure anew, in evaluation mode and without hooks; the tensors shared unless they must move."""
-    own = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    held = [*module.parameters(), *module.buffers()]
+    plain = [v for child in module.modules() for v in vars(child).values() if isinstance(v, Tensor)]
+    moves = device is not None and any(_elsewhere(t, device) for t in (*held, *plain))
+    # What deepcopy finds here, it takes instead of copying: the tensors themselves, and empty rooms for hooks.
+    instead: dict[int, Any] = {id(t): t.detach().clone() if moves else t for t in plain}
+    if not moves:
+        instead.update({id(t): t for t in held})
     for child in module.modules():
-        own.update({id(v): v for v in vars(child).values() if isinstance(v, Tensor)})
-    moves = device is not None and any(t.device != torch.device(device) for t in own.values())
+        for hooks in (child._forward_hooks, child._backward_hooks, child._backward_pre_hooks):
+            instead[id(hooks)] = OrderedDict()
+        # torch's own, such as weight_norm's, compute the module's weight.
+        instead[id(child._forward_pre_hooks)] = OrderedDict(
+            (number, hook)
+            for number, hook in child._forward_pre_hooks.items()
+            if type(hook).__module__.startswith("torch.nn.utils")
+        )
     try:
-        new = copy.deepcopy(module) if moves else copy.deepcopy(module, dict(own))
+        new = copy.deepcopy(module, instead)
     except Exception as error:
         raise ValueError(f"the structure of {type(module).__name__} cannot be copied: {error}") from error
-    for child in new.modules():
-        child._forward_hooks.clear()
-        child._backward_hooks.clear()
-        child._backward_pre_hooks.clear()
-        for number, hook in list(child._forward_pre_hooks.items()):
-            # torch's own, such as weight_norm's, compute the module's weight.
-            if not type(hook).__module__.startswith("torch.nn.utils"):
-                del child._forward_pre_hooks[number]
     return (new.to(device) if moves else new).eval()
+
+
+def _elsewhere(tensor: Tensor, device: torch.device | str) -> bool:
+    """Whether a tensor is on another device; "cuda" is the current CUDA device."""
+    wanted = torch.device(device)
+    return tensor.device.type != wanted.type or (wanted.index is not None and tensor.device.index != wanted.index)
 
 
 def example_images(model: Model, module: nn.Module) -> Tensor:

@@ -134,7 +134,7 @@ def _render(arguments: argparse.Namespace) -> int:
     try:
         result = render(
             model,
-            arguments.layer or _DEFAULT_LAYER,
+            _DEFAULT_LAYER if arguments.layer is None else arguments.layer,
             filters,
             steps=arguments.steps,
             size=arguments.size,
@@ -182,7 +182,7 @@ def _device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise ValueError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
     return name

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.capture import count_calls, example_images, forward_once, hook_backbone, private_copy
+from featvis_func.capture import catch, count_calls, example_images, forward_once, hook_backbone, private_copy
 from featvis_func.export import export_backbone
 from featvis_func.models import Model, suggest
 from featvis_func.types import Weights
 
-# An exported graph must agree with the module to this, relative to the largest activation.
+# An exported graph must agree with the module to this, relative to the largest activation: in float32, and in units of
+# the last place for types that are coarser than that.
 _TOLERANCE = 1e-3
+_ULPS = 16
 # A layer with at least this share of exact zeros is taken for rectified; a convolution has next to none.
 _SILENT = 0.01
 
@@ -82,9 +84,8 @@ def make_features(
     module = private_copy(model.module, device)
     example = example_images(model, module)
     calls = count_calls(model, module, list(paths.values()), example)
-    by_hook = hook_backbone(module, calls)
-    with torch.no_grad():
-        truth = by_hook.apply(by_hook.weights, example)
+    with torch.no_grad(), catch(module, calls, stop=True) as truth:
+        module(example)
     shapes = {name: tuple(truth[path].shape[1:]) for name, path in paths.items()}
     rectified = {name: bool((truth[path] == 0).double().mean() > _SILENT) for name, path in paths.items()}
     for name, shape in shapes.items():
@@ -93,13 +94,12 @@ def make_features(
                 f"layer {name!r} gives {shape or 'one number'} per image, which has no channels;"
                 f" expected (c, h, w), (t, d) or (d,)"
             )
-    core, exported = by_hook, False
+    exported = True
     try:
-        graph = export_backbone(module, calls, example)
+        core = export_backbone(module, calls, example)
         if verify:
             with torch.no_grad():
-                _compare(graph.apply(graph.weights, example), truth)
-        core, exported = graph, True
+                _compare(core.apply(core.weights, example), truth)
     except Exception as error:
         # torch.export fails in as many ways as there are models; any of them means the other road.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -107,6 +107,7 @@ def make_features(
             f"{model.name} runs through a hook, slower and without torch.compile: torch.export says: {reason[:200]}",
             stacklevel=2,
         )
+        core, exported = hook_backbone(module, calls), False
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         found = core.apply(weights, images.to(example.dtype))
@@ -132,7 +133,7 @@ def resolve_layer(module: nn.Module, name: str) -> str:
     >>> resolve_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0")
     '0.0'
     """
-    names = [n for n, _ in module.named_modules() if n]
+    names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
     if name in names:
         return name
     for matches in (
@@ -181,7 +182,9 @@ def list_layers(model: Model) -> list[Layer]:
 
 def _compare(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
     for path, expected in truth.items():
-        error = (found[path].double() - expected.double()).abs().max()
-        largest = expected.double().abs().max().clamp_min(1e-12)
-        if not bool(error <= _TOLERANCE * largest):
+        tolerance = max(_TOLERANCE, _ULPS * torch.finfo(expected.dtype).eps)
+        same = found[path].isfinite() == expected.isfinite()
+        error = torch.where(expected.isfinite(), found[path].double() - expected.double(), 0.0).abs().max()
+        largest = torch.where(expected.isfinite(), expected.double(), 0.0).abs().max().clamp_min(1e-12)
+        if not bool(same.all() & (error <= tolerance * largest)):
             raise ValueError(f"the truncated graph differs from layer {path!r} by {float(error / largest):.2g}")

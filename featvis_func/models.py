@@ -2,13 +2,13 @@
 
 import difflib
 import hashlib
-import pickle
+import inspect
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -194,13 +194,16 @@ def _torchvision(spec: str, own_weights: bool) -> Model:
     if own_weights or weights is None:
         if not own_weights and "init_weights" in options:
             options = {"init_weights": True}
+        if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
+            options = {**options, "weights_backbone": None}  # or it would be fetched
         # The same random weights at each call, with the caller's generator left alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = torchvision.models.get_model(name, weights=None, **options)
     else:
         try:
-            module = torchvision.models.get_model(name, weights=weights)
+            with torch.random.fork_rng(devices=[]):
+                module = torchvision.models.get_model(name, weights=weights)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"could not fetch the weights {weights} ({str(error).splitlines()[0]});"
@@ -230,7 +233,9 @@ def _bare(module: nn.Module) -> Model:
     channels = 3 if convolution is None else convolution.in_channels
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
     side = getattr(module, "image_size", _DEFAULT_SIZE)
-    size = (side, side) if isinstance(side, int) else (_DEFAULT_SIZE, _DEFAULT_SIZE)
+    pair = (side, side) if isinstance(side, int) else side
+    known = isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(s, int) for s in pair)
+    size = (pair[0], pair[1]) if known else (_DEFAULT_SIZE, _DEFAULT_SIZE)
     return Model(module, type(module).__name__, mean, std, size)
 
 
@@ -250,26 +255,26 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """A flat state dict from a file, on the CPU."""
     if not path.is_file():
         raise ValueError(f"no weights file {str(path)!r}")
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ValueError(f"weights {str(path)!r} must be a .safetensors, .pth or .pt file")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        if path.suffix not in (".pth", ".pt"):
-            raise ValueError(f"weights {str(path)!r} must be a .safetensors, .pth or .pt file")
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        KeyError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol; the error says enough
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in any way there is
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"weights {str(path)!r} cannot be read: {reason}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(k, str) for k in found)
+        or not all(isinstance(v, Tensor) for v in found.values())
+    ):
         raise ValueError(f"weights {str(path)!r} hold no state dict of tensors")
     if all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}

@@ -4,6 +4,7 @@
 :func:`render` is the one-call door.
 """
 
+import operator
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -99,9 +100,7 @@ def make_step(
     Raises:
         ValueError: the features lack a layer of the objective.
     """
-    missing = [name for name in objective.layers if name not in features.shapes]
-    if missing:
-        raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
+    _check_layers(objective, features)
 
     def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
         decoded = vmap(image.decode)(params)
@@ -245,6 +244,7 @@ def render(
     optimizer: str | Optimizer = "default",
     batch_size: int = 8,
     device: torch.device | str | None = None,
+    features: Features | None = None,
     compile: bool = False,
     progress: bool | None = None,
 ) -> Result:
@@ -271,6 +271,8 @@ def render(
             :class:`Optimizer`.
         batch_size: filters rendered at once; the last batch is padded, so that all have one shape.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
+        features: the model's, from :func:`~featvis_func.features.make_features`, so that a second call on a layer
+            need not trace the model again. They hold the weights as they were.
         compile: whether to pass the step through ``torch.compile(fullgraph=True)``.
         progress: a progress bar on the standard error. Default: if that is a terminal.
 
@@ -290,12 +292,18 @@ def render(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    h, w = images.image_size(found.size if size is None else size)
+    seed = operator.index(seed)
     key(seed)
-    features = make_features(found, goal.layers, device=device)
+    asked = images.image_size(found.size if size is None else size)
+    if features is None:
+        features = make_features(found, goal.layers, device=device)
+    _check_layers(goal, features)
     where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
     numbers = _filters(filters, goal, features)
-    parameterisation = _image(image, (h, w), found.channels, where)
+    parameterisation = _image(image, asked, found.channels, where)
+    channels, h, w = parameterisation.decode(parameterisation.init(key(seed, device=where))).shape
+    if channels != found.channels:
+        raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
     view = transforms.views(views, image=(h, w), size=found.size) if isinstance(views, str) else views
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
     rule = _optimizer(optimizer, lr, steps, features)
@@ -351,13 +359,24 @@ def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
+def _check_layers(objective: Objective, features: Features) -> None:
+    missing = [name for name in objective.layers if name not in features.shapes]
+    if missing:
+        raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
+
+
 def _filters(filters: Iterable[int] | int | None, goal: Objective, features: Features) -> list[int]:
     """The filter numbers, checked against the layers in which they pick a channel."""
     widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
     if filters is None:
         numbers = list(range(min(widths.values()))) if widths else [0]
     else:
-        numbers = [filters] if isinstance(filters, int) else [int(f) for f in filters]
+        try:
+            # An array of no axes is a number, though it has the looks of an iterable.
+            many = isinstance(filters, Iterable) and getattr(filters, "ndim", 1) != 0
+            numbers = [operator.index(f) for f in (filters if many else [filters])]  # pyright: ignore
+        except TypeError as error:
+            raise ValueError(f"filters must be whole numbers, got {filters!r}") from error
     if not numbers:
         raise ValueError("no filters were asked for: the list is empty")
     for name, width in widths.items():

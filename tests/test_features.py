@@ -1,5 +1,6 @@
 """Truncation: the same values as the module's own layers, and the module left as it was."""
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -432,3 +433,28 @@ def test_list_of_layers_leaves_the_module_as_it_was(tiny: Model) -> None:
 def test_list_of_layers_of_a_wrong_size_is_an_error() -> None:
     with pytest.raises(ValueError, match="fails on an image of 3 x 4 x 4"):
         list_layers(load_model(make_tiny(), size=4))
+
+
+def test_a_bfloat16_module_is_exported() -> None:
+    assert make_features(load_model(make_tiny().to(torch.bfloat16), size=TINY_SIZE), ["5"]).exported
+
+
+def test_a_hook_that_cannot_be_copied() -> None:
+    """The user's hooks are left out of the private copy, not copied and then removed."""
+    module = make_tiny()
+    lock = threading.Lock()
+    module[0].register_forward_hook(lambda child, args, output, held=lock: None)
+    module[0].register_forward_pre_hook(lambda child, args, held=lock: None)
+    assert make_features(load_model(module, size=TINY_SIZE), ["3"]).exported
+    assert len(module[0]._forward_hooks) == len(module[0]._forward_pre_hooks) == 1
+
+
+def test_a_second_name_of_a_shared_module() -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    module = nn.Sequential(conv, nn.ReLU(), conv)
+    assert resolve_layer(module, "2") == "2"
+    model = load_model(module, size=4)
+    images = images_for(model, 2)
+    features = make_features(model, ["2"])
+    with torch.no_grad():
+        torch.testing.assert_close(features.apply(features.weights, images)["2"], module(images))

@@ -420,3 +420,29 @@ def test_weights_of_another_architecture_are_refused_and_change_nothing(
         load_weights(target, path)
     assert "\n" not in str(caught.value)
     assert same_values(target, small(2))
+
+
+def test_an_old_file_cut_anywhere(tmp_path: Path) -> None:
+    """Damaged pickles fail in many ways; each becomes one error."""
+    path = tmp_path / "weights.pth"
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for cut in range(0, 600, 7):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"cannot be read|hold no state dict"):
+            load_weights(small(), path)
+
+
+def test_a_file_without_names(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({0: torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="hold no state dict of tensors"):
+        load_weights(small(), path)
+
+
+def test_random_weights_fetch_no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", fail)
+    assert load_model("torchvision:lraspp_mobilenet_v3_large@none").size == (224, 224)

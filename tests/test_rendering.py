@@ -691,3 +691,39 @@ def test_the_noise_is_keyed_and_moves_what_has_no_gradient(rule: Optimizer) -> N
     assert update.isfinite().all()
     assert torch.equal(update, again)
     assert not torch.equal(update, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_module_of_another_precision(dtype: torch.dtype) -> None:
+    result = render(load_model(make_tiny().to(dtype), size=TINY_SIZE), "3", [0, 1], steps=2)
+    assert result.status == ("ok", "ok")
+    assert result.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("filters", [torch.tensor(1), torch.tensor([1]), range(1, 2), (i for i in (1,))], ids=repr)
+def test_filters_of_many_kinds(tiny: Model, filters: Any) -> None:
+    assert render(tiny, "3", filters, steps=1).filters == (1,)
+
+
+@pytest.mark.parametrize("filters", ["1", 1.5, [0.5]], ids=repr)
+def test_filters_that_are_no_numbers(tiny: Model, filters: Any) -> None:
+    with pytest.raises(ValueError, match="filters must be whole numbers"):
+        render(tiny, "3", filters, steps=1)
+
+
+def test_features_are_used_again(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = make_features(tiny, ["3"])
+    fresh = render(tiny, "3", [1], steps=2)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr("featvis_func.rendering.make_features", fail)
+    assert torch.equal(render(tiny, "3", [1], steps=2, features=features).images, fresh.images)
+    with pytest.raises(ValueError, match="the features lack layer '0'"):
+        render(tiny, "0", [1], steps=2, features=features)
+
+
+def test_an_image_of_other_channels_is_refused(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="the image has 1 channels; Sequential takes 3"):
+        render(tiny, "3", [1], steps=1, image=fv.fourier(8, channels=1))
