@@ -4,6 +4,7 @@ Nothing here changes the module that it is given.
 """
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +34,13 @@ def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Mod
     held = [*module.parameters(), *module.buffers()]
     plain = [v for child in module.modules() for v in vars(child).values() if isinstance(v, Tensor)]
     moves = device is not None and any(_elsewhere(t, device) for t in (*held, *plain))
-    # What deepcopy finds here, it takes instead of copying: the tensors themselves, and empty rooms for hooks.
-    instead: dict[int, Any] = {id(t): t.detach().clone() if moves else t for t in plain}
+    moves = moves or any(t.is_inference() for t in held)
+    # What deepcopy finds here, it takes instead of copying: new parameters over the same storage, so that not even an
+    # assignment to `.data` reaches the user's; and empty rooms for hooks. Buffers are small, and some forwards write.
+    instead: dict[int, Any] = {id(t): t.detach().clone() for t in plain}
     if not moves:
-        instead.update({id(t): t for t in held})
+        for p in module.parameters():
+            instead[id(p)] = nn.Parameter(p.detach(), p.requires_grad) if type(p) is nn.Parameter else p
     for child in module.modules():
         for hooks in (child._forward_hooks, child._backward_hooks, child._backward_pre_hooks):
             instead[id(hooks)] = OrderedDict()
@@ -60,13 +64,15 @@ def _elsewhere(tensor: Tensor, device: torch.device | str) -> bool:
 
 
 def example_images(model: Model, module: nn.Module) -> Tensor:
-    """Two different images, as the module wants them: noise, so that no two layers agree by chance."""
+    """Three different images, as the module wants them: noise, so that no two layers agree by chance."""
     some = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    # A fixed pattern instead of a generator: nothing global is touched.
-    count = 2 * model.channels * model.size[0] * model.size[1]
-    wave = torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
-    images = wave.reshape(2, model.channels, *model.size)
-    return images.to(device=some.device, dtype=some.dtype)
+    shape = (3, model.channels, *model.size)
+    return wave(math.prod(shape)).reshape(shape).to(device=some.device, dtype=some.dtype)
+
+
+def wave(count: int) -> Tensor:
+    """A fixed pattern that looks like noise, float64 ``(count,)`` in [-1, 1]: no generator is touched."""
+    return torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
 
 
 def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 _DEFAULT_MODEL = "texturenet"
 _DEFAULT_LAYER = "block6.conv"
+_MOST_FILTERS = 1_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         print(f"featvis: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -52,6 +53,8 @@ def filter_numbers(text: str) -> list[int] | None:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ValueError(f"filters {text!r} must be numbers and ranges such as '0-7,12', or 'all'")
+        if int(last or first) - int(first) >= _MOST_FILTERS:
+            raise ValueError(f"filters {part.strip()!r} are more than any layer has")
         numbers.extend(range(int(first), int(last or first) + 1))
     return numbers
 

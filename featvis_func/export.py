@@ -37,7 +37,7 @@ def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -
     Args:
         module: in evaluation mode.
         calls: full layer name -> how often one forward pass calls it.
-        example: images ``(2, c, h, w)``; the graph takes any number of them.
+        example: images ``(n, c, h, w)``, ``n`` at least 2; the graph takes any number of them.
 
     Raises:
         Exception: of any kind, where torch.export cannot trace the module.
@@ -93,6 +93,8 @@ def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) ->
         kernel, bias = (*conv.args, None)[1:3] if conv.target == _aten.conv2d.default else (None, None)
         if kernel is None or len(conv.users) > 1 or len(kernel.users) > 1 or (bias is not None and len(bias.users) > 1):
             continue
+        if any(n is not None and n.name not in weights for n in (kernel, bias, gamma, beta, mean, var)):
+            continue  # computed in the graph, as by weight_norm
         scale = 1 / torch.sqrt(weights[var.name].double() + eps)
         if gamma is not None:
             scale = scale * weights[gamma.name].double()

@@ -5,6 +5,7 @@ eagerly, under ``torch.func`` and inside ``torch.compile(fullgraph=True)``. The 
 is done on a copy of its structure that shares its tensors.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.capture import catch, count_calls, example_images, forward_once, hook_backbone, private_copy
+from featvis_func.capture import catch, count_calls, example_images, forward_once, hook_backbone, private_copy, wave
 from featvis_func.export import export_backbone
 from featvis_func.models import Model, suggest
 from featvis_func.types import Weights
@@ -21,8 +22,11 @@ from featvis_func.types import Weights
 # the last place for types that are coarser than that.
 _TOLERANCE = 1e-3
 _ULPS = 16
-# A layer with at least this share of exact zeros is taken for rectified; a convolution has next to none.
-_SILENT = 0.01
+# Its gradient, relative to the gradient's norm; looser, since rounding can tip a rectifier or a maximum.
+_GRADIENT_TOLERANCE = 5e-2
+
+# torch.export keeps its state in the process: two threads that trace at once disturb each other.
+_tracing = threading.RLock()
 
 
 class Features(NamedTuple):
@@ -36,9 +40,6 @@ class Features(NamedTuple):
     """Layer name as asked for -> shape of its output for one image."""
     paths: dict[str, str]
     """Layer name as asked for -> its full name."""
-    rectified: dict[str, bool]
-    """Layer name as asked for -> whether its output is exactly zero in places, as behind a ReLU, so that a filter may
-    have no gradient."""
     exported: bool
     """False: runs through a hook, because ``torch.export`` could not trace the module; such features do not compile."""
 
@@ -78,34 +79,40 @@ def make_features(
     >>> make_features(load_model("texturenet"), ["head"]).shapes["head"][0] >= 24
     True
     """
+    # What a forward pass draws, or records for gradients, stays in here.
+    with _tracing, torch.inference_mode(False), torch.random.fork_rng():
+        return _make_features(model, layers, device, verify)
+
+
+def _make_features(model: Model, layers: Sequence[str], device: torch.device | str | None, verify: bool) -> Features:
     paths = {name: resolve_layer(model.module, name) for name in layers}
     if not paths:
         raise ValueError("no layers were asked for")
     module = private_copy(model.module, device)
     example = example_images(model, module)
     calls = count_calls(model, module, list(paths.values()), example)
-    with torch.no_grad(), catch(module, calls, stop=True) as truth:
-        module(example)
+    truth, slope = _values_and_gradient(_plain(module, calls), example)
+    with torch.no_grad(), catch(module, calls, stop=True) as fewer:
+        module(example[:-1])
+    for name, path in paths.items():
+        _check_output(model, name, truth[path], fewer[path], len(example))
     shapes = {name: tuple(truth[path].shape[1:]) for name, path in paths.items()}
-    rectified = {name: bool((truth[path] == 0).double().mean() > _SILENT) for name, path in paths.items()}
-    for name, shape in shapes.items():
-        if not 1 <= len(shape) <= 3:
-            raise ValueError(
-                f"layer {name!r} gives {shape or 'one number'} per image, which has no channels;"
-                f" expected (c, h, w), (t, d) or (d,)"
-            )
     exported = True
     try:
         core = export_backbone(module, calls, example)
         if verify:
-            with torch.no_grad():
-                _compare(core.apply(core.weights, example), truth)
+            values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), example)
+            _compare(values, truth)
+            error = (gradient - slope).double().norm() / slope.double().norm().clamp_min(1e-12)
+            if bool(slope.isfinite().all()) and not bool(error <= max(_GRADIENT_TOLERANCE, _tolerance(example.dtype))):
+                raise ValueError(f"the truncated graph has another gradient than the module, by {float(error):.2g}")
     except Exception as error:
         # torch.export fails in as many ways as there are models; any of them means the other road.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
         warnings.warn(
-            f"{model.name} runs through a hook, slower and without torch.compile: torch.export says: {reason[:200]}",
-            stacklevel=2,
+            f"{model.name} runs through a hook, slower and without torch.compile, since it could not be exported:"
+            f" {type(error).__name__}: {reason[:200]}",
+            stacklevel=4,
         )
         core, exported = hook_backbone(module, calls), False
 
@@ -113,7 +120,7 @@ def make_features(
         found = core.apply(weights, images.to(example.dtype))
         return {name: found[path] for name, path in paths.items()}
 
-    return Features(apply, core.weights, shapes, paths, rectified, exported)
+    return Features(apply, core.weights, shapes, paths, exported)
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -180,11 +187,56 @@ def list_layers(model: Model) -> list[Layer]:
     ]
 
 
+def _plain(module: nn.Module, calls: dict[str, int]) -> Callable[[Tensor], dict[str, Tensor]]:
+    def apply(images: Tensor) -> dict[str, Tensor]:
+        with catch(module, calls, stop=True) as caught:
+            module(images)
+        return caught
+
+    return apply
+
+
+def _values_and_gradient(
+    apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The layers' outputs, and the gradient to the images of a fixed mixture of all their values."""
+    images = images.clone().requires_grad_()
+    with torch.enable_grad():
+        values = apply(images)
+        mixed = sum((wave(v.numel()).to(v).reshape(v.shape) * v).sum() for v in values.values())
+        gradient = torch.zeros_like(images)
+        if isinstance(mixed, Tensor) and mixed.requires_grad:
+            gradient = torch.autograd.grad(mixed, images, allow_unused=True, materialize_grads=True)[0]
+    return {path: value.detach() for path, value in values.items()}, gradient.detach()
+
+
+def _check_output(model: Model, name: str, value: Tensor, fewer: Tensor, count: int) -> None:
+    """Holds one layer's output for some images against that for one image less."""
+    if value.shape[0] != count or fewer.shape[0] != count - 1:
+        raise ValueError(f"layer {name!r} gives {tuple(value.shape)} for {count} images; expected one entry per image")
+    if not 1 <= value.ndim - 1 <= 3:
+        raise ValueError(
+            f"layer {name!r} gives {tuple(value.shape[1:]) or 'one number'} per image, which has no channels;"
+            f" expected (c, h, w), (t, d) or (d,)"
+        )
+    try:
+        _compare({name: fewer}, {name: value[:-1]})
+    except ValueError:
+        warnings.warn(
+            f"layer {name!r} of {model.name} depends on the other images of its batch, or on chance: what one filter"
+            f" gets is not its own alone, and not the same each time",
+            stacklevel=5,
+        )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return max(_TOLERANCE, _ULPS * torch.finfo(dtype).eps)
+
+
 def _compare(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
     for path, expected in truth.items():
-        tolerance = max(_TOLERANCE, _ULPS * torch.finfo(expected.dtype).eps)
         same = found[path].isfinite() == expected.isfinite()
         error = torch.where(expected.isfinite(), found[path].double() - expected.double(), 0.0).abs().max()
         largest = torch.where(expected.isfinite(), expected.double(), 0.0).abs().max().clamp_min(1e-12)
-        if not bool(same.all() & (error <= tolerance * largest)):
+        if not bool(same.all() & (error <= _tolerance(expected.dtype) * largest)):
             raise ValueError(f"the truncated graph differs from layer {path!r} by {float(error / largest):.2g}")

@@ -85,7 +85,9 @@ def load_model(
     if isinstance(model, Model):
         found = model
     elif isinstance(model, nn.Module):
-        found = _bare(model)
+        found = _bare(_unwrapped(model))
+    elif not isinstance(model, str):
+        raise ValueError(f"expected a model's name, an nn.Module or a Model, got {model!r}")
     else:
         found = _by_name(model, weights is not None)
     if weights is not None:
@@ -228,9 +230,19 @@ def _members(enum: Any) -> str:
     return ", ".join(m.name for m in enum) or "none"
 
 
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module itself, without the wrappers of torch.compile and DataParallel."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("scripted modules have no layers to look into; give the module they were made from")
+    if isinstance(module, nn.DataParallel):
+        return _unwrapped(module.module)
+    inner = getattr(module, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
 def _bare(module: nn.Module) -> Model:
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
+    channels = convolution.in_channels if convolution is not None and convolution.in_channels > 0 else 3
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
     side = getattr(module, "image_size", _DEFAULT_SIZE)
     pair = (side, side) if isinstance(side, int) else side
@@ -242,8 +254,16 @@ def _bare(module: nn.Module) -> Model:
 def _normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
     """The model with the user's own mean and std, checked."""
     count = len(mean if mean is not None else std if std is not None else model.mean)
-    new_mean = tuple(mean) if mean is not None else model.mean if len(model.mean) == count else (0.0,) * count
-    new_std = tuple(std) if std is not None else model.std if len(model.std) == count else (1.0,) * count
+    new_mean = (
+        tuple(float(m) for m in mean)
+        if mean is not None
+        else model.mean
+        if len(model.mean) == count
+        else (0.0,) * count
+    )
+    new_std = (
+        tuple(float(s) for s in std) if std is not None else model.std if len(model.std) == count else (1.0,) * count
+    )
     if len(new_mean) != len(new_std) or not new_mean or not all(s > 0 for s in new_std):
         raise ValueError(
             f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"

@@ -10,6 +10,7 @@ channel('layer3.1.conv2') - 0.5 * channel('layer2.0.conv1', 7)
 ('layer3.1.conv2', 'layer2.0.conv1')
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -57,13 +58,15 @@ class Objective:
     def __mul__(self, factor: float) -> "Objective":
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
+        if not math.isfinite(factor):
+            raise ValueError(f"an objective can only be weighted by a finite number, got {factor}")
         inner = f"({self.name})" if " + " in self.name or " - " in self.name else self.name
         return Objective(
             lambda a, t: factor * self.score(a, t),
             self.activation_map,
             self.layers,
             self.targeted,
-            f"{factor:g} * {inner}",
+            f"{factor!r} * {inner}",
         )
 
     __rmul__ = __mul__

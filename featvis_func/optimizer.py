@@ -175,6 +175,42 @@ def add_noise(sd: float) -> Optimizer:
     return Optimizer(init, update)
 
 
+def add_drift(sd: float) -> Optimizer:
+    """Adds one fixed direction of ``N(0, sd**2)`` to every gradient.
+
+    Where there is no gradient the image gains contrast along it until the filter wakes. As :func:`add_noise`, but
+    steady, and drawn once instead of at each step.
+
+    Args:
+        sd: standard deviation, at least 0; small beside a gradient that there is.
+
+    Returns:
+        An :class:`Optimizer` whose state is the direction.
+
+    Raises:
+        ValueError: ``sd`` is negative.
+
+    >>> rule = add_drift(1e-6)
+    >>> state = rule.init(torch.zeros(3), torch.tensor([0, 1]))
+    >>> updates, _ = rule.update(torch.zeros(3), state, ())
+    >>> bool((updates == 1e-6 * state).all())
+    True
+    """
+    if not sd >= 0:
+        raise ValueError(f"the standard deviation of the drift must be at least 0, got {sd}")
+
+    def init(params: Params, key: Key) -> OptState:
+        leaves, spec = pytree.tree_flatten(params)
+        keys = split(key, len(leaves))
+        drawn = [normal(k, leaf.shape).to(leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+        return pytree.tree_unflatten(drawn, spec)
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
+        return pytree.tree_map(lambda g, d: g + sd * d, grads, state), state
+
+    return Optimizer(init, update)
+
+
 def chain(*rules: Optimizer) -> Optimizer:
     """Passes the gradient through rules in order; the last one's updates are added to the parameters.
 

@@ -4,6 +4,7 @@
 :func:`render` is the one-call door.
 """
 
+import math
 import operator
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +40,7 @@ OPTIMIZERS = ("default", "published")
 _INIT, _OPTIMIZER, _VIEW = 0, 1, 2
 
 
-def default_optimizer(steps: int = 32, *, lr: float | None = None, noise: float = 0.0) -> Optimizer:
+def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
     """Few steps to the picture: unit gradient, and Adam without momentum whose learning rate falls along a line.
 
     The way that the spectrum can travel is the same for any number of steps; more steps go it with more care, to more
@@ -49,7 +50,8 @@ def default_optimizer(steps: int = 32, *, lr: float | None = None, noise: float 
     Args:
         steps: of the run, at least 1.
         lr: learning rate of the first step, above 0; the last one's is 0.3 times that. Default: ``8 / steps``.
-        noise: standard deviation of the gradient noise, for filters that start without a gradient; 0 leaves it out.
+        drift: wakes filters that start without a gradient, see :func:`~featvis_func.optimizer.add_drift`; 0 leaves it
+            out.
 
     Raises:
         ValueError: fewer than 1 step, or a learning rate that is not above 0.
@@ -57,8 +59,10 @@ def default_optimizer(steps: int = 32, *, lr: float | None = None, noise: float 
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     start = 8.0 / steps if lr is None else lr
+    if not 0 < start < math.inf:
+        raise ValueError(f"the learning rate must be finite and above 0, got {lr}")
     rate = optimizers.linear_decay(start, 0.3 * start, steps)
-    wake = (optimizers.add_noise(noise),) if noise else ()
+    wake = (optimizers.add_drift(drift),) if drift else ()
     return optimizers.chain(optimizers.normalize_gradient(), *wake, optimizers.adam(rate, betas=(0.0, 0.99)))
 
 
@@ -288,12 +292,14 @@ def render(
     """
     found = load_model(model)
     goal = objectives.channel(objective) if isinstance(objective, str) else objective
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    seed = operator.index(seed)
+    if not isinstance(goal, Objective):
+        raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
+    if not isinstance(views, str | Transform):
+        raise ValueError(f"views must be one of {', '.join(transforms.VIEWS)} or a Transform, got {views!r}")
+    steps, batch_size = _whole("steps", steps, 1), _whole("batch_size", batch_size, 1)
+    seed = _whole("seed", seed)
     key(seed)
+    lr = None if lr is None else float(lr)
     asked = images.image_size(found.size if size is None else size)
     if features is None:
         features = make_features(found, goal.layers, device=device)
@@ -301,12 +307,16 @@ def render(
     where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
     numbers = _filters(filters, goal, features)
     parameterisation = _image(image, asked, found.channels, where)
-    channels, h, w = parameterisation.decode(parameterisation.init(key(seed, device=where))).shape
+    decoded = parameterisation.decode(parameterisation.init(key(seed, device=where)))
+    channels, h, w = decoded.shape
     if channels != found.channels:
         raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
     view = transforms.views(views, image=(h, w), size=found.size) if isinstance(views, str) else views
+    shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
+    if shown != (found.channels, *found.size):
+        raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
-    rule = _optimizer(optimizer, lr, steps, features)
+    rule = _optimizer(optimizer, lr, steps)
     step = make_step(features, parameterisation, transform, goal, rule)
     if compile:
         if not features.exported:
@@ -359,6 +369,17 @@ def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, of whatever integer type, as Python's own."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from error
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
 def _check_layers(objective: Objective, features: Features) -> None:
     missing = [name for name in objective.layers if name not in features.shapes]
     if missing:
@@ -383,22 +404,23 @@ def _filters(filters: Iterable[int] | int | None, goal: Objective, features: Fea
         outside = [f for f in numbers if not 0 <= f < width]
         if outside:
             raise ValueError(f"layer {name!r} has filters 0 to {width - 1}, got {outside[0]}")
-    if min(numbers) < 0:
-        raise ValueError(f"filter numbers must be at least 0, got {min(numbers)}")
+    for number in (min(numbers), max(numbers)):
+        if not 0 <= number < 2**32:
+            raise ValueError(f"filter numbers must be in [0, 2**32), got {number}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"filter {next(f for f in numbers if numbers.count(f) > 1)} is asked for more than once")
     return numbers
 
 
-def _optimizer(optimizer: str | Optimizer, lr: float | None, steps: int, features: Features) -> Optimizer:
+def _optimizer(optimizer: str | Optimizer, lr: float | None, steps: int) -> Optimizer:
     if isinstance(optimizer, Optimizer):
         if lr is not None:
             raise ValueError("lr= goes with an optimiser's name; give your own optimiser its learning rate yourself")
         return optimizer
-    # Only behind a rectifier can a filter start without a gradient.
-    noise = 1e-6 if any(features.rectified.values()) else 0.0
     if optimizer == "default":
-        return default_optimizer(steps, lr=lr, noise=noise)
+        return default_optimizer(steps, lr=lr)
     if optimizer == "published":
-        return published_optimizer(lr=0.05 if lr is None else lr, noise=noise)
+        return published_optimizer(lr=0.05 if lr is None else lr)
     raise ValueError(f"unknown optimizer {optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
 
 

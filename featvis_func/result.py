@@ -22,7 +22,7 @@ from torch import Tensor
 _GAP = 2  # white pixels between the images of a grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """One image per filter, and how it came about. All tensors are on the CPU; ``n`` counts the filters."""
 
@@ -80,7 +80,8 @@ class Result:
     def save(self, out: str | Path) -> list[Path]:
         """Writes ``grid.png``, one PNG per filter, ``result.safetensors`` and ``run.json`` (last).
 
-        Each file appears whole or not at all; equal results are equal bytes.
+        Each file appears whole or not at all; equal results are equal bytes. Images that an earlier run left in the
+        folder, by its ``run.json``, are removed.
 
         Args:
             out: a folder, made if it is not there.
@@ -91,14 +92,10 @@ class Result:
         Raises:
             ValueError: the folder cannot be made or written.
         """
-        digits = max(4, len(str(max(self.filters))))
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         files = {
             "grid.png": _png(self.grid()),
-            **{
-                f"filter-{number:0{digits}d}.png": _png(picture(image))
-                for number, image in zip(self.filters, self.images, strict=True)
-            },
+            **{name: _png(picture(image)) for name, image in zip(_image_names(self.filters), self.images, strict=True)},
             "result.safetensors": safetensors.torch.save(
                 {**tensors, "filters": torch.tensor(self.filters)},
                 {"run": json.dumps(self.summary(), sort_keys=True)},
@@ -106,7 +103,11 @@ class Result:
             "run.json": (json.dumps(self.summary(), indent=1, sort_keys=True) + "\n").encode(),
         }
         folder = writable_folder(out)
-        return [_write(folder / name, data) for name, data in files.items()]
+        stale = _images_of(folder / "run.json") - files.keys()
+        written = [_write(folder / name, data) for name, data in files.items()]
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+        return written
 
     def summary(self) -> dict[str, Any]:
         """Configuration, versions and scores, as JSON takes them (a score that is not finite as ``null``)."""
@@ -128,6 +129,19 @@ class Result:
 
 
 _TENSORS = ("images", "activations", "scores", "best_step", "history")
+
+
+def _image_names(filters: Sequence[int]) -> list[str]:
+    digits = max(4, *(len(str(number)) for number in filters))
+    return [f"filter-{number:0{digits}d}.png" for number in filters]
+
+
+def _images_of(run: Path) -> set[str]:
+    """The names of the images that a run.json speaks of; none if it cannot be read."""
+    try:
+        return set(_image_names([int(entry["filter"]) for entry in json.loads(run.read_text())["filters"]]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def join(parts: Sequence[Result], config: dict[str, Any]) -> Result:

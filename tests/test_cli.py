@@ -345,7 +345,8 @@ def test_an_interrupted_save_leaves_whole_files(
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_real_interrupt(tmp_path: Path) -> None:
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
         "from featvis_func import cli, rendering\n"
         "real = rendering.run\n"
         "def run(*args, callback, **options):\n"

@@ -156,6 +156,7 @@ CASES: dict[str, Case] = {
     **optimizer_cases("adam schedule", optimizers.adam(lambda step: 0.1 / (1 + step), betas=(0.5, 0.9), eps=1e-3)),
     **optimizer_cases("normalize_gradient", optimizers.normalize_gradient()),
     **optimizer_cases("clip_norm", optimizers.clip_norm(0.5)),
+    **optimizer_cases("add_drift", optimizers.add_drift(0.1)),
     **optimizer_cases("add_noise", optimizers.add_noise(0.1), backend="aot_eager"),
     **optimizer_cases("default optimizer", default_optimizer(8)),
     **optimizer_cases("published optimizer", published_optimizer()),

@@ -160,14 +160,6 @@ def test_squeezenet_truncation_equals_the_module(squeezenet: Model) -> None:
 def test_what_follows_in_place_is_not_seen(tiny: Model, layer: str) -> None:
     features = make_features(tiny, [layer])
     assert features.apply(features.weights, images_for(tiny, 2))[layer].min() < 0
-    assert not features.rectified[layer]
-
-
-@pytest.mark.parametrize("layer", ["2", "4", "6"])
-def test_a_rectified_layer_is_known(tiny: Model, layer: str) -> None:
-    features = make_features(tiny, [layer])
-    assert features.apply(features.weights, images_for(tiny, 2))[layer].min() == 0
-    assert features.rectified[layer]
 
 
 @pytest.mark.parametrize("layers", [["again"], ["norm"], ["first", "again", "norm"]], ids=str)
@@ -458,3 +450,113 @@ def test_a_second_name_of_a_shared_module() -> None:
     features = make_features(model, ["2"])
     with torch.no_grad():
         torch.testing.assert_close(features.apply(features.weights, images)["2"], module(images))
+
+
+class Scaled(nn.Module):
+    """A convolution on activations whose scale is measured without a gradient, which torch.export forgets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(x)
+        with torch.no_grad():
+            scale = y.abs().amax((1, 2, 3), keepdim=True)
+        return self.d(y / scale)
+
+
+def test_a_gradient_that_export_changes_is_seen() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_model(Scaled(), size=16)
+    with pytest.warns(UserWarning, match="has another gradient than the module"):
+        features = make_features(model, ["d"])
+    assert not features.exported
+    images = images_for(model, 2)
+    ours = torch.func.grad(lambda x: features.apply(features.weights, x)["d"].square().sum())(images)
+    leaf = images.clone().requires_grad_()
+    theirs = torch.autograd.grad(model.module(leaf).square().sum(), leaf)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+class TimeFirst(nn.Module):
+    """Tokens before images, as in a transformer with ``batch_first=False``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.e = nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.e(self.c(x).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+@pytest.mark.parametrize("width", [16, 24, 32])
+def test_a_layer_that_is_not_per_image_is_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=r"layer 'e' gives .* for 3 images; expected one entry per image"):
+        make_features(load_model(TimeFirst(), size=(8, width)), ["e"])
+
+
+def test_a_layer_that_mixes_images_is_reported() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.warns(
+        UserWarning, match="layer '1' of Sequential depends on the other images of its batch, or on chance"
+    ):
+        make_features(load_model(module, size=8), ["1"])
+
+
+def test_chance_in_the_forward_pass_is_reported_and_stays_inside() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(nn.functional.dropout(x))
+
+    model = load_model(Noisy(), size=8)
+    before = torch.random.get_rng_state()
+    with pytest.warns(UserWarning, match="or on chance"), pytest.warns(UserWarning, match="runs through a hook"):
+        make_features(model, ["c"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_buffers_and_data_that_a_forward_writes_stay_the_users() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 4, 3)
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.n += 1
+            self.c.weight.data = self.c.weight.data.clamp(-0.01, 0.01)
+            return self.c(x)
+
+    module = Counting()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_features(load_model(module, size=8), ["c"])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.utils.weight_norm, parametrizations.weight_norm], ids=["hook", "parametrized"]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_computed_kernel_before_a_batch_norm(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = load_model(nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), size=8)
+    assert equals_the_module(model, ["2"]).exported
+
+
+def test_threads_trace_one_after_another() -> None:
+    model = load_model(make_tiny(), size=TINY_SIZE)
+    found: list[bool] = []
+    threads = [threading.Thread(target=lambda: found.append(make_features(model, ["3"]).exported)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 3
+    assert not torch.compiler.is_compiling()

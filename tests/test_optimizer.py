@@ -315,7 +315,7 @@ def test_default_optimizer_is_rmsprop_with_a_falling_rate() -> None:
     expected = ours.clone()
     for step in range(steps):
         gradient = noise(20, seed=step).float()
-        unit = gradient / gradient.norm()
+        unit = gradient / gradient.norm()  # the drift is lost in the tolerance
         second = 0.99 * second + 0.01 * unit**2
         rate = 0.8 * (1 - 0.7 * step / steps)
         expected = expected + rate * unit / (second / (1 - 0.99 ** (step + 1))).sqrt()
@@ -324,10 +324,10 @@ def test_default_optimizer_is_rmsprop_with_a_falling_rate() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_default_optimizer_wakes_a_filter_only_with_noise() -> None:
+def test_default_optimizer_wakes_a_filter_only_with_drift() -> None:
     asleep = torch.zeros(50)
-    for noise_sd, moves in ((0.0, False), (1e-6, True)):
-        rule = default_optimizer(8, noise=noise_sd)
+    for drift, moves in ((0.0, False), (1e-6, True)):
+        rule = default_optimizer(8, drift=drift)
         updates, _ = rule.update(asleep, rule.init(asleep, KEY), asleep)
         assert bool((updates.abs() > 0.01).any()) == moves
 

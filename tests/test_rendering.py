@@ -1,9 +1,12 @@
 """One step, its repetition and the one-call door: from a model and a layer to one image per filter."""
 
 import gc
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_SIZE, make_tiny
@@ -264,7 +267,7 @@ def test_own_image_transform_and_optimizer(tiny: Model) -> None:
         ({"objective": "55"}, r"no layer '55'"),
         ({"objective": objectives.channel("5", 6)}, r"no channel 6 in layer '5', which has 6"),
         ({"objective": objectives.neuron("5", position=(7, 0))}, r"no position \(7, 0\) in layer '5'"),
-        ({"objective": objectives.channel("5", 1), "filters": [-3]}, r"must be at least 0, got -3"),
+        ({"objective": objectives.channel("5", 1), "filters": [-3]}, r"must be in \[0, 2\*\*32\), got -3"),
         ({"objective": objectives.channel("3") + objectives.channel("5"), "filters": [7]}, r"'5' has filters 0 to 5"),
     ],
 )
@@ -470,7 +473,7 @@ def test_run_reports_each_step(tiny: Model) -> None:
 
 
 def test_run_in_two_parts_is_one_run(tiny: Model) -> None:
-    parts = parts_of(tiny, "5", optimizer=default_optimizer(4, noise=1e-3))
+    parts = parts_of(tiny, "5", optimizer=default_optimizer(4, drift=1e-3))
     weights, (state, target) = parts.features.weights, parts.start([1, 4])
     whole, _ = run(parts.step, weights, state, target, steps=4)
     half, _ = run(parts.step, weights, state, target, steps=2)
@@ -496,7 +499,7 @@ def test_a_callbacks_error_is_the_callers(tiny: Model) -> None:
 
 
 def test_a_step_writes_to_nothing(tiny: Model) -> None:
-    parts = parts_of(tiny, "5", optimizer=default_optimizer(4, noise=1e-6))
+    parts = parts_of(tiny, "5", optimizer=default_optimizer(4, drift=1e-6))
     state, target = parts.start([0, 1])
     kept = pytree.tree_map(torch.clone, (parts.features.weights, state, target))
     first, _ = parts.step(parts.features.weights, state, target)
@@ -510,7 +513,7 @@ def test_optimizers_by_name(tiny: Model, name: str) -> None:
     result = render(tiny, "5", [0, 1], steps=4, optimizer=name, views="none")
     is_consistent(result, 4)
     assert result.config["optimizer"] == name
-    own = default_optimizer(4) if name == "default" else published_optimizer(noise=0.0)
+    own = default_optimizer(4) if name == "default" else published_optimizer()
     assert torch.equal(render(tiny, "5", [0, 1], steps=4, optimizer=own, views="none").images, result.images)
     other = render(tiny, "5", [0, 1], steps=4, optimizer=name, lr=0.01, views="none")
     assert not torch.equal(other.images, result.images)
@@ -683,8 +686,8 @@ def test_squeezenet_filters_rise(squeezenet: Model) -> None:
     assert (gain.argmax(0) == torch.arange(4)).all()
 
 
-@pytest.mark.parametrize("rule", [default_optimizer(4, noise=1e-6), published_optimizer()], ids=OPTIMIZERS)
-def test_the_noise_is_keyed_and_moves_what_has_no_gradient(rule: Optimizer) -> None:
+@pytest.mark.parametrize("rule", [default_optimizer(4, drift=1e-6), published_optimizer()], ids=OPTIMIZERS)
+def test_what_wakes_is_keyed_and_moves_what_has_no_gradient(rule: Optimizer) -> None:
     params = torch.zeros(50)
     update, again, other = (rule.update(params, rule.init(params, random.key(k)), params)[0] for k in (1, 1, 2))
     assert update.abs().max() > 0
@@ -727,3 +730,43 @@ def test_features_are_used_again(tiny: Model, monkeypatch: pytest.MonkeyPatch) -
 def test_an_image_of_other_channels_is_refused(tiny: Model) -> None:
     with pytest.raises(ValueError, match="the image has 1 channels; Sequential takes 3"):
         render(tiny, "3", [1], steps=1, image=fv.fourier(8, channels=1))
+
+
+def test_filters_behind_a_silent_rectifier_wake() -> None:
+    """A deep ReLU that is off everywhere on the grey start leaves no gradient; the drift finds its way out."""
+    first = nn.Conv2d(1, 2, 5)
+    module = nn.Sequential(first, nn.ReLU(), nn.Conv2d(2, 1, 5))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(0.1)
+        first.weight[:, :, ::2] = -0.1  # on grey: 0.5 * (10 - 15) * 0.1 = -0.25
+        first.get_parameter("bias").fill_(0.2)  # 0.05 short of the threshold
+    model = load_model(module, size=24)
+    asleep = render(model, "2", steps=16, optimizer=default_optimizer(16, drift=0.0))
+    assert asleep.status == ("dead",)
+    awake = render(model, "2", steps=16)
+    assert awake.status == ("ok",)
+    assert awake.scores[0] > asleep.scores[0] + 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 2.0}, "steps must be a whole number, got 2.0"),
+        ({"batch_size": "2"}, "batch_size must be a whole number, got '2'"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"lr": float("nan")}, "the learning rate must be finite and above 0, got nan"),
+        ({"views": None}, "views must be one of default, published, lucid, none or a Transform, got None"),
+        ({"filters": [1, 1]}, "filter 1 is asked for more than once"),
+        ({"views": fv.views("none", image=(20, 20), size=(8, 8))}, "the views must be (3, 20, 20)"),
+    ],
+    ids=str,
+)
+def test_what_is_not_understood(tiny: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        render(tiny, "3", **{"filters": [1], **options})
+
+
+def test_numbers_of_numpy_are_numbers(tiny: Model, tmp_path: Path) -> None:
+    result = render(tiny, "3", np.array([1]), steps=np.int64(1), lr=np.float32(0.1), seed=np.int64(3))  # type: ignore[arg-type]
+    assert len(result.save(tmp_path)) == 4

@@ -261,3 +261,12 @@ def test_a_folder_is_tried_without_a_trace(tmp_path: Path) -> None:
     assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert list((tmp_path / "a" / "b").iterdir()) == []
     assert writable_folder(str(tmp_path)) == tmp_path
+
+
+def test_images_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    replace(make(3), filters=(0, 1, 2)).save(tmp_path)
+    replace(make(1), filters=(1,)).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("filter-0001.png", "grid.png", "mine.txt", "result.safetensors", "run.json")
+    }
