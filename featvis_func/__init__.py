@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from featvis_func.objective import channel as channel
     from featvis_func.objective import layer as layer
     from featvis_func.objective import neuron as neuron
-    from featvis_func.rendering import compile_step as compile_step
-    from featvis_func.rendering import default_optimizer as default_optimizer
-    from featvis_func.rendering import filter_keys as filter_keys
-    from featvis_func.rendering import init_state as init_state
-    from featvis_func.rendering import make_step as make_step
-    from featvis_func.rendering import published_optimizer as published_optimizer
+    from featvis_func.presets import default_optimizer as default_optimizer
+    from featvis_func.presets import published_optimizer as published_optimizer
+    from featvis_func.presets import views as views
     from featvis_func.rendering import render as render
-    from featvis_func.rendering import run as run
     from featvis_func.result import Result as Result
-    from featvis_func.transform import views as views
+    from featvis_func.step import compile_step as compile_step
+    from featvis_func.step import filter_keys as filter_keys
+    from featvis_func.step import init_state as init_state
+    from featvis_func.step import make_step as make_step
+    from featvis_func.step import run as run
     from featvis_func.types import Best as Best
     from featvis_func.types import Image as Image
     from featvis_func.types import Info as Info
@@ -48,20 +48,10 @@ _HOMES = {
     "image": ("fourier", "pixel"),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
-    "rendering": (
-        *(
-            "compile_step",
-            "default_optimizer",
-            "filter_keys",
-            "init_state",
-            "make_step",
-            "published_optimizer",
-            "render",
-            "run",
-        ),
-    ),
+    "presets": ("default_optimizer", "published_optimizer", "views"),
+    "rendering": ("render",),
     "result": ("Result",),
-    "transform": ("views",),
+    "step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

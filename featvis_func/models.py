@@ -3,15 +3,14 @@
 import difflib
 import hashlib
 import inspect
-import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from featvis_func.weights import load_weights
 
 # The statistics of ImageNet's training images, as all of torchvision's classification presets state them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,8 +22,6 @@ _PRETRAINED_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": False},
 }
-# Parameters that evaluation never touches, so that a file may lack them.
-_OPTIONAL = re.compile(r"^(aux|AuxLogits)|num_batches_tracked$")
 
 
 class Model(NamedTuple):
@@ -102,37 +99,6 @@ def load_model(
     if min(found.size) < 1:
         raise ValueError(f"the model's input size must be at least 1 x 1 pixels, got {found.size}")
     return _normalised(found, mean, std)
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Loads a state dict from a file into a module.
-
-    Args:
-        module: what the weights go into.
-        path: ``.safetensors``, or ``.pth``/``.pt`` holding tensors (bare, or under ``state_dict`` or ``model``; a
-            ``module.`` before every name is dropped).
-
-    Raises:
-        ValueError: the file is missing, damaged, of another kind, or of another architecture.
-    """
-    found = _read_weights(Path(path))
-    expected = module.state_dict()
-    problems = [
-        *(f"no {name}" for name in expected if name not in found and not _OPTIONAL.search(name)),
-        *(f"unknown {name}" for name in found if name not in expected),
-        *(
-            f"{name} is {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in found and found[name].shape != value.shape
-        ),
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"weights {str(path)!r} are not of this architecture ({type(module).__name__}):"
-            f" {', '.join(problems[:3])}{more}"
-        )
-    module.load_state_dict(found, strict=False)
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -269,33 +235,3 @@ def _normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float]
             f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"
         )
     return model._replace(mean=new_mean, std=new_std)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """A flat state dict from a file, on the CPU."""
-    if not path.is_file():
-        raise ValueError(f"no weights file {str(path)!r}")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ValueError(f"weights {str(path)!r} must be a .safetensors, .pth or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol; the error says enough
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in any way there is
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"weights {str(path)!r} cannot be read: {reason}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(k, str) for k in found)
-        or not all(isinstance(v, Tensor) for v in found.values())
-    ):
-        raise ValueError(f"weights {str(path)!r} hold no state dict of tensors")
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): value for name, value in found.items()}
-    return found

@@ -1,237 +1,28 @@
-"""Composition: the only ``vmap`` and the only ``torch.compile``.
+"""The one-call door: from a model and a layer to one image per filter."""
 
-:func:`make_step` turns five pure parts into one pure step over a batch of filters; :func:`run` repeats it;
-:func:`render` is the one-call door.
-"""
-
-import math
 import operator
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import grad, vmap
-from torch.utils import _pytree as pytree
+from torch import nn
 from tqdm import tqdm
 
 from featvis_func import image as images
 from featvis_func import objective as objectives
-from featvis_func import optimizer as optimizers
 from featvis_func import transform as transforms
 from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
-from featvis_func.random import fold_in, key
+from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
+from featvis_func.presets import views as views_by_name
+from featvis_func.random import key
 from featvis_func.result import Result, join
-from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
-
-Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
-"""(weights, state, target) -> (state, info): pure, over a batch of filters."""
+from featvis_func.step import check_layers, compile_step, filter_keys, init_state, make_step, run
+from featvis_func.types import Best, Image, Info, Optimizer, Transform
 
 IMAGES = ("fourier", "pixel")
 """The parameterisations that :func:`render` knows by name."""
-
-OPTIMIZERS = ("default", "published")
-"""The optimisers that :func:`render` knows by name."""
-
-# The streams of a filter's key.
-_INIT, _OPTIMIZER, _VIEW = 0, 1, 2
-
-
-def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
-    """Few steps to the picture: unit gradient, and Adam without momentum whose learning rate falls along a line.
-
-    The way that the spectrum can travel is the same for any number of steps; more steps go it with more care, to more
-    activation at less saturation. Momentum holds on to gradients of views that are gone: without it the published
-    activation is reached in a sixth of the steps (``benchmarks/quality.py``).
-
-    Args:
-        steps: of the run, at least 1.
-        lr: learning rate of the first step, above 0; the last one's is 0.3 times that. Default: ``8 / steps``.
-        drift: wakes filters that start without a gradient, see :func:`~featvis_func.optimizer.add_drift`; 0 leaves it
-            out.
-
-    Raises:
-        ValueError: fewer than 1 step, or a learning rate that is not above 0.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    start = 8.0 / steps if lr is None else lr
-    if not 0 < start < math.inf:
-        raise ValueError(f"the learning rate must be finite and above 0, got {lr}")
-    rate = optimizers.linear_decay(start, 0.3 * start, steps)
-    wake = (optimizers.add_drift(drift),) if drift else ()
-    return optimizers.chain(optimizers.normalize_gradient(), *wake, optimizers.adam(rate, betas=(0.0, 0.99)))
-
-
-def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:
-    """The published script's rule: unit gradient, noise that wakes dead filters, clip, Adam.
-
-    Args:
-        lr: learning rate, above 0.
-        noise: standard deviation of the gradient noise; 0 leaves it out.
-
-    Source: the constants are the published script's; the norm is each filter's own instead of the batch's.
-    """
-    wake = (optimizers.add_noise(noise),) if noise else ()
-    return optimizers.chain(optimizers.normalize_gradient(), *wake, optimizers.clip_norm(0.1), optimizers.adam(lr))
-
-
-def make_step(
-    features: Features, image: Image, transform: Transform, objective: Objective, optimizer: Optimizer
-) -> Step:
-    """Composes one step of ascent over a batch of independent filters.
-
-    Decode, view and objective run under ``vmap``; the backbone runs once on the whole batch. The gradient of the sum of
-    scores is each filter's own, because an evaluation-mode backbone treats images independently.
-
-    Args:
-        features: the truncated backbone; its layers include those of the objective, by the same names.
-        image: the parameterisation.
-        transform: the random view, from the image to what the backbone takes, normalisation included.
-        objective: what to raise.
-        optimizer: how to climb.
-
-    Returns:
-        A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
-        ``torch.compile(fullgraph=True)`` and inside a compiled function of yours. ``target``: for the built-in
-        objectives the filter numbers, int64 ``(n,)``.
-
-    Gradient: a filter whose score or gradient is not finite stands still; the others go on.
-
-    Raises:
-        ValueError: the features lack a layer of the objective.
-    """
-    _check_layers(objective, features)
-
-    def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
-        decoded = vmap(image.decode)(params)
-        activations = features.apply(weights, vmap(transform.apply)(decoded, draws))
-        activations = {name: a.to(decoded.dtype) for name, a in activations.items()}
-        scores = vmap(objective.score)(activations, target)
-        maps = vmap(objective.activation_map)(activations, target)
-        return scores.sum(), (scores, decoded, maps)
-
-    def view_of(key: Key, step: Tensor) -> Any:
-        return transform.draw(fold_in(key, step, stream=_VIEW))
-
-    def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        draws = vmap(view_of)(state.key, state.step)
-        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target)
-        norms = vmap(optimizers.global_norm)(grads)
-        finite = scores.isfinite() & norms.isfinite()
-        updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
-        moved = pytree.tree_map(torch.add, state.params, updates)
-        better = finite & (scores > state.best.score)
-        best = Best(
-            *(_where(better, n, o) for n, o in zip((scores, decoded, maps, state.step), state.best, strict=True))
-        )
-        new = State(
-            pytree.tree_map(lambda n, o: _where(finite, n, o), moved, state.params),
-            pytree.tree_map(lambda n, o: _where(finite, n, o), opt, state.opt),
-            state.key,
-            state.step + 1,
-            best,
-        )
-        return new, Info(scores, norms, norms > 0, finite)
-
-    return step
-
-
-def init_state(features: Features, image: Image, objective: Objective, optimizer: Optimizer, keys: Tensor) -> State:
-    """The state before the first step.
-
-    Args:
-        features, image, objective, optimizer: as in :func:`make_step`.
-        keys: int64 ``(n, 2)``, one key per filter: see :func:`filter_keys`.
-
-    Returns:
-        A :class:`State` on the keys' device.
-    """
-    params = vmap(lambda k: image.init(fold_in(k, 0, stream=_INIT)))(keys)
-    opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
-    decoded = vmap(image.decode)(params)
-    blank = {name: decoded.new_zeros(shape) for name, shape in features.shapes.items()}
-    activation = objective.activation_map(blank, torch.zeros_like(keys[0, 0]))
-    count = keys.shape[0]
-    best = Best(
-        score=decoded.new_full((count,), -torch.inf),
-        image=decoded,
-        activation=activation.expand(count, *activation.shape).clone(),
-        step=torch.full_like(keys[:, 0], -1),
-    )
-    state = State(params, opt, keys, torch.zeros_like(keys[:, 0]), best)
-    # The strides are those of every later state, or a compiled step would be compiled twice.
-    return pytree.tree_map(torch.Tensor.contiguous, state)
-
-
-def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
-    """The keys of filters: each depends on the seed, the layer's name and the filter's number alone.
-
-    Args:
-        seed: in ``[0, 2**64)``.
-        layer: the layer's full name.
-        filters: filter numbers.
-        device: where the keys live, and so where all is drawn.
-
-    Returns:
-        int64 ``(n, 2)``.
-
-    >>> filter_keys(0, "conv", [3, 5]).shape
-    torch.Size([2, 2])
-    """
-    of_layer = fold_in(key(seed, device=device), zlib.crc32(layer.encode()))
-    return vmap(fold_in, (None, 0))(of_layer, torch.tensor(list(filters), dtype=torch.int64, device=device))
-
-
-def compile_step(step: Step, **options: Any) -> Step:
-    """``torch.compile(step, fullgraph=True)``, with settings under which the keyed randomness compiles soon.
-
-    Args:
-        step: from :func:`make_step`.
-        options: further options of Inductor, as for ``torch.compile(options=...)``.
-
-    Returns:
-        The compiled step: the first call with new shapes compiles, later ones do not.
-    """
-    # On the CPU Inductor would inline up to a hundred of the generator's operations into each other, and take minutes.
-    return torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 10, **options})
-
-
-def run(
-    step: Step,
-    weights: Weights,
-    state: State,
-    target: Target,
-    *,
-    steps: int,
-    callback: Callable[[Info], object] | None = None,
-) -> tuple[State, Info]:
-    """Repeats a step, without waiting for the device.
-
-    Args:
-        step: from :func:`make_step`, compiled or not.
-        weights, state, target: its arguments.
-        steps: how often, at least 1.
-        callback: called with each step's :class:`Info`, its tensors still on the device.
-
-    Returns:
-        The last state, and an :class:`Info` of stacked reports, each ``(steps, n)``.
-
-    Raises:
-        ValueError: fewer than 1 step.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    infos = []
-    for _ in range(steps):
-        state, info = step(weights, state, target)
-        infos.append(info)
-        if callback is not None:
-            callback(info)
-    return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
 
 
 def render(
@@ -271,8 +62,7 @@ def render(
             model's input size, in ``[0, 1]``; normalisation is added.
         lr: learning rate; default: what the optimiser's preset says.
         image: ``"fourier"``, ``"pixel"``, or an :class:`Image`.
-        optimizer: ``"default"`` (:func:`default_optimizer`), ``"published"`` (:func:`published_optimizer`), or an
-            :class:`Optimizer`.
+        optimizer: ``"default"`` or ``"published"`` (see :mod:`featvis_func.presets`), or an :class:`Optimizer`.
         batch_size: filters rendered at once; the last batch is padded, so that all have one shape.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
         features: the model's, from :func:`~featvis_func.features.make_features`, so that a second call on a layer
@@ -295,7 +85,7 @@ def render(
     if not isinstance(goal, Objective):
         raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
     if not isinstance(views, str | Transform):
-        raise ValueError(f"views must be one of {', '.join(transforms.VIEWS)} or a Transform, got {views!r}")
+        raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")
     steps, batch_size = _whole("steps", steps, 1), _whole("batch_size", batch_size, 1)
     seed = _whole("seed", seed)
     key(seed)
@@ -303,7 +93,7 @@ def render(
     asked = images.image_size(found.size if size is None else size)
     if features is None:
         features = make_features(found, goal.layers, device=device)
-    _check_layers(goal, features)
+    check_layers(goal, features)
     where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
     numbers = _filters(filters, goal, features)
     parameterisation = _image(image, asked, found.channels, where)
@@ -311,7 +101,7 @@ def render(
     channels, h, w = decoded.shape
     if channels != found.channels:
         raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
-    view = transforms.views(views, image=(h, w), size=found.size) if isinstance(views, str) else views
+    view = views_by_name(views, image=(h, w), size=found.size) if isinstance(views, str) else views
     shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
     if shown != (found.channels, *found.size):
         raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
@@ -364,11 +154,6 @@ def render(
     return join(parts, config)
 
 
-def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Per filter: ``new`` where the condition ``(n,)`` holds, else ``old``."""
-    return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-
 def _whole(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, of whatever integer type, as Python's own."""
     try:
@@ -378,12 +163,6 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
-
-
-def _check_layers(objective: Objective, features: Features) -> None:
-    missing = [name for name in objective.layers if name not in features.shapes]
-    if missing:
-        raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
 
 
 def _filters(filters: Iterable[int] | int | None, goal: Objective, features: Features) -> list[int]:

@@ -229,52 +229,6 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(draw, apply)
 
 
-VIEWS = ("default", "published", "lucid", "none")
-"""The names that :func:`views` knows."""
-
-
-def views(name: str, *, image: tuple[int, int], size: tuple[int, int]) -> Transform:
-    """A preset of random views, from image size to model input size.
-
-    * ``"default"``: the published magnitudes, with the whole frame in sight.
-    * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
-      224: the outer eighth is hardly seen and stays grey. One bilinear sampling where the script resamples six times.
-    * ``"lucid"``: pad 12, jitter 8, scale 0.9 to 1.1, rotate 10 degrees (zero more often), jitter 4.
-    * ``"none"``: the image, resized.
-
-    Args:
-        name: one of :data:`VIEWS`.
-        image: ``(h, w)`` of the images in pixels.
-        size: ``(h', w')`` of the model's input in pixels.
-
-    Raises:
-        ValueError: an unknown name.
-
-    >>> view = views("lucid", image=(128, 128), size=(224, 224))
-    >>> view.apply(torch.rand(3, 128, 128), view.draw(torch.tensor([0, 1]))).shape
-    torch.Size([3, 224, 224])
-    """
-    w = image[1]
-    if name == "default":
-        # The published shifts are in 224ths of the width.
-        return warp(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w), size=size)
-    if name == "published":
-        padded = w + 32  # the script's shifts are fractions 8/w and 4/w of the padded side, here of a square
-        shown = scale(256 / 224, 256 / 224)
-        return warp(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown, size=size)
-    if name == "lucid":
-        # Lucid's jitter(d) crops d pixels at a random offset: a shift of up to d / 2.
-        sizes = [1 + (i - 5) / 50 for i in range(11)]
-        angles = [*range(-10, 11), 0, 0, 0, 0, 0]
-        return warp(
-            *(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2)),
-            size=size,
-        )
-    if name == "none":
-        return warp(size=size)
-    raise ValueError(f"unknown views {name!r}; expected one of {', '.join(VIEWS)}")
-
-
 def _matrix(*rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Two rows of scalars -> ``(3, 3)``."""
     zero = torch.zeros_like(rows[0][0])

@@ -14,7 +14,7 @@ from featvis_func import objective as objectives
 from featvis_func import optimizer as optimizers
 from featvis_func import random
 from featvis_func import transform as transforms
-from featvis_func.rendering import default_optimizer, published_optimizer
+from featvis_func.presets import VIEWS, default_optimizer, published_optimizer, views
 from featvis_func.types import Image, Optimizer, Transform
 
 
@@ -115,10 +115,10 @@ CASES: dict[str, Case] = {
     **transform_cases("warp padding", transforms.warp(transforms.jitter(3), size=(4, 5), padding=0.0)),
     **{
         name: case
-        for preset in transforms.VIEWS
+        for preset in VIEWS
         for name, case in transform_cases(
             f"views {preset}",
-            transforms.views(preset, image=(24, 20), size=(16, 12)),
+            views(preset, image=(24, 20), size=(16, 12)),
             (1, 24, 20),
             random_draw=preset != "none",
         ).items()

@@ -26,12 +26,12 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "zoo"},
-    {"models"},
+    {*CORE, "weights", "zoo"},
+    {"models", "presets"},
     {"capture"},
     {"export"},
     {"features"},
-    {"result"},
+    {"step", "result"},
     {"rendering"},
     {"sweep"},
     {"gallery"},

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from featvis_func import random
 from featvis_func.optimizer import adam, add_noise, chain, clip_norm, global_norm, linear_decay, normalize_gradient
-from featvis_func.rendering import default_optimizer, published_optimizer
+from featvis_func.presets import default_optimizer, published_optimizer
 from featvis_func.types import Optimizer
 
 KEY = random.key(0)

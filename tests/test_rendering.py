@@ -21,19 +21,10 @@ from featvis_func import transform as transforms
 from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
-from featvis_func.rendering import (
-    OPTIMIZERS,
-    Step,
-    compile_step,
-    default_optimizer,
-    filter_keys,
-    init_state,
-    make_step,
-    published_optimizer,
-    render,
-    run,
-)
+from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
+from featvis_func.rendering import render
 from featvis_func.result import Result
+from featvis_func.step import Step, compile_step, filter_keys, init_state, make_step, run
 from featvis_func.types import Image, Optimizer, State, Transform
 
 SQUEEZENET_LAYER = "features.9.expand3x3"
@@ -67,7 +58,7 @@ def parts_of(
     features = make_features(model, goal.layers)
     image = fv.fourier(size, channels=model.channels)
     transform = transforms.chain(
-        transforms.views(views, image=size, size=model.size), transforms.normalize(model.mean, model.std)
+        fv.views(views, image=size, size=model.size), transforms.normalize(model.mean, model.std)
     )
     rule = default_optimizer(128) if optimizer is None else optimizer
     return Parts(features, image, transform, goal, rule, make_step(features, image, transform, goal, rule))
@@ -193,7 +184,7 @@ def test_any_number_of_image_channels(channels: int) -> None:
     assert result.images.shape == (4, channels, 12, 12)
 
 
-@pytest.mark.parametrize("views", transforms.VIEWS)
+@pytest.mark.parametrize("views", VIEWS)
 def test_any_views(tiny: Model, views: str) -> None:
     is_consistent(render(tiny, "5", [1], steps=2, views=views, size=48), 2)
 
@@ -391,7 +382,7 @@ def test_a_filter_without_finite_scores_is_named_and_its_mates_go_on(tiny: Model
 
 def test_a_step_that_is_not_finite_is_skipped(tiny: Model) -> None:
     """The gradient is broken at the first step only: a view that draws it."""
-    still = transforms.views("none", image=(18, 21), size=tiny.size)
+    still = fv.views("none", image=(18, 21), size=tiny.size)
 
     def apply(image: Tensor, number: Tensor) -> Tensor:
         return still.apply(image, torch.eye(3)) * torch.where(number < 0.5, torch.nan, 1.0)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from featvis_func import random
-from featvis_func.transform import VIEWS, Affine, chain, jitter, normalize, pad, rotate, scale, views, warp
+from featvis_func.presets import VIEWS, views
+from featvis_func.transform import Affine, chain, jitter, normalize, pad, rotate, scale, warp
 from featvis_func.types import Transform
 
 

@@ -1,0 +1,95 @@
+"""The views and the optimisers that go by name."""
+
+import math
+
+from featvis_func.optimizer import adam, add_drift, add_noise, chain, clip_norm, linear_decay, normalize_gradient
+from featvis_func.transform import jitter, pad, rotate, scale, warp
+from featvis_func.types import Optimizer, Transform
+
+VIEWS = ("default", "published", "lucid", "none")
+"""The names that :func:`views` knows."""
+
+OPTIMIZERS = ("default", "published")
+"""The optimisers that :func:`render` knows by name."""
+
+
+def views(name: str, *, image: tuple[int, int], size: tuple[int, int]) -> Transform:
+    """A preset of random views, from image size to model input size.
+
+    * ``"default"``: the published magnitudes, with the whole frame in sight.
+    * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
+      224: the outer eighth is hardly seen and stays grey. One bilinear sampling where the script resamples six times.
+    * ``"lucid"``: pad 12, jitter 8, scale 0.9 to 1.1, rotate 10 degrees (zero more often), jitter 4.
+    * ``"none"``: the image, resized.
+
+    Args:
+        name: one of :data:`VIEWS`.
+        image: ``(h, w)`` of the images in pixels.
+        size: ``(h', w')`` of the model's input in pixels.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> import torch
+    >>> view = views("lucid", image=(128, 128), size=(224, 224))
+    >>> view.apply(torch.rand(3, 128, 128), view.draw(torch.tensor([0, 1]))).shape
+    torch.Size([3, 224, 224])
+    """
+    w = image[1]
+    if name == "default":
+        # The published shifts are in 224ths of the width.
+        return warp(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w), size=size)
+    if name == "published":
+        padded = w + 32  # the script's shifts are fractions 8/w and 4/w of the padded side, here of a square
+        shown = scale(256 / 224, 256 / 224)
+        return warp(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown, size=size)
+    if name == "lucid":
+        # Lucid's jitter(d) crops d pixels at a random offset: a shift of up to d / 2.
+        sizes = [1 + (i - 5) / 50 for i in range(11)]
+        angles = [*range(-10, 11), 0, 0, 0, 0, 0]
+        return warp(
+            *(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2)),
+            size=size,
+        )
+    if name == "none":
+        return warp(size=size)
+    raise ValueError(f"unknown views {name!r}; expected one of {', '.join(VIEWS)}")
+
+
+def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
+    """Few steps to the picture: unit gradient, and Adam without momentum whose learning rate falls along a line.
+
+    The way that the spectrum can travel is the same for any number of steps; more steps go it with more care, to more
+    activation at less saturation. Momentum holds on to gradients of views that are gone: without it the published
+    activation is reached in a sixth of the steps (``benchmarks/quality.py``).
+
+    Args:
+        steps: of the run, at least 1.
+        lr: learning rate of the first step, above 0; the last one's is 0.3 times that. Default: ``8 / steps``.
+        drift: wakes filters that start without a gradient, see :func:`~featvis_func.optimizer.add_drift`; 0 leaves it
+            out.
+
+    Raises:
+        ValueError: fewer than 1 step, or a learning rate that is not above 0.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    start = 8.0 / steps if lr is None else lr
+    if not 0 < start < math.inf:
+        raise ValueError(f"the learning rate must be finite and above 0, got {lr}")
+    rate = linear_decay(start, 0.3 * start, steps)
+    wake = (add_drift(drift),) if drift else ()
+    return chain(normalize_gradient(), *wake, adam(rate, betas=(0.0, 0.99)))
+
+
+def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:
+    """The published script's rule: unit gradient, noise that wakes dead filters, clip, Adam.
+
+    Args:
+        lr: learning rate, above 0.
+        noise: standard deviation of the gradient noise; 0 leaves it out.
+
+    Source: the constants are the published script's; the norm is each filter's own instead of the batch's.
+    """
+    wake = (add_noise(noise),) if noise else ()
+    return chain(normalize_gradient(), *wake, clip_norm(0.1), adam(lr))

@@ -1,0 +1,192 @@
+"""Composition: the only ``vmap`` and the only ``torch.compile``.
+
+:func:`make_step` turns five pure parts into one pure step over a batch of filters; :func:`run` repeats it.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils import _pytree as pytree
+
+from featvis_func.features import Features
+from featvis_func.objective import Objective
+from featvis_func.optimizer import global_norm
+from featvis_func.random import fold_in, key
+from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
+
+Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
+"""(weights, state, target) -> (state, info): pure, over a batch of filters."""
+
+# The streams of a filter's key.
+_INIT, _OPTIMIZER, _VIEW = 0, 1, 2
+
+
+def make_step(
+    features: Features, image: Image, transform: Transform, objective: Objective, optimizer: Optimizer
+) -> Step:
+    """Composes one step of ascent over a batch of independent filters.
+
+    Decode, view and objective run under ``vmap``; the backbone runs once on the whole batch. The gradient of the sum of
+    scores is each filter's own, because an evaluation-mode backbone treats images independently.
+
+    Args:
+        features: the truncated backbone; its layers include those of the objective, by the same names.
+        image: the parameterisation.
+        transform: the random view, from the image to what the backbone takes, normalisation included.
+        objective: what to raise.
+        optimizer: how to climb.
+
+    Returns:
+        A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
+        ``torch.compile(fullgraph=True)`` and inside a compiled function of yours. ``target``: for the built-in
+        objectives the filter numbers, int64 ``(n,)``.
+
+    Gradient: a filter whose score or gradient is not finite stands still; the others go on.
+
+    Raises:
+        ValueError: the features lack a layer of the objective.
+    """
+    check_layers(objective, features)
+
+    def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
+        decoded = vmap(image.decode)(params)
+        activations = features.apply(weights, vmap(transform.apply)(decoded, draws))
+        activations = {name: a.to(decoded.dtype) for name, a in activations.items()}
+        scores = vmap(objective.score)(activations, target)
+        maps = vmap(objective.activation_map)(activations, target)
+        return scores.sum(), (scores, decoded, maps)
+
+    def view_of(key: Key, step: Tensor) -> Any:
+        return transform.draw(fold_in(key, step, stream=_VIEW))
+
+    def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
+        draws = vmap(view_of)(state.key, state.step)
+        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target)
+        norms = vmap(global_norm)(grads)
+        finite = scores.isfinite() & norms.isfinite()
+        updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
+        moved = pytree.tree_map(torch.add, state.params, updates)
+        better = finite & (scores > state.best.score)
+        best = Best(
+            *(_where(better, n, o) for n, o in zip((scores, decoded, maps, state.step), state.best, strict=True))
+        )
+        new = State(
+            pytree.tree_map(lambda n, o: _where(finite, n, o), moved, state.params),
+            pytree.tree_map(lambda n, o: _where(finite, n, o), opt, state.opt),
+            state.key,
+            state.step + 1,
+            best,
+        )
+        return new, Info(scores, norms, norms > 0, finite)
+
+    return step
+
+
+def init_state(features: Features, image: Image, objective: Objective, optimizer: Optimizer, keys: Tensor) -> State:
+    """The state before the first step.
+
+    Args:
+        features, image, objective, optimizer: as in :func:`make_step`.
+        keys: int64 ``(n, 2)``, one key per filter: see :func:`filter_keys`.
+
+    Returns:
+        A :class:`State` on the keys' device.
+    """
+    params = vmap(lambda k: image.init(fold_in(k, 0, stream=_INIT)))(keys)
+    opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
+    decoded = vmap(image.decode)(params)
+    blank = {name: decoded.new_zeros(shape) for name, shape in features.shapes.items()}
+    activation = objective.activation_map(blank, torch.zeros_like(keys[0, 0]))
+    count = keys.shape[0]
+    best = Best(
+        score=decoded.new_full((count,), -torch.inf),
+        image=decoded,
+        activation=activation.expand(count, *activation.shape).clone(),
+        step=torch.full_like(keys[:, 0], -1),
+    )
+    state = State(params, opt, keys, torch.zeros_like(keys[:, 0]), best)
+    # The strides are those of every later state, or a compiled step would be compiled twice.
+    return pytree.tree_map(torch.Tensor.contiguous, state)
+
+
+def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+    """The keys of filters: each depends on the seed, the layer's name and the filter's number alone.
+
+    Args:
+        seed: in ``[0, 2**64)``.
+        layer: the layer's full name.
+        filters: filter numbers.
+        device: where the keys live, and so where all is drawn.
+
+    Returns:
+        int64 ``(n, 2)``.
+
+    >>> filter_keys(0, "conv", [3, 5]).shape
+    torch.Size([2, 2])
+    """
+    of_layer = fold_in(key(seed, device=device), zlib.crc32(layer.encode()))
+    return vmap(fold_in, (None, 0))(of_layer, torch.tensor(list(filters), dtype=torch.int64, device=device))
+
+
+def compile_step(step: Step, **options: Any) -> Step:
+    """``torch.compile(step, fullgraph=True)``, with settings under which the keyed randomness compiles soon.
+
+    Args:
+        step: from :func:`make_step`.
+        options: further options of Inductor, as for ``torch.compile(options=...)``.
+
+    Returns:
+        The compiled step: the first call with new shapes compiles, later ones do not.
+    """
+    # On the CPU Inductor would inline up to a hundred of the generator's operations into each other, and take minutes.
+    return torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 10, **options})
+
+
+def run(
+    step: Step,
+    weights: Weights,
+    state: State,
+    target: Target,
+    *,
+    steps: int,
+    callback: Callable[[Info], object] | None = None,
+) -> tuple[State, Info]:
+    """Repeats a step, without waiting for the device.
+
+    Args:
+        step: from :func:`make_step`, compiled or not.
+        weights, state, target: its arguments.
+        steps: how often, at least 1.
+        callback: called with each step's :class:`Info`, its tensors still on the device.
+
+    Returns:
+        The last state, and an :class:`Info` of stacked reports, each ``(steps, n)``.
+
+    Raises:
+        ValueError: fewer than 1 step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    infos = []
+    for _ in range(steps):
+        state, info = step(weights, state, target)
+        infos.append(info)
+        if callback is not None:
+            callback(info)
+    return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
+
+
+def check_layers(objective: Objective, features: Features) -> None:
+    """Raises ValueError if the features lack a layer of the objective."""
+    missing = [name for name in objective.layers if name not in features.shapes]
+    if missing:
+        raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
+
+
+def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Per filter: ``new`` where the condition ``(n,)`` holds, else ``old``."""
+    return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
