@@ -66,7 +66,7 @@ class Objective:
             self.activation_map,
             self.layers,
             self.targeted,
-            f"{factor!r} * {inner}",
+            f"{_number(factor)} * {inner}",
         )
 
     __rmul__ = __mul__
@@ -192,3 +192,9 @@ def _objective(name: str, layer: str, index: int | None, reduce: Callable[[Tenso
         (layer,) if index is None else (),
         name,
     )
+
+
+def _number(value: float) -> str:
+    """A number in as few digits as say exactly which."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))

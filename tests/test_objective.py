@@ -196,3 +196,8 @@ def test_sums_take_objectives_alone() -> None:
         _ = channel("a") + cast(Any, 1)
     with pytest.raises(TypeError):
         _ = channel("a") - cast(Any, "b")
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(0.5, "0.5"), (2, "2"), (0.123456789, "0.123456789")])
+def test_a_factor_is_named_exactly(factor: float, shown: str) -> None:
+    assert repr(factor * channel("a")) == f"{shown} * channel('a')"
