@@ -1,6 +1,6 @@
 """Activation and saturation against seconds: how soon does each method reach what the script reaches in 128 steps?
 
-Trained models only: SqueezeNet where its weights are there, and TextureNet. Scores are those of
+On the trained SqueezeNet; the script and the evaluator are made for its input. Scores are those of
 :mod:`benchmarks.evaluate`, on the best image of the run, and are taken outside of the timed sections. The two methods
 take turns, so that whatever else the machine does meets both.
 """
@@ -87,17 +87,13 @@ def _timed(call: Callable[[], Any], times: int, device: str) -> tuple[float, Any
 
 def main(device: str, rounds: int) -> None:
     """Prints and writes the curves, and the pictures side by side. One run each: ``rounds`` has no effect."""
-    texture = fv.load_model("texturenet")
-    texture = texture._replace(module=texture.module.to(device))
-    found = [c for c in cases(("squeezenet1_0",), device) if c.trained]
-    found += [
-        *(Case("squeezenet1_0", c.model, "features.6.expand3x3", True) for c in list(found)),
-        Case("texturenet", texture, "block4.conv", True),
-        Case("texturenet", texture, "block6.conv", True),
-    ]
+    squeezenet = [case for case in cases(("squeezenet1_0",), device) if case.trained]
+    if not squeezenet:
+        print("quality: skipped, no trained SqueezeNet; FEATVIS_WEIGHTS names the file of its weights")
+        return
     data: dict[str, object] = {}
     table: list[list[object]] = [["model layer", "method", "steps", "seconds", "robust", "plain", "saturation"]]
-    for case in found:
+    for case in squeezenet:
         name = f"{case.name} {case.layer}"
         data[name], images = measure(case, device)
         entry: dict = data[name]  # type: ignore[assignment]
@@ -105,6 +101,7 @@ def main(device: str, rounds: int) -> None:
             table += [[name, method, *(p[k] for k in Point._fields)] for p in entry[method]]
         ratio, sat = entry["time_ratio"], entry["saturation_ratio"]
         table.append([name, "time ratio", entry["steps_to_baseline"], ratio or "-", "", "saturation ratio", sat or "-"])
+        RESULTS.mkdir(exist_ok=True)
         sheet(images).save(RESULTS / f"quality-{case.name}-{case.layer}.png")
     report("quality", device, {"cases": data}, table)
 
