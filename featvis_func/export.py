@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from featvis_func.capture import Backbone, catch
 from featvis_func.types import Weights
@@ -62,6 +63,7 @@ def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -
     taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
     names = [held[name].removeprefix("module.") for name in taken]
     call = fx.GraphModule(program.graph_module, graph)
+    _release(graph)
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         if images.ndim == 4:
@@ -69,6 +71,23 @@ def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -
         return dict(zip(calls, call(*(weights[name] for name in names), images), strict=True))
 
     return Backbone(apply, {name: _arranged(weights[node]) for name, node in zip(names, taken, strict=True)})
+
+
+def _release(graph: fx.Graph) -> None:
+    """Breaks the cycle that tracing leaves behind, which runs through C++ and which gc cannot see.
+
+    The shape environment holds the traced inputs, whose symbolic sizes hold the shape environment.
+    """
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        environment = getattr(mode, "shape_env", None)
+        if environment is not None:
+            environment.tracked_fakes = None
+            getattr(environment, "fake_tensor_cache", {}).clear()
+        node.meta.clear()
+    for method in vars(ShapeEnv).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()  # keyed by the environment, too
 
 
 def _prune(graph: fx.Graph) -> None:

@@ -1,5 +1,6 @@
 """Truncation: the same values as the module's own layers, and the module left as it was."""
 
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -560,3 +561,16 @@ def test_threads_trace_one_after_another() -> None:
         thread.join()
     assert found == [True] * 3
     assert not torch.compiler.is_compiling()
+
+
+def test_tracing_again_leaves_nothing_behind() -> None:
+    """torch.export's shape environments are in a cycle through C++, which only breaking it frees."""
+    model = load_model(make_tiny(), size=TINY_SIZE)
+
+    def environments() -> int:
+        make_features(model, ["3"])
+        gc.collect()
+        return sum(type(o).__name__ == "ShapeEnv" for o in gc.get_objects())
+
+    first = environments()
+    assert [environments() for _ in range(3)] == [first] * 3
