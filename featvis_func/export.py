@@ -8,10 +8,14 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from featvis_func import ops
 from featvis_func.capture import Backbone, catch
 from featvis_func.types import Weights
 
 _aten = torch.ops.aten
+
+# Of conv2d: images, kernel, bias, stride, padding, dilation, groups.
+_CONV_DEFAULTS = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
 
 
 class _Probe(nn.Module):
@@ -59,6 +63,11 @@ def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -
     _prune(graph)
     _fold_batch_norm(graph, weights, held)
     _prune(graph)
+    _rectify_late(graph)
+    _rectify_in_place(graph)
+    if example.device.type == "cpu":  # measured there only
+        _widen_stem(graph, weights)
+        _keep_pools_whole(graph)
     # In the order in which the graph takes them; under the module's own names, where they have one.
     taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
     names = [held[name].removeprefix("module.") for name in taken]
@@ -134,6 +143,64 @@ def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) ->
         for output in list(norm.users):  # getitem 0, the values; the statistics have no use in evaluation
             if output.args[1] == 0:
                 output.replace_all_uses_with(conv)
+
+
+def _rectify_late(graph: fx.Graph) -> None:
+    """A maximum of rectified values is the rectified maximum, of which there are fewer; the gradients are equal, too."""
+    for pool in graph.nodes:
+        relu = pool.args[0] if pool.target == _aten.max_pool2d.default else None
+        if relu is not None and relu.target == _aten.relu.default and len(relu.users) == 1:
+            pool.replace_input_with(relu, relu.args[0])
+            pool.replace_all_uses_with(relu)
+            pool.append(relu)
+            relu.args = (pool,)
+
+
+def _rectify_in_place(graph: fx.Graph) -> None:
+    """A ReLU overwrites what nobody else reads: one tensor less to write, and to hold until the backward pass."""
+    fresh = (_aten.conv2d.default, _aten.add.Tensor, _aten.cat.default, _aten.max_pool2d.default)
+    for node in graph.nodes:
+        if node.target == _aten.relu.default and node.args[0].target in fresh and len(node.args[0].users) == 1:
+            node.target = _aten.relu_.default
+
+
+def _widen_stem(graph: fx.Graph, weights: Weights) -> None:
+    """A strided convolution of the few channels of an image, as one without strides of the blocks' many channels.
+
+    The sums are the same; the backward pass to three channels fills no vector register, that to sixteen does.
+    """
+    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
+        images, kernel, bias, stride, padding, dilation, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+        old, shape = weights.get(kernel.name), getattr(images.meta.get("val"), "shape", ())
+        if (
+            old is None
+            or len(kernel.users) > 1
+            or old.shape[1] > 4
+            or not stride[0] == stride[1] > 1
+            or isinstance(padding, str)
+            or list(dilation) != [1, 1]
+            or groups != 1
+            or not all(isinstance(side, int) for side in shape[2:])
+        ):
+            continue
+        block, (_, c, *sides) = stride[0], old.shape
+        channels = c if c * block**2 % 8 == 0 else 4
+        blocks = [-(-side // block) for side in sides]  # of the kernel
+        widths = zip(sides, shape[2:], padding, blocks, strict=True)
+        pads = [(pad, ((w + 2 * pad - k) // block + b) * block - w - pad) for k, w, pad, b in widths]
+        kernel_pads = [p for k, b in zip(reversed(sides), reversed(blocks), strict=True) for p in (0, b * block - k)]
+        wide = nn.functional.pad(old, (*kernel_pads, 0, channels - c))
+        wide = wide.reshape(-1, channels, blocks[0], block, blocks[1], block).permute(0, 3, 5, 1, 2, 4)
+        weights[kernel.name] = wide.reshape(-1, block**2 * channels, *blocks)
+        with graph.inserting_before(node):
+            deep = graph.call_function(ops.space_to_depth, (images, block, [*pads[1], *pads[0]], channels))
+        node.args = (deep, kernel, bias)
+
+
+def _keep_pools_whole(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.target == _aten.max_pool2d.default:
+            node.target = ops.max_pool2d
 
 
 def _arranged(weight: Tensor) -> Tensor:

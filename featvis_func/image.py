@@ -86,7 +86,7 @@ def fourier(
 
     def decode(params: Tensor) -> Tensor:
         spectrum = params * scale.to(params)[..., None]
-        pixels = torch.fft.irfft2(torch.complex(spectrum[..., 0], spectrum[..., 1]), s=(h, w), norm="ortho")
+        pixels = torch.fft.irfft2(torch.view_as_complex(spectrum), s=(h, w), norm="ortho")
         return to_range(pixels)
 
     return Image(init, decode)

@@ -26,7 +26,7 @@ Schedule = Callable[[Tensor], Tensor]
 
 
 class AdamState(NamedTuple):
-    """Symbols of Kingma and Ba: first moment, second moment, steps taken."""
+    """Symbols of Kingma and Ba: first moment (nothing without momentum), second moment, steps taken."""
 
     m: Params
     v: Params
@@ -69,19 +69,22 @@ def adam(
         raise ValueError(f"betas must be in [0, 1), got {betas}")
 
     def init(params: Params, key: Key) -> AdamState:
-        zeros = pytree.tree_map(torch.zeros_like, params)
-        return AdamState(zeros, pytree.tree_map(torch.zeros_like, params), torch.zeros_like(key[0]))
+        # Without momentum the first moment is the gradient, and is not carried.
+        m = pytree.tree_map(torch.zeros_like, params) if b1 else ()
+        return AdamState(m, pytree.tree_map(torch.zeros_like, params), torch.zeros_like(key[0]))
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, AdamState]:
-        m = pytree.tree_map(lambda m, g: m + (1 - b1) * (g - m), state.m, grads)
-        v = pytree.tree_map(lambda v, g: b2 * v + (1 - b2) * g * g, state.v, grads)
+        m = pytree.tree_map(lambda m, g: torch.lerp(m, g, 1 - b1), state.m, grads) if b1 else grads
+        v = pytree.tree_map(lambda v, g: torch.addcmul(b2 * v, g, g, value=1 - b2), state.v, grads)
         t, lr = state.t + 1, schedule(state.t)
 
         def ascent(m: Tensor, v: Tensor) -> Tensor:
-            rate = lr / _bias(b1, t.to(m.dtype))
-            return (rate * m / (torch.sqrt(v / _bias(b2, t.to(v.dtype))) + eps)).to(m.dtype)
+            # The bias of v is taken out of the fraction, so that it costs one number and not one for each parameter.
+            bias = torch.sqrt(_bias(b2, t.to(v.dtype)))
+            rate = lr * bias / _bias(b1, t.to(m.dtype))
+            return (m / (torch.sqrt(v) + eps * bias) * rate).to(m.dtype)
 
-        return pytree.tree_map(ascent, m, v), AdamState(m, v, t)
+        return pytree.tree_map(ascent, m, v), AdamState(m if b1 else (), v, t)
 
     return Optimizer(init, update)
 
@@ -206,7 +209,7 @@ def add_drift(sd: float) -> Optimizer:
         return pytree.tree_unflatten(drawn, spec)
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
-        return pytree.tree_map(lambda g, d: g + sd * d, grads, state), state
+        return pytree.tree_map(lambda g, d: torch.add(g, d, alpha=sd), grads, state), state
 
     return Optimizer(init, update)
 

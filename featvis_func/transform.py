@@ -168,10 +168,11 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5) -> Transfo
         matrix = matrix.detach().to(image.dtype)
         x = _centred(out_w, image) * (frame_w / out_w)
         y = _centred(out_h, image)[:, None] * (frame_h / out_h)
+        # What depends on the column alone and on the row alone first: one pass over the pixels.
         grid = torch.stack(
             [
-                (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]) * (2.0 / w),
-                (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]) * (2.0 / h),
+                (matrix[0, 0] * x + matrix[0, 2]) * (2.0 / w) + matrix[0, 1] * y * (2.0 / w),
+                (matrix[1, 0] * x + matrix[1, 2]) * (2.0 / h) + matrix[1, 1] * y * (2.0 / h),
             ],
             dim=-1,
         )
