@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from featvis_func.presets import views as views
     from featvis_func.rendering import render as render
     from featvis_func.result import Result as Result
+    from featvis_func.slots import Outcome as Outcome
+    from featvis_func.slots import run_all as run_all
     from featvis_func.step import compile_step as compile_step
     from featvis_func.step import filter_keys as filter_keys
     from featvis_func.step import init_state as init_state
@@ -51,6 +53,7 @@ _HOMES = {
     "presets": ("default_optimizer", "published_optimizer", "views"),
     "rendering": ("render",),
     "result": ("Result",),
+    "slots": ("Outcome", "run_all"),
     "step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
 }

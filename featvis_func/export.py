@@ -15,7 +15,7 @@ from featvis_func.types import Weights
 _aten = torch.ops.aten
 
 # Of conv2d: images, kernel, bias, stride, padding, dilation, groups.
-_CONV_DEFAULTS = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+_CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
 
 
 class _Probe(nn.Module):
@@ -146,7 +146,7 @@ def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) ->
 
 
 def _rectify_late(graph: fx.Graph) -> None:
-    """A maximum of rectified values is the rectified maximum, of which there are fewer; the gradients are equal, too."""
+    """The maximum of rectified values is the rectified maximum, of which there are fewer; so for the gradients."""
     for pool in graph.nodes:
         relu = pool.args[0] if pool.target == _aten.max_pool2d.default else None
         if relu is not None and relu.target == _aten.relu.default and len(relu.users) == 1:

@@ -22,11 +22,17 @@ from featvis_func.types import Weights
 # the last place for types that are coarser than that.
 _TOLERANCE = 1e-3
 _ULPS = 16
+# In bfloat16, whose 8 bits add up over the layers of a network.
+_BFLOAT16_TOLERANCE = 0.1
 # Its gradient, relative to the gradient's norm; looser, since rounding can tip a rectifier or a maximum.
 _GRADIENT_TOLERANCE = 5e-2
 
 # torch.export keeps its state in the process: two threads that trace at once disturb each other.
 _tracing = threading.RLock()
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+"""What :func:`make_features` can compute in: ``"auto"`` is bfloat16 for a float32 model on a device that has it in
+hardware (CUDA from compute capability 8; CPUs with AMX or AVX-512 BF16), else the model's own type."""
 
 
 class Features(NamedTuple):
@@ -55,7 +61,12 @@ class Layer(NamedTuple):
 
 
 def make_features(
-    model: Model, layers: Sequence[str], *, device: torch.device | str | None = None, verify: bool = True
+    model: Model,
+    layers: Sequence[str],
+    *,
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+    verify: bool = True,
 ) -> Features:
     """Truncates a model behind the last of some layers.
 
@@ -66,25 +77,31 @@ def make_features(
         model: see :func:`~featvis_func.models.load_model`.
         layers: names from ``named_modules()``; a unique ending is enough.
         device: where to compute. Default: where the module is.
+        precision: of the weights and the activations, one of :data:`PRECISIONS`.
         verify: compare the truncated graph with the module once.
 
     Returns:
         A :class:`Features`. Where the module cannot be exported it goes through a hook and says so by a warning.
 
     Raises:
-        ValueError: an unknown or ambiguous layer, one that the forward pass does not call, or one whose output has no
+        ValueError: an unknown precision, or one in which the model does not run or gives other values; an unknown or
+            ambiguous layer, one that the forward pass does not call, or one whose output has no
             channels; or a forward pass that fails on an image of the model's size.
 
     >>> from featvis_func.models import load_model
     >>> make_features(load_model("texturenet"), ["head"]).shapes["head"][0] >= 24
     True
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     # What a forward pass draws, or records for gradients, stays in here.
     with _tracing, torch.inference_mode(False), torch.random.fork_rng():
-        return _make_features(model, layers, device, verify)
+        return _make_features(model, layers, device, precision, verify)
 
 
-def _make_features(model: Model, layers: Sequence[str], device: torch.device | str | None, verify: bool) -> Features:
+def _make_features(
+    model: Model, layers: Sequence[str], device: torch.device | str | None, precision: str, verify: bool
+) -> Features:
     paths = {name: resolve_layer(model.module, name) for name in layers}
     if not paths:
         raise ValueError("no layers were asked for")
@@ -116,11 +133,25 @@ def _make_features(model: Model, layers: Sequence[str], device: torch.device | s
         )
         core, exported = hook_backbone(module, calls), False
 
+    weights = core.weights
+    dtype = _dtype(precision, example)
+    if dtype != example.dtype:
+        cast = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+        try:
+            values, _ = _values_and_gradient(lambda images: core.apply(cast, images), example.to(dtype))
+            _compare(values, truth, _BFLOAT16_TOLERANCE)
+            weights = cast
+        except Exception as error:  # a model fails in another type in as many ways as there are models
+            if precision != "auto":
+                reason = (str(error).strip() or "no reason given").splitlines()[0]
+                raise ValueError(f"{model.name} does not run in {precision}: {reason[:200]}") from error
+            dtype = example.dtype
+
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-        found = core.apply(weights, images.to(example.dtype))
+        found = core.apply(weights, images.to(dtype))
         return {name: found[path] for name, path in paths.items()}
 
-    return Features(apply, core.weights, shapes, paths, exported)
+    return Features(apply, weights, shapes, paths, exported)
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -229,14 +260,28 @@ def _check_output(model: Model, name: str, value: Tensor, fewer: Tensor, count: 
         )
 
 
+def _dtype(precision: str, example: Tensor) -> torch.dtype:
+    """What to compute in, for a model that takes such an example."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    fast = False
+    if example.device.type == "cuda":
+        fast = torch.cuda.get_device_capability(example.device) >= (8, 0)
+    elif example.device.type == "cpu":
+        # Of torch's own, without a public name; a torch that has them no more computes in float32.
+        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        fast = any(getattr(torch.cpu, ask, bool)() for ask in asks)
+    return torch.bfloat16 if fast and example.dtype == torch.float32 else example.dtype
+
+
 def _tolerance(dtype: torch.dtype) -> float:
     return max(_TOLERANCE, _ULPS * torch.finfo(dtype).eps)
 
 
-def _compare(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+def _compare(found: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 0.0) -> None:
     for path, expected in truth.items():
         same = found[path].isfinite() == expected.isfinite()
         error = torch.where(expected.isfinite(), found[path].double() - expected.double(), 0.0).abs().max()
         largest = torch.where(expected.isfinite(), expected.double(), 0.0).abs().max().clamp_min(1e-12)
-        if not bool(same.all() & (error <= _tolerance(expected.dtype) * largest)):
+        if not bool(same.all() & (error <= max(tolerance, _tolerance(expected.dtype)) * largest)):
             raise ValueError(f"the truncated graph differs from layer {path!r} by {float(error / largest):.2g}")

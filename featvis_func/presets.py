@@ -1,5 +1,6 @@
 """The views and the optimisers that go by name."""
 
+import functools
 import math
 
 from featvis_func.optimizer import adam, add_drift, add_noise, chain, clip_norm, linear_decay, normalize_gradient
@@ -13,7 +14,7 @@ OPTIMIZERS = ("default", "published")
 """The optimisers that :func:`render` knows by name."""
 
 
-def views(name: str, *, image: tuple[int, int], size: tuple[int, int]) -> Transform:
+def views(name: str, *, image: tuple[int, int], size: tuple[int, int], deterministic: bool = False) -> Transform:
     """A preset of random views, from image size to model input size.
 
     * ``"default"``: the published magnitudes, with the whole frame in sight.
@@ -26,6 +27,7 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int]) -> Transf
         name: one of :data:`VIEWS`.
         image: ``(h, w)`` of the images in pixels.
         size: ``(h', w')`` of the model's input in pixels.
+        deterministic: see :func:`~featvis_func.transform.warp`.
 
     Raises:
         ValueError: an unknown name.
@@ -36,23 +38,21 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int]) -> Transf
     torch.Size([3, 224, 224])
     """
     w = image[1]
+    show = functools.partial(warp, size=size, deterministic=deterministic)
     if name == "default":
         # The published shifts are in 224ths of the width.
-        return warp(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w), size=size)
+        return show(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w))
     if name == "published":
         padded = w + 32  # the script's shifts are fractions 8/w and 4/w of the padded side, here of a square
         shown = scale(256 / 224, 256 / 224)
-        return warp(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown, size=size)
+        return show(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown)
     if name == "lucid":
         # Lucid's jitter(d) crops d pixels at a random offset: a shift of up to d / 2.
         sizes = [1 + (i - 5) / 50 for i in range(11)]
         angles = [*range(-10, 11), 0, 0, 0, 0, 0]
-        return warp(
-            *(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2)),
-            size=size,
-        )
+        return show(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2))
     if name == "none":
-        return warp(size=size)
+        return show()
     raise ValueError(f"unknown views {name!r}; expected one of {', '.join(VIEWS)}")
 
 

@@ -11,15 +11,17 @@ from tqdm import tqdm
 from featvis_func import image as images
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
+from featvis_func.execution import CPU_SLOTS, compiled_for, repeatable, slots_for_memory
 from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
 from featvis_func.presets import views as views_by_name
 from featvis_func.random import key
-from featvis_func.result import Result, join
-from featvis_func.step import check_layers, compile_step, filter_keys, init_state, make_step, run
-from featvis_func.types import Best, Image, Info, Optimizer, Transform
+from featvis_func.result import Result
+from featvis_func.slots import Outcome, run_all
+from featvis_func.step import check_layers, filter_keys, init_state, make_step
+from featvis_func.types import Image, Optimizer, State, Target, Transform
 
 IMAGES = ("fourier", "pixel")
 """The parameterisations that :func:`render` knows by name."""
@@ -37,10 +39,13 @@ def render(
     lr: float | None = None,
     image: str | Image = "fourier",
     optimizer: str | Optimizer = "default",
-    batch_size: int = 8,
+    batch_size: int | str = "auto",
+    tolerance: float | None = None,
     device: torch.device | str | None = None,
+    precision: str = "auto",
     features: Features | None = None,
-    compile: bool = False,
+    compile: bool | str = "auto",
+    deterministic: bool = False,
     progress: bool | None = None,
 ) -> Result:
     """One image per filter: what each looks for.
@@ -63,11 +68,22 @@ def render(
         lr: learning rate; default: what the optimiser's preset says.
         image: ``"fourier"``, ``"pixel"``, or an :class:`Image`.
         optimizer: ``"default"`` or ``"published"`` (see :mod:`featvis_func.presets`), or an :class:`Optimizer`.
-        batch_size: filters rendered at once; the last batch is padded, so that all have one shape.
+        batch_size: filters rendered at once; fewer filters are padded, so that all batches have one shape. ``"auto"``:
+            what measured fastest on a CPU (8), or fills the memory of a CUDA device. Where memory runs out, half as
+            many go on, to the same images.
+        tolerance: stops a filter once its best score has risen by no more than this share of itself over 8 steps; the
+            next one takes its place in the batch. ``None``: every filter takes all steps.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
+        precision: of the backbone alone, one of :data:`~featvis_func.features.PRECISIONS`. ``"auto"``: bfloat16 for
+            a float32 model where the hardware has it.
         features: the model's, from :func:`~featvis_func.features.make_features`, so that a second call on a layer
-            need not trace the model again. They hold the weights as they were.
-        compile: whether to pass the step through ``torch.compile(fullgraph=True)``.
+            need not trace the model again. They hold the weights as they were, in their own precision.
+        compile: whether to pass the step through ``torch.compile(fullgraph=True)``: ``True`` or ``"yes"``, ``False``
+            or ``"no"``, ``"cudagraphs"`` (and replay it as a CUDA graph), or ``"auto"``: on CUDA, and on a CPU where
+            the run is long enough to win back the compile time; eagerly where compiling fails.
+        deterministic: bit-equal reruns on CUDA, too: samples the views by a slower route, under
+            ``torch.use_deterministic_algorithms(True)``, which names what the model has that cannot be repeated. On a
+            CPU reruns are bit-equal without it.
         progress: a progress bar on the standard error. Default: if that is a terminal.
 
     Returns:
@@ -86,13 +102,15 @@ def render(
         raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
     if not isinstance(views, str | Transform):
         raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")
-    steps, batch_size = _whole("steps", steps, 1), _whole("batch_size", batch_size, 1)
-    seed = _whole("seed", seed)
+    steps, seed = _whole("steps", steps, 1), _whole("seed", seed)
+    asked_slots = None if batch_size == "auto" else _whole("batch_size", batch_size, 1)
+    if isinstance(compile, bool):
+        compile = "yes" if compile else "no"
     key(seed)
     lr = None if lr is None else float(lr)
     asked = images.image_size(found.size if size is None else size)
     if features is None:
-        features = make_features(found, goal.layers, device=device)
+        features = make_features(found, goal.layers, device=device, precision=precision)
     check_layers(goal, features)
     where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
     numbers = _filters(filters, goal, features)
@@ -101,37 +119,45 @@ def render(
     channels, h, w = decoded.shape
     if channels != found.channels:
         raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
-    view = views_by_name(views, image=(h, w), size=found.size) if isinstance(views, str) else views
+    view = views
+    if isinstance(view, str):
+        view = views_by_name(view, image=(h, w), size=found.size, deterministic=deterministic)
     shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
     if shown != (found.channels, *found.size):
         raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
     rule = _optimizer(optimizer, lr, steps)
-    step = make_step(features, parameterisation, transform, goal, rule)
-    if compile:
-        if not features.exported:
-            raise ValueError(f"{found.name} cannot be exported, and so not compiled; use compile=False")
-        step = compile_step(step)
-
+    plain = make_step(features, parameterisation, transform, goal, rule)
+    pixels = len(numbers) * steps * h * w
+    step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
     layer = features.paths[goal.layers[0]]
-    width = min(batch_size, len(numbers))
+
+    def begin(chosen: Sequence[int]) -> tuple[State, Target]:
+        keys = filter_keys(seed, layer, chosen, device=where)
+        state = init_state(features, parameterisation, goal, rule, keys)
+        return state, torch.tensor(list(chosen), dtype=torch.int64, device=where)
+
     bar = tqdm(
-        total=steps * -(-len(numbers) // width),
+        total=steps * len(numbers),
         desc=goal.layers[0],
         unit="step",
         leave=False,
         disable=None if progress is None else not progress,
     )
-    parts = []
-    with bar:
-        for start in range(0, len(numbers), width):
-            chunk = numbers[start : start + width]
-            padded = chunk + chunk[-1:] * (width - len(chunk))
-            keys = filter_keys(seed, layer, padded, device=where)
-            state = init_state(features, parameterisation, goal, rule, keys)
-            target = torch.tensor(padded, dtype=torch.int64, device=where)
-            state, info = run(step, features.weights, state, target, steps=steps, callback=lambda _: bar.update())
-            parts.append(_result(state.best, info, chunk))
+    with bar, repeatable(deterministic):
+        slots = asked_slots or CPU_SLOTS
+        if asked_slots is None and where.type == "cuda":
+            slots = slots_for_memory(plain, features.weights, begin, numbers)
+        outcome = run_all(
+            step,
+            features.weights,
+            begin,
+            numbers,
+            steps=steps,
+            slots=slots,
+            tolerance=tolerance,
+            progress=bar.update,
+        )
     config = {
         "model": found.name,
         "weights": found.weights,
@@ -148,10 +174,13 @@ def render(
         "image": image if isinstance(image, str) else "custom",
         "optimizer": optimizer if isinstance(optimizer, str) else "custom",
         "batch_size": batch_size,
+        "tolerance": tolerance,
+        "precision": precision,
         "compile": compile,
+        "deterministic": deterministic,
         "device": where.type,
     }
-    return join(parts, config)
+    return _result(outcome, numbers, config)
 
 
 def _whole(name: str, value: Any, least: int | None = None) -> int:
@@ -212,17 +241,19 @@ def _image(image: str | Image, size: tuple[int, int], channels: int, device: tor
     return factory(size, channels=channels, device=device)
 
 
-def _result(best: Best, info: Info, filters: Sequence[int]) -> Result:
-    """What one batch found, without its padding, on the CPU."""
-    count = len(filters)
-    alive, finite = info.alive.any(0).tolist(), info.finite.all(0).tolist()
+def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) -> Result:
+    best, info = outcome.best, outcome.info
+    taken = torch.arange(len(info.score))[:, None] < outcome.steps
+    alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
     status = tuple("nonfinite" if not f else "ok" if a else "dead" for a, f in zip(alive, finite, strict=True))
     return Result(
-        images=best.image[:count].float().cpu(),
-        activations=best.activation[:count].float().cpu(),
-        scores=best.score[:count].float().cpu(),
-        best_step=best.step[:count].cpu(),
+        images=best.image.float(),
+        activations=best.activation.float(),
+        scores=best.score.float(),
+        best_step=best.step,
         filters=tuple(filters),
-        status=status[:count],
-        history=info.score[:, :count].float().cpu(),
+        status=status,
+        history=info.score.float(),
+        steps=outcome.steps,
+        config=config,
     )

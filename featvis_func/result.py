@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +39,9 @@ class Result:
     """``"ok"``; ``"dead"``: no step had a gradient; ``"nonfinite"``: some step's score or gradient was not finite (it
     was skipped, and the image is the best of the others)."""
     history: Tensor
-    """float32 ``(steps, n)``: the objective at each step, under that step's view."""
+    """float32 ``(steps, n)``: the objective at each step, under that step's view; NaN after a filter's last."""
+    steps: Tensor
+    """int64 ``(n,)``: how many steps each filter took."""
     config: dict[str, Any] = field(default_factory=dict)
     """What it takes to make it again."""
 
@@ -118,17 +120,19 @@ class Result:
                 {
                     "filter": number,
                     "score": score if math.isfinite(score) else None,
-                    "best_step": step,
+                    "best_step": best_step,
+                    "steps": steps,
                     "status": status,
                 }
-                for number, score, step, status in zip(
-                    self.filters, self.scores.tolist(), self.best_step.tolist(), self.status, strict=True
+                for number, score, best_step, steps, status in zip(
+                    *(self.filters, self.scores.tolist(), self.best_step.tolist(), self.steps.tolist(), self.status),
+                    strict=True,
                 )
             ],
         }
 
 
-_TENSORS = ("images", "activations", "scores", "best_step", "history")
+_TENSORS = ("images", "activations", "scores", "best_step", "history", "steps")
 
 
 def _image_names(filters: Sequence[int]) -> list[str]:
@@ -142,18 +146,6 @@ def _images_of(run: Path) -> set[str]:
         return set(_image_names([int(entry["filter"]) for entry in json.loads(run.read_text())["filters"]]))
     except (OSError, ValueError, TypeError, KeyError):
         return set()
-
-
-def join(parts: Sequence[Result], config: dict[str, Any]) -> Result:
-    """Puts batches of one run together, in order."""
-    whole = {name: torch.cat([getattr(p, name) for p in parts], dim=int(name == "history")) for name in _TENSORS}
-    return replace(
-        parts[0],
-        **whole,
-        filters=tuple(f for p in parts for f in p.filters),
-        status=tuple(s for p in parts for s in p.status),
-        config=config,
-    )
 
 
 def picture(image: Tensor) -> PIL.Image.Image:

@@ -5,7 +5,8 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from types import FunctionType
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -132,18 +133,30 @@ def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.
     return vmap(fold_in, (None, 0))(of_layer, torch.tensor(list(filters), dtype=torch.int64, device=device))
 
 
-def compile_step(step: Step, **options: Any) -> Step:
+def compile_step(step: Step, *, cudagraphs: bool = False, **options: Any) -> Step:
     """``torch.compile(step, fullgraph=True)``, with settings under which the keyed randomness compiles soon.
 
     Args:
         step: from :func:`make_step`.
+        cudagraphs: on CUDA, replay the step as a CUDA graph, which costs no Python and no launches; what it returns is
+            copied out of the graph's own memory.
         options: further options of Inductor, as for ``torch.compile(options=...)``.
 
     Returns:
         The compiled step: the first call with new shapes compiles, later ones do not.
     """
+    # torch keeps what it compiled, and a limit to it, by code object; a copy makes each step one of its own, so that
+    # a process can compile the steps of any number of layers.
+    plain = cast(FunctionType, step)
+    own = FunctionType(
+        plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
+    )
     # On the CPU Inductor would inline up to a hundred of the generator's operations into each other, and take minutes.
-    return torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 10, **options})
+    settings = {"realize_opcount_threshold": 10, **({"triton.cudagraphs": True} if cudagraphs else {}), **options}
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=settings)
+    if not cudagraphs:
+        return compiled
+    return lambda weights, state, target: pytree.tree_map(torch.clone, compiled(weights, state, target))
 
 
 def run(

@@ -122,7 +122,7 @@ def pad(pixels: float) -> Affine:
     return Affine(0, lambda u: torch.eye(3, device=u.device), 2.0 * pixels)
 
 
-def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5) -> Transform:
+def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, deterministic: bool = False) -> Transform:
     """Composes geometric steps into ONE matrix and ONE bilinear sampling, at the model's input size.
 
     The first step acts on the image first. The frame (the image, widened and narrowed by :func:`pad`) fills the
@@ -132,6 +132,8 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5) -> Transfo
         steps: any number of geometric steps; none merely resizes.
         size: ``(h', w')`` of the output in pixels.
         padding: the value outside of the image.
+        deterministic: sample by four indexings instead of ``grid_sample``, whose backward pass adds in no fixed order
+            on CUDA. The same values up to rounding; slower.
 
     Returns:
         A :class:`Transform` whose draw is the matrix ``(3, 3)``.
@@ -168,14 +170,13 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5) -> Transfo
         matrix = matrix.detach().to(image.dtype)
         x = _centred(out_w, image) * (frame_w / out_w)
         y = _centred(out_h, image)[:, None] * (frame_h / out_h)
-        # What depends on the column alone and on the row alone first: one pass over the pixels.
-        grid = torch.stack(
-            [
-                (matrix[0, 0] * x + matrix[0, 2]) * (2.0 / w) + matrix[0, 1] * y * (2.0 / w),
-                (matrix[1, 0] * x + matrix[1, 2]) * (2.0 / h) + matrix[1, 1] * y * (2.0 / h),
-            ],
-            dim=-1,
-        )
+        # What depends on the column alone and on the row alone first: one pass over the pixels. In half sides of the
+        # image, from its centre.
+        column = (matrix[0, 0] * x + matrix[0, 2]) * (2.0 / w) + matrix[0, 1] * y * (2.0 / w)
+        row = (matrix[1, 0] * x + matrix[1, 2]) * (2.0 / h) + matrix[1, 1] * y * (2.0 / h)
+        if deterministic:
+            return _sample(image - padding, column, row) + padding
+        grid = torch.stack([column, row], dim=-1)
         view = F.grid_sample(
             (image - padding)[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
         )
@@ -271,3 +272,26 @@ def _reduce(image: Tensor, dim: int, reduction: float) -> Tensor:
     weight = (1.0 - (source - centre[:, None]).abs() / step).clamp_min(0.0)
     weight = weight / weight.sum(1, keepdim=True)
     return torch.einsum("...s,ts->...t", image.movedim(dim, -1), weight).movedim(-1, dim)
+
+
+def _sample(image: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """``grid_sample``, bilinear with zeros outside, by indexing: its gradient adds in a fixed order.
+
+    Args:
+        image: ``(c, h, w)``.
+        column, row: ``(h', w')``, where to look, in half sides from the centre.
+
+    Returns:
+        ``(c, h', w')``.
+    """
+    h, w = image.shape[-2:]
+    x, y = (column + 1.0) * (w / 2) - 0.5, (row + 1.0) * (h / 2) - 0.5
+    left, top = torch.floor(x), torch.floor(y)
+    pixels = image.flatten(1)
+    total = torch.zeros_like(pixels[:, :1, None])
+    for i, wy in ((top, 1.0 - (y - top)), (top + 1.0, y - top)):
+        for j, wx in ((left, 1.0 - (x - left)), (left + 1.0, x - left)):
+            inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
+            index = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)).long()
+            total = total + pixels[:, index] * torch.where(inside, wx * wy, 0.0)
+    return total

@@ -305,7 +305,7 @@ def test_an_error_leaves_the_folders_that_were_there(tmp_path: Path, capsys: pyt
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run", "make_features", "join"])
+@pytest.mark.parametrize("name", ["run_all", "make_features", "_result"])
 def test_an_interrupted_run_leaves_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,14 +347,14 @@ def test_a_real_interrupt(tmp_path: Path) -> None:
     script = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
-        "from featvis_func import cli, rendering\n"
-        "real = rendering.run\n"
+        "from featvis_func import cli, slots\n"
+        "real = slots.run\n"
         "def run(*args, callback, **options):\n"
         "    def tell(info):\n"
         "        print('begun', flush=True)\n"
         "        callback(info)\n"
         "    return real(*args, callback=tell, **options)\n"
-        "rendering.run = run\n"
+        "slots.run = run\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     arguments = ["render", *QUICK, "--steps", "1000000", "--out", str(tmp_path / "a" / "out")]

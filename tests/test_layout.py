@@ -32,6 +32,8 @@ LEVELS: tuple[set[str], ...] = (
     {"export"},
     {"features"},
     {"step", "result"},
+    {"execution"},
+    {"slots"},
     {"rendering"},
     {"sweep"},
     {"gallery"},

@@ -70,7 +70,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def same_result(a: Result, b: Result) -> bool:
-    tensors = ("images", "activations", "scores", "best_step", "history")
+    tensors = ("images", "activations", "scores", "best_step", "history", "steps")
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors) and (
         (a.filters, a.status, a.config) == (b.filters, b.status, b.config)
     )
@@ -86,6 +86,7 @@ def is_consistent(result: Result, steps: int) -> None:
     assert 0 <= result.images.min() <= result.images.max() <= 1
     assert torch.equal(result.scores, result.history.max(0).values)
     assert torch.equal(result.best_step, result.history.argmax(0))
+    assert result.steps.tolist() == [steps] * count
     assert not result.images.requires_grad
 
 
@@ -310,7 +311,7 @@ def test_company_changes_nothing(setting: tuple[Parts, list[int]]) -> None:
     assert same(draws[0], draws[2])
     for other in decoded[1:]:
         assert (other - decoded[0]).abs().max() <= 1e-5
-    assert scores[1:] == pytest.approx([scores[0]] * 2, rel=0.02)
+    assert scores[1:] == pytest.approx([scores[0]] * 2, rel=0.04)
 
 
 def test_keys_depend_on_seed_layer_and_filter_alone() -> None:
@@ -517,7 +518,7 @@ def test_progress_goes_to_the_standard_error(tiny: Model, capsys: pytest.Capture
     render(tiny, "5", [0, 1, 2], steps=2, batch_size=2, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "0/4" in err
+    assert "0/6" in err
 
 
 # --- compiled -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from featvis_func.result import Result, join, picture, writable_folder
+from featvis_func.result import Result, picture, writable_folder
 
 GAP = 2
 
@@ -31,6 +31,7 @@ def make(count: int = 5, *, channels: int = 3, h: int = 4, w: int = 6, first: in
         filters=tuple(range(first, first + count)),
         status=("ok",) * count,
         history=torch.rand(7, count, generator=generator),
+        steps=torch.full((count,), 7),
         config={"layer": "conv", "steps": 7},
     )
 
@@ -120,24 +121,11 @@ def test_summary_is_strict_json(score: float) -> None:
     summary = json.loads(json.dumps(odd.summary()), parse_constant=refuse)
     assert summary["config"] == {"layer": "conv", "steps": 7}
     assert summary["filters"] == [
-        {"filter": 0, "score": 1.5, "best_step": 3, "status": "ok"},
-        {"filter": 1, "score": None, "best_step": -1, "status": "dead"},
+        {"filter": 0, "score": 1.5, "best_step": 3, "steps": 7, "status": "ok"},
+        {"filter": 1, "score": None, "best_step": -1, "steps": 7, "status": "dead"},
     ]
     assert summary["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"featvis-func", "torch", "torchvision", "numpy"} <= set(summary["versions"])
-
-
-def test_join_puts_batches_in_order() -> None:
-    parts = [make(2), make(3, first=2)]
-    whole = join(parts, {"layer": "all"})
-    assert whole.filters == (0, 1, 2, 3, 4)
-    assert whole.status == ("ok",) * 5
-    assert whole.config == {"layer": "all"}
-    for name in ("images", "activations", "scores", "best_step"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
-    assert whole.history.shape == (7, 5)
-    assert torch.equal(whole.history[:, 2:], parts[1].history)
-    assert parts[0].config == {"layer": "conv", "steps": 7}
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""Many filters through one batch of fixed width: a filter that has finished gives its slot to the next one waiting.
+
+Shapes never change, so that a step is compiled once however many filters there are, and no step is spent on a finished
+image while others wait. Nothing here is random, and nothing that a filter gets depends on the other slots.
+"""
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from featvis_func.execution import Begin, is_out_of_memory
+from featvis_func.step import Step, run
+from featvis_func.types import Best, Info, Weights
+
+
+class Outcome(NamedTuple):
+    """What came of each filter, on the CPU, in the order asked for."""
+
+    best: Best
+    info: Info
+    """Each ``(steps, n)``; NaN and False from where a filter was stopped."""
+    steps: Tensor
+    """int64 ``(n,)``: how many each took."""
+
+
+def run_all(
+    step: Step,
+    weights: Weights,
+    begin: Begin,
+    filters: Sequence[int],
+    *,
+    steps: int,
+    slots: int = 8,
+    tolerance: float | None = None,
+    patience: int = 8,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Outcome:
+    """Runs every filter to its end, ``slots`` at a time.
+
+    Where the memory does not suffice, half as many go on at a time: what was running starts anew, to the same images.
+
+    Args:
+        step: from :func:`~featvis_func.step.make_step`, compiled or not.
+        weights: of the backbone.
+        begin: filter numbers -> their state before the first step, and their targets.
+        filters: any number of them, at least 1.
+        steps: the most that a filter gets, at least 1.
+        slots: filters at a time, at least 1.
+        tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
+            ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
+        patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
+        progress: called with the number of filter-steps that were done, or saved.
+
+    Raises:
+        ValueError: a number outside of these.
+        torch.OutOfMemoryError: one filter alone does not fit.
+    """
+    for name, value in (("filters", len(filters)), ("steps", steps), ("slots", slots), ("patience", patience)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
+    found: dict[int, tuple[Best, Info]] = {}
+    slots = min(slots, len(filters))
+    rest = list(range(len(filters)))
+    while rest:
+        try:
+            for i, best, info in _pass(
+                step, weights, begin, filters, rest, slots, steps, tolerance, patience, progress
+            ):
+                found[i] = best, info
+        except (RuntimeError, MemoryError) as error:
+            if slots == 1 or not is_out_of_memory(error):
+                raise
+        rest = [i for i in rest if i not in found]
+        if rest:
+            # Outside of the handler, where the error no longer holds on to the tensors of the step.
+            torch.cuda.empty_cache()
+            warnings.warn(f"out of memory with {slots} filters at a time; going on with {slots // 2}", stacklevel=3)
+            slots //= 2
+    bests, infos = zip(*(found[i] for i in range(len(filters))), strict=True)
+    taken = torch.tensor([len(info.score) for info in infos])
+    padded = [pytree.tree_map(lambda column: _padded(column, steps), info) for info in infos]
+    return Outcome(
+        Best(*(torch.stack(leaves) for leaves in zip(*bests, strict=True))),
+        Info(*(torch.stack(columns, dim=1) for columns in zip(*padded, strict=True))),
+        taken,
+    )
+
+
+def _pass(
+    step: Step,
+    weights: Weights,
+    begin: Begin,
+    filters: Sequence[int],
+    indices: Sequence[int],
+    slots: int,
+    steps: int,
+    tolerance: float | None,
+    patience: int,
+    progress: Callable[[int], object],
+) -> Iterator[tuple[int, Best, Info]]:
+    """Runs some of the filters, by their indices, and yields each as it ends."""
+    waiting = deque(indices)
+    held = [waiting.popleft() for _ in range(min(slots, len(indices)))]
+    held += held[-1:] * (slots - len(held))  # padding: the same filter again, whose outcome nobody asks for
+    active = set(range(min(slots, len(indices))))
+    parts: dict[int, list[Info]] = {held[slot]: [] for slot in active}
+    state, target = begin([filters[i] for i in held])
+    age = [0] * slots
+    while active:
+        # To the next moment at which a filter can end: the device is asked then, and not before.
+        every = steps if tolerance is None else patience
+        length = min(min(every - age[slot] % every, steps - age[slot]) for slot in active)
+        count = len(active)
+        state, info = run(step, weights, state, target, steps=length, callback=lambda _, n=count: progress(n))
+        info = pytree.tree_map(Tensor.cpu, info)
+        ended = []
+        for slot in sorted(active):
+            age[slot] += length
+            own = parts[held[slot]]
+            own.append(Info(*(column[:, slot] for column in info)))
+            if age[slot] == steps or (
+                tolerance is not None and age[slot] % patience == 0 and _rests(own, tolerance, patience)
+            ):
+                ended.append(slot)
+        if not ended:
+            continue
+        rows = torch.tensor(ended, device=state.step.device)
+        best = pytree.tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), state.best)
+        for row, slot in enumerate(ended):
+            progress(steps - age[slot])
+            infos = parts.pop(held[slot])
+            yield held[slot], Best(*(leaf[row] for leaf in best)), Info(*map(torch.cat, zip(*infos, strict=True)))
+        active -= set(ended)
+        refilled = ended[: len(waiting)]
+        if refilled:
+            for slot in refilled:
+                held[slot], age[slot] = waiting.popleft(), 0
+                parts[held[slot]] = []
+            active |= set(refilled)
+            fresh = begin([filters[i] for i in held])
+            mask = torch.zeros(slots, dtype=torch.bool)
+            mask[refilled] = True
+            mask = mask.to(state.step.device)
+            state, target = pytree.tree_map(lambda new, old, mask=mask: _choose(mask, new, old), fresh, (state, target))
+
+
+def _rests(infos: Sequence[Info], tolerance: float, patience: int) -> bool:
+    """Whether one filter's best score has stopped to rise over its last steps."""
+    score, finite, alive = (torch.cat([getattr(i, name) for i in infos]) for name in ("score", "finite", "alive"))
+    if len(score) < 2 * patience or (bool(finite.all()) and not bool(alive.any())):
+        return False
+    best = torch.where(finite, score, -torch.inf).cummax(0).values
+    before, now = float(best[-1 - patience]), float(best[-1])
+    return not now > before + tolerance * abs(before)
+
+
+def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+def _padded(column: Tensor, length: int) -> Tensor:
+    rest = column.new_full((length - len(column),), torch.nan if column.is_floating_point() else False)
+    return torch.cat([column, rest])
