@@ -23,7 +23,7 @@ INPUT_SIZE = 224  # px
 WEIGHTS_FILE = "squeezenet1_0-imagenet.safetensors"
 
 # (degrees counter-clockwise, scale, px to the right, px down), each value spread over its range so that
-# every quarter of the plane of shifts, both turns and both zooms occur.
+# every quarter of the plane of shifts, both turns and both zooms occur. The px are those of a 224 px image.
 VIEWS = (
     (-5.0, 0.98, 3.0, -7.0),
     (4.0, 1.05, -8.0, 2.0),
@@ -96,7 +96,15 @@ def rectified(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def filter_means(images: Tensor, model: nn.Module, layer: str, filters: Sequence[int]) -> Tensor:
+def filter_means(
+    images: Tensor,
+    model: nn.Module,
+    layer: str,
+    filters: Sequence[int],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
     """Mean positive part of channel `filters[i]` for image `i`.
 
     Args:
@@ -104,37 +112,66 @@ def filter_means(images: Tensor, model: nn.Module, layer: str, filters: Sequence
         model: The model, in eval mode.
         layer: Full name of the module, with output (n, c, h', w').
         filters: n channels.
+        mean, std: Normalisation of the model's input, per channel.
 
     Returns:
         (n,) means over the positions.
     """
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = images.new_tensor(IMAGENET_STD)[:, None, None]
+    center, spread = (images.new_tensor(v)[:, None, None] for v in (mean, std))
     with torch.no_grad(), rectified(model.get_submodule(layer)) as caught:
-        model((images - mean) / std)
+        model((images - center) / spread)
     index = torch.arange(len(filters), device=images.device)
     return caught[-1][index, torch.tensor(filters, device=images.device)].mean(dim=(-2, -1))
 
 
-def evaluate(images: Tensor, model: nn.Module, layer: str, filters: Sequence[int]) -> Score:
+def check_input(input_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check what a model is said to expect as its input.
+
+    Args:
+        input_size: Height and width in px, at least 2.
+        mean, std: Three numbers each, `std` above 0.
+
+    Raises:
+        ValueError: If something is out of range.
+    """
+    if input_size < 2:
+        raise ValueError(f"input_size {input_size}: expected at least 2 px")
+    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
+        raise ValueError(f"mean {tuple(mean)}, std {tuple(std)}: expected three numbers each, std above 0")
+
+
+def evaluate(
+    images: Tensor,
+    model: nn.Module,
+    layer: str,
+    filters: Sequence[int],
+    *,
+    input_size: int = INPUT_SIZE,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Score:
     """Score images by the positive part of their filters: as they are, and under eight fixed views.
 
-    The images are resized to the model's 224 px first (antialiased bilinear), so that a shift in px means
-    the same for images of every size. Saturation is of the images as given.
+    The images are resized to the model's input size first (antialiased bilinear), so that a shift in px means
+    the same for images of every size; for models of other sizes than 224 px the shifts are multiplied by
+    `input_size / 224`. Saturation is of the images as given.
 
     Args:
         images: (n, 3, h, w) in [0, 1].
-        model: A model of ImageNet-normalised 224 px images, in eval mode, on the images' device.
+        model: A model of square three-channel images, in eval mode, on the images' device.
         layer: Full name of the module, with output (n, c, h', w').
         filters: The n channels that the images are of.
+        input_size: Height and width of the model's input in px.
+        mean, std: Normalisation of the model's input, per channel; ImageNet's by default.
 
     Returns:
         The `Score`.
 
     Raises:
         ValueError: If the images are not (n, 3, h, w) in [0, 1] with one filter each, the model is in
-            training mode, or has no such layer.
+            training mode, or has no such layer; or as `check_input`.
     """
+    check_input(input_size, mean, std)
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(filters):
         expected = f"({len(filters)}, 3, h, w), one image per filter"
         raise ValueError(f"images {tuple(images.shape)}: expected {expected}")
@@ -146,10 +183,15 @@ def evaluate(images: Tensor, model: nn.Module, layer: str, filters: Sequence[int
         raise ValueError(f"layer {layer!r}: the model has {names}")
     images = images.detach()
     resized = images
-    if tuple(images.shape[-2:]) != (INPUT_SIZE, INPUT_SIZE):
-        resized = F.interpolate(images, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
-    plain = filter_means(resized, model, layer, filters)
-    views = [filter_means(fixed_view(resized, *view), model, layer, filters) for view in VIEWS]
+    if tuple(images.shape[-2:]) != (input_size, input_size):
+        resized = F.interpolate(images, (input_size, input_size), mode="bilinear", antialias=True)
+
+    def means(batch: Tensor) -> Tensor:
+        return filter_means(batch, model, layer, filters, mean=mean, std=std)
+
+    unit = input_size / INPUT_SIZE  # px of this model's input in a px of 224
+    plain = means(resized)
+    views = [means(fixed_view(resized, turn, zoom, right * unit, down * unit)) for turn, zoom, right, down in VIEWS]
     robust = torch.stack(views).mean(dim=0)
     saturation = ((images < 0.02) | (images > 0.98)).float().mean(dim=(1, 2, 3))
     return Score(plain.mean().item(), robust.mean().item(), saturation.mean().item(), plain, robust, saturation)

@@ -1,12 +1,13 @@
 """Activation and saturation against seconds: how soon does each method reach what the script reaches in 128 steps?
 
-On the trained SqueezeNet; the script and the evaluator are made for its input. Scores are those of
+On layers of two trained models: SqueezeNet, where its weights are there, and TextureNet, which is not of the size and
+normalisation that the script was published for (:mod:`benchmarks.reference` says what is scaled). Scores are those of
 :mod:`benchmarks.evaluate`, on the best image of the run, and are taken outside of the timed sections. The two methods
 take turns, so that whatever else the machine does meets both.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -16,9 +17,12 @@ from torch import Tensor
 import featvis_func as fv
 from benchmarks.common import RESULTS, Case, cases, report
 from benchmarks.evaluate import evaluate
-from benchmarks.reference import make_reference_step
+from benchmarks.reference import Progress, make_reference_step
 from benchmarks.step import FILTERS, OurStep
 
+# Early, middle and late.
+SQUEEZENET_LAYERS = ("features.4.expand3x3", "features.9.expand3x3", "features.12.expand1x1")
+TEXTURENET_LAYERS = ("block4.conv", "block6.conv")
 BASELINE_MARKS = (8, 16, 32, 64, 128)
 # Runs of their own, since the learning rate falls over a run.
 OUR_RUNS = (12, 16, 20, 24, 32, 64)
@@ -34,14 +38,49 @@ class Point(NamedTuple):
     saturation: float
 
 
-def measure(case: Case, device: str) -> tuple[dict[str, object], Tensor]:
-    """Runs both methods; also returns images ``(2 n, 3, h, w)``: the script's at its end, then ours when as good."""
-    baseline = make_reference_step(case.model.module, case.layer, list(FILTERS), size=case.model.size[0])
+class Comparison(NamedTuple):
+    """The script at its last mark against the first of our runs that is as good; None where no run is."""
 
-    def point(steps: int, seconds: float, images: Tensor) -> Point:
-        score = evaluate(images, case.model.module, case.layer, list(FILTERS))
-        return Point(steps, seconds, score.robust, score.plain, score.saturation)
+    steps_to_baseline: int | None
+    time_ratio: float | None
+    """Seconds of the script in one second of ours."""
+    saturation_ratio: float | None
+    """Ours by the script's; says little where the script's is near 0."""
+    saturation_baseline: float
+    saturation_ours: float | None
 
+
+def trained_cases(device: str) -> list[Case]:
+    """Each layer that is compared; SqueezeNet's only where its weights are there."""
+    squeezenet = [case for case in cases(("squeezenet1_0",), device) if case.trained]
+    found = [case._replace(layer=layer) for case in squeezenet for layer in SQUEEZENET_LAYERS]
+    texturenet = fv.load_model("texturenet")
+    texturenet = texturenet._replace(module=texturenet.module.to(device))
+    return found + [Case(texturenet.name, texturenet, layer, True) for layer in TEXTURENET_LAYERS]
+
+
+def measure(case: Case, device: str) -> tuple[list[Point], list[Point], Tensor]:
+    """Runs both methods.
+
+    Returns:
+        The script's points, at its marks; ours, one per run; and images ``(2 n, 3, h, w)``: the script's at its end,
+        then ours of the first run that is as good, or else of the last.
+    """
+    model, filters = case.model, list(FILTERS)
+    size = model.size[0]
+
+    def script() -> Callable[[], Progress]:
+        return make_reference_step(model.module, case.layer, filters, input_size=size, mean=model.mean, std=model.std)
+
+    def point(method: str, steps: int, seconds: float, images: Tensor) -> Point:
+        score = evaluate(images, model.module, case.layer, filters, input_size=size, mean=model.mean, std=model.std)
+        found = Point(steps, seconds, score.robust, score.plain, score.saturation)
+        values = "  ".join(f"{name} {value:.4g}" for name, value in found._asdict().items())
+        print(f"{case.name} {case.layer}  {method:8}  {values}", flush=True)
+        return found
+
+    script()()  # warm-up
+    baseline = script()
     theirs: list[Point] = []
     ours: list[Point] = []
     pictures: list[Tensor] = []
@@ -52,27 +91,31 @@ def measure(case: Case, device: str) -> tuple[dict[str, object], Tensor]:
         run.state = run.start
         seconds = _timed(run, steps, device)[0]
         pictures.append(run.state.best.image)
-        ours.append(point(steps, seconds, pictures[-1]))
+        ours.append(point("ours", steps, seconds, pictures[-1]))
         # Then a part of the script's one run, up to its marks.
         last = turn == len(OUR_RUNS) - 1
         for mark in BASELINE_MARKS[turn:] if last else BASELINE_MARKS[turn : turn + 1]:
             seconds, progress = _timed(baseline, mark - done, device)
             done, spent = mark, spent + seconds
             shown = torch.stack([b.image for b in progress.best])
-            theirs.append(point(mark, spent, shown))
-    goal = theirs[-1]
-    reached = next((i for i, p in enumerate(ours) if p.robust >= goal.robust), None)
-    there = None if reached is None else ours[reached]
-    data = {
-        "layer": case.layer,
-        "filters": len(FILTERS),
-        "baseline": [p._asdict() for p in theirs],
-        "ours": [p._asdict() for p in ours],
-        "steps_to_baseline": there and there.steps,
-        "time_ratio": there and goal.seconds / there.seconds,
-        "saturation_ratio": there and there.saturation / max(goal.saturation, 1e-6),
-    }
-    return data, torch.cat([shown, pictures[-1 if reached is None else reached]])
+            theirs.append(point("baseline", mark, spent, shown))
+    reached = first_as_good(theirs, ours)
+    return theirs, ours, torch.cat([shown, pictures[-1 if reached is None else reached]])
+
+
+def first_as_good(theirs: Sequence[Point], ours: Sequence[Point]) -> int | None:
+    """Index of the first of our runs that is at least as robust as the script at its last mark."""
+    return next((i for i, p in enumerate(ours) if p.robust >= theirs[-1].robust), None)
+
+
+def compare(theirs: Sequence[Point], ours: Sequence[Point]) -> Comparison:
+    """What the curves come to."""
+    goal, reached = theirs[-1], first_as_good(theirs, ours)
+    if reached is None:
+        return Comparison(None, None, None, goal.saturation, None)
+    run = ours[reached]
+    saturation = run.saturation / max(goal.saturation, 1e-6)
+    return Comparison(run.steps, goal.seconds / run.seconds, saturation, goal.saturation, run.saturation)
 
 
 def _timed(call: Callable[[], Any], times: int, device: str) -> tuple[float, Any]:
@@ -86,22 +129,29 @@ def _timed(call: Callable[[], Any], times: int, device: str) -> tuple[float, Any
 
 
 def main(device: str, rounds: int) -> None:
-    """Prints and writes the curves, and the pictures side by side. One run each: ``rounds`` has no effect."""
-    squeezenet = [case for case in cases(("squeezenet1_0",), device) if case.trained]
-    if not squeezenet:
-        print("quality: skipped, no trained SqueezeNet; FEATVIS_WEIGHTS names the file of its weights")
-        return
-    data: dict[str, object] = {}
-    table: list[list[object]] = [["model layer", "method", "steps", "seconds", "robust", "plain", "saturation"]]
-    for case in squeezenet:
+    """Prints the curves' points as they come, and what they come to; writes these and the pictures, side by side.
+
+    One run each: ``rounds`` has no effect.
+    """
+    todo = trained_cases(device)
+    if not any(case.name == "squeezenet1_0" for case in todo):
+        print("quality: TextureNet alone; FEATVIS_WEIGHTS names the file of SqueezeNet's weights")
+    data: dict[str, dict[str, object]] = {}
+    table: list[list[object]] = [["model layer", *Comparison._fields]]
+    RESULTS.mkdir(exist_ok=True)
+    for case in todo:
+        theirs, ours, images = measure(case, device)
+        outcome = compare(theirs, ours)
         name = f"{case.name} {case.layer}"
-        data[name], images = measure(case, device)
-        entry: dict = data[name]  # type: ignore[assignment]
-        for method in ("baseline", "ours"):
-            table += [[name, method, *(p[k] for k in Point._fields)] for p in entry[method]]
-        ratio, sat = entry["time_ratio"], entry["saturation_ratio"]
-        table.append([name, "time ratio", entry["steps_to_baseline"], ratio or "-", "", "saturation ratio", sat or "-"])
-        RESULTS.mkdir(exist_ok=True)
+        data[name] = {
+            "layer": case.layer,
+            "size": case.model.size[0],
+            "filters": len(FILTERS),
+            "baseline": [p._asdict() for p in theirs],
+            "ours": [p._asdict() for p in ours],
+            **outcome._asdict(),
+        }
+        table.append([name, *("-" if value is None else value for value in outcome)])
         sheet(images).save(RESULTS / f"quality-{case.name}-{case.layer}.png")
     report("quality", device, {"cases": data}, table)
 

@@ -30,6 +30,11 @@ Deviations, none of which changes a result:
 *   The global random state is forked: the script draws from the global generator.
 *   Three-channel images only. For others the script skips the sigmoid and then fails on its own bounds check.
     The check itself is left out: a sigmoid cannot fail it.
+
+One deviation concerns models of another input than 224 px and ImageNet's normalisation, for which there is no
+published script: with `k = input_size / 224`, the pad is `round(16 k)` px and the translations `8 k / W` and
+`4 k / W`, the view is resized to `round(256 k)` px, and the preset crops `input_size` and takes the model's own
+mean and std. So as much of the image is seen, and it moves as far, as at 224 px, up to the rounding.
 """
 
 import time
@@ -43,12 +48,16 @@ from torch.nn.modules.module import register_module_forward_hook
 from torchvision.models import SqueezeNet1_0_Weights
 from torchvision.transforms import v2
 
+from benchmarks.evaluate import IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZE, check_input
+
 INIT_SCALE = 0.01  # standard deviation of the initial spectrum
 DECAY = 1.0  # power of the frequency that the amplitude falls with
 MAGIC = 4.0  # the published script takes it over from Lucid
 COLOR = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))  # Lucid's SVD square root of the
 COLOR_NORM = 0.46195  # ImageNet colour correlation, and the largest norm of its columns
 PAD = 16  # px on each side, filled with 0.5
+SHIFTS = (8, 4)  # px, before and after scale and rotation
+RESIZE = 256  # px, before the centre-crop to the input size
 GRADIENT_EPSILON = 1e-8
 GRADIENT_NOISE = 1e-6  # the standard deviation; as the variance it lowers the scores by a quarter
 GRADIENT_CLIP = 0.1
@@ -116,38 +125,58 @@ def decode(spectrum: Tensor, scale: Tensor, color: Tensor, width: int) -> Tensor
     return torch.sigmoid((pixels.movedim(1, -1) @ color.T).movedim(-1, 1))
 
 
-def random_view(size: int) -> Callable[[Tensor], Tensor]:
+def resize_size(input_size: int) -> int:
+    """Side in px of what the centre-crop to the input size is taken from: 256 for 224."""
+    return round(RESIZE * input_size / INPUT_SIZE)
+
+
+def random_view(size: int, *, input_size: int = INPUT_SIZE) -> Callable[[Tensor], Tensor]:
     """The published chain of random steps, up to and with the resize to 256 px.
 
     Draws from the global generator, once for the whole batch.
 
     Args:
         size: Height and width of the image in px.
+        input_size: Height and width of the model's input in px; pad, shifts and resize are proportional to it.
 
     Returns:
-        A function (n, 3, size, size) -> (n, 3, 256, 256).
+        A function (n, 3, size, size) -> (n, 3, r, r) with r of `resize_size`.
     """
+    unit = input_size / INPUT_SIZE
+    first, second = (shift * unit / size for shift in SHIFTS)
+    resized = resize_size(input_size)
     return v2.Compose(
         [
-            v2.Pad(PAD, fill=0.5),
-            v2.RandomAffine(degrees=(0.0, 0.0), translate=(8 / size, 8 / size)),
+            v2.Pad(round(PAD * unit), fill=0.5),
+            v2.RandomAffine(degrees=(0.0, 0.0), translate=(first, first)),
             v2.RandomAffine(degrees=(0.0, 0.0), scale=(0.95, 1.05)),
             v2.RandomAffine(degrees=(-5.0, 5.0)),
-            v2.RandomAffine(degrees=(0.0, 0.0), translate=(4 / size, 4 / size)),
+            v2.RandomAffine(degrees=(0.0, 0.0), translate=(second, second)),
             v2.CenterCrop([size, size]),
-            v2.Resize([256, 256], interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
+            v2.Resize([resized, resized], interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
         ]
     )
 
 
-def preset() -> Callable[[Tensor], Tensor]:
+def preset(
+    *,
+    input_size: int = INPUT_SIZE,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Callable[[Tensor], Tensor]:
     """The torchvision preset of ImageNet weights: resize 256, centre-crop 224, normalise.
 
+    Args:
+        input_size: Height and width of the model's input in px; the resize is proportional to it.
+        mean, std: Normalisation of the model's input, per channel.
+
     Returns:
-        A function (n, 3, h, w) in [0, 1] -> (n, 3, 224, 224).
+        A function (n, 3, h, w) in [0, 1] -> (n, 3, input_size, input_size).
     """
     # SqueezeNet, ResNet-18 and GoogLeNet (V1 weights) share this preset.
-    return SqueezeNet1_0_Weights.IMAGENET1K_V1.transforms()
+    return SqueezeNet1_0_Weights.IMAGENET1K_V1.transforms(
+        crop_size=input_size, resize_size=resize_size(input_size), mean=tuple(mean), std=tuple(std)
+    )
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
@@ -226,7 +255,10 @@ def make_reference_step(
     layer: str,
     filters: Sequence[int],
     *,
-    size: int = 224,
+    size: int | None = None,
+    input_size: int = INPUT_SIZE,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     lr: float = 0.05,
     seed: int = 0,
     objective: str = "channel",
@@ -238,10 +270,12 @@ def make_reference_step(
     a model is.
 
     Args:
-        model: A classifier of (n, 3, 224, 224) ImageNet-normalised images, in eval mode.
+        model: A classifier of (n, 3, input_size, input_size) normalised images, in eval mode.
         layer: Name, or end of the name, of a module with (n, c, h', w') output.
         filters: The n channels to maximise, one image each; in one batch.
-        size: Height and width of the images in px.
+        size: Height and width of the images in px. Default: the model's input size.
+        input_size: Height and width of the model's input in px.
+        mean, std: Normalisation of the model's input, per channel; ImageNet's by default.
         lr: Learning rate of Adam.
         seed: Seed of the initial spectrum, the views and the noise.
         objective: "channel" (mean over the map), "neuron" (its centre), or "layer" (in the script: channel
@@ -258,8 +292,10 @@ def make_reference_step(
         raise ValueError("model is in training mode: expected eval mode (call model.eval())")
     if objective not in ("channel", "neuron", "layer"):
         raise ValueError(f"objective {objective!r}: expected 'channel', 'neuron' or 'layer'")
-    if size < 2:
-        raise ValueError(f"size {size}: expected at least 2 px")
+    check_input(input_size, mean, std)
+    side = input_size if size is None else size
+    if side < 2:
+        raise ValueError(f"size {side}: expected at least 2 px")
     if not filters or min(filters) < 0:
         raise ValueError(f"filters {list(filters)}: expected one or more channel numbers from 0 on")
 
@@ -269,8 +305,8 @@ def make_reference_step(
     channels = list(range(len(filters))) if objective == "layer" else [int(index) for index in filters]
 
     color = (torch.tensor(COLOR) / COLOR_NORM).to(device)
-    scale = spectrum_scale(size, size).to(device)
-    view, normalise = random_view(size), preset()
+    scale = spectrum_scale(side, side).to(device)
+    view, normalise = random_view(side, input_size=input_size), preset(input_size=input_size, mean=mean, std=std)
     with own_random(device) as save:
         torch.manual_seed(seed)
         noise = torch.randn(len(channels), 3, *scale.shape, 2)
@@ -289,7 +325,7 @@ def make_reference_step(
         return [output[index, channel] for index, channel in enumerate(channels)]
 
     def iterate() -> list[float]:
-        image = decode(spectrum, scale, color, size)
+        image = decode(spectrum, scale, color, side)
         with catch(target) as caught:
             model(normalise(view(image)))
         if not caught:
@@ -305,7 +341,7 @@ def make_reference_step(
         gradient = gradient / (gradient.norm() + GRADIENT_EPSILON)  # norm over the whole batch
         spectrum.grad = gradient + GRADIENT_NOISE * torch.randn_like(gradient)
         with torch.no_grad():  # before the update: the very image whose objective was measured
-            decoded = decode(spectrum, scale, color, size)
+            decoded = decode(spectrum, scale, color, side)
         nn.utils.clip_grad_norm_([spectrum], GRADIENT_CLIP)
         optimizer.step()
 
@@ -335,7 +371,10 @@ def reference(
     filters: Sequence[int],
     *,
     steps: int,
-    size: int = 224,
+    size: int | None = None,
+    input_size: int = INPUT_SIZE,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     lr: float = 0.05,
     seed: int = 0,
     objective: str = "channel",
@@ -343,11 +382,13 @@ def reference(
     """Run the published script on one batch of filters.
 
     Args:
-        model: A classifier of (n, 3, 224, 224) ImageNet-normalised images, in eval mode.
+        model: A classifier of (n, 3, input_size, input_size) normalised images, in eval mode.
         layer: Name, or end of the name, of a module with (n, c, h', w') output.
         filters: The n channels to maximise, one image each; in one batch.
         steps: Number of iterations (the published entry points take 256 and 30).
-        size: Height and width of the images in px.
+        size: Height and width of the images in px. Default: the model's input size.
+        input_size: Height and width of the model's input in px.
+        mean, std: Normalisation of the model's input, per channel; ImageNet's by default.
         lr: Learning rate of Adam.
         seed: Seed of the initial spectrum, the views and the noise.
         objective: "channel", "neuron" or "layer"; see `make_reference_step`.
@@ -360,7 +401,18 @@ def reference(
     """
     if steps < 1:
         raise ValueError(f"steps {steps}: expected at least 1")
-    run = make_reference_step(model, layer, filters, size=size, lr=lr, seed=seed, objective=objective)
+    run = make_reference_step(
+        model,
+        layer,
+        filters,
+        size=size,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        lr=lr,
+        seed=seed,
+        objective=objective,
+    )
     history: list[list[float]] = []
     seconds: list[float] = []
     best: list[Best] = []

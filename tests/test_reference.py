@@ -1,4 +1,4 @@
-"""The eager baseline keeps the published script's quirks; the evaluator is its plain formula."""
+"""The eager baseline keeps the published script's quirks; the evaluator is its plain formula; what both come to."""
 
 from pathlib import Path
 
@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torchvision.models import SqueezeNet1_0_Weights
 from torchvision.transforms import v2
 
+from benchmarks import quality
 from benchmarks import reference as baseline
 from benchmarks.evaluate import (
     IMAGENET_MEAN,
@@ -19,6 +21,7 @@ from benchmarks.evaluate import (
     load_squeezenet,
 )
 from benchmarks.reference import make_reference_step, preset, random_view, reference
+from featvis_func.models import Model
 
 
 def tiny_cnn(*, inplace: bool = False) -> nn.Sequential:
@@ -186,6 +189,69 @@ def test_view_draws_once_for_the_batch_and_fills_black() -> None:
     assert white.min() < 0.1
 
 
+def test_preset_is_that_of_the_weights() -> None:
+    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(preset()(images), SqueezeNet1_0_Weights.IMAGENET1K_V1.transforms()(images))
+
+
+@pytest.mark.parametrize("size", [96, 112, 224, 299])
+def test_other_input_sizes_keep_the_geometry(size: int) -> None:
+    image = torch.zeros(1, 3, size, size, requires_grad=True)
+    side = baseline.resize_size(size)
+    seen = preset(input_size=size)(v2.Resize([side, side], antialias=True)(image))
+    assert seen.shape == (1, 3, size, size)
+    seen.sum().backward()
+    assert image.grad is not None
+    shares = (image.grad[0, 0] != 0).sum(dim=1) / size
+    # 196 of 224 px and what the interpolation reaches further; the side of the resize is rounded, too.
+    assert shares.max() == pytest.approx(196 / 224, abs=3 / size)
+
+    view = random_view(size, input_size=size)
+    pad, first, _, _, second, _, resize = getattr(view, "transforms")  # noqa: B009
+    assert pad.padding == round(16 * size / 224)
+    assert first.translate == pytest.approx([8 / 224, 8 / 224])
+    assert second.translate == pytest.approx([4 / 224, 4 / 224])
+    assert resize.size == [side, side] == [round(256 * size / 224)] * 2
+
+
+def test_preset_takes_the_model_own_normalisation() -> None:
+    mean, std = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
+    images = torch.rand(1, 3, 110, 110, generator=torch.Generator().manual_seed(0))
+    crop = images[..., 7:103, 7:103]
+    expected = (crop - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(preset(input_size=96, mean=mean, std=std)(images), expected)
+
+
+def test_reference_gives_texturenet_what_it_expects(texturenet: Model) -> None:
+    model, mean, std = texturenet.module, texturenet.mean, texturenet.std
+    inputs: list[Tensor] = []
+
+    def record(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        del module
+        inputs.append(arguments[0].detach())
+
+    handle = model.register_forward_pre_hook(record)
+    try:
+        result = reference(model, "block4.conv", [0, 5], steps=6, input_size=96, mean=mean, std=std)
+    finally:
+        handle.remove()
+    assert [tuple(batch.shape) for batch in inputs] == [(2, 3, 96, 96)] * 6
+    assert result.images.shape == (2, 3, 96, 96)  # the images' size is the input's by default
+    assert result.activations.shape == (2, 24, 24)
+    assert (result.history[-1] > result.history[0]).all()
+
+    scale, color = baseline.spectrum_scale(96, 96), torch.tensor(baseline.COLOR) / baseline.COLOR_NORM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        spectrum = baseline.INIT_SCALE * torch.randn(2, 3, *scale.shape, 2)
+        view = random_view(96, input_size=96)(baseline.decode(spectrum, scale, color, 96))
+    assert view.shape == (2, 3, 110, 110)
+    torch.testing.assert_close(inputs[0], preset(input_size=96, mean=mean, std=std)(view))
+
+    smaller = reference(model, "block4.conv", [0], steps=1, size=64, input_size=96)
+    assert smaller.images.shape == (1, 3, 64, 64)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,7 +261,11 @@ def test_view_draws_once_for_the_batch_and_fills_black() -> None:
         ({"filters": [-1]}, "one or more"),
         ({"layer": "6"}, "expected an output"),
         ({"steps": 0}, "at least 1"),
-        ({"size": 1}, "at least 2 px"),
+        ({"size": 1}, "size 1: expected at least 2 px"),
+        ({"input_size": 1}, "input_size 1: expected at least 2 px"),
+        ({"mean": (0.5,)}, "three numbers each"),
+        ({"std": (0.5, 0.5)}, "three numbers each"),
+        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
         ({"objective": "class"}, "'neuron'"),
     ],
 )
@@ -244,6 +314,41 @@ def test_evaluator_resizes_to_the_model_input() -> None:
     small = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     large = F.interpolate(small, (224, 224), mode="bilinear", antialias=True)
     assert evaluate(small, model, "2", [0]).plain == evaluate(large, model, "2", [0]).plain
+
+
+def test_evaluator_scales_to_other_inputs(texturenet: Model) -> None:
+    model, filters = texturenet.module, [1, 6]
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (texturenet.mean, texturenet.std))
+
+    def by_hand(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            maps = model.get_submodule("block2.conv")(model.get_submodule("block1")((batch - mean) / std))
+        return torch.stack([maps[i, channel].clamp(min=0).mean() for i, channel in enumerate(filters)])
+
+    expected = {"input_size": 96, "mean": texturenet.mean, "std": texturenet.std}
+    score = evaluate(images, model, "block2.conv", filters, **expected)
+    torch.testing.assert_close(score.plain_per_filter, by_hand(images))
+    views = [(degrees, scale, right * 96 / 224, down * 96 / 224) for degrees, scale, right, down in VIEWS]
+    robust = sum((by_hand(fixed_view(images, *view)) for view in views), torch.zeros(2)) / 8
+    torch.testing.assert_close(score.robust_per_filter, robust)
+    large = F.interpolate(images, (150, 150), mode="bilinear", antialias=True)
+    small = F.interpolate(large, (96, 96), mode="bilinear", antialias=True)
+    resized = (evaluate(i, model, "block2.conv", filters, **expected) for i in (large, small))
+    assert len({found.plain for found in resized}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_size": 0}, "input_size 0"),
+        ({"mean": (0.5,) * 4}, "three numbers each"),
+        ({"std": (1.0, -1.0, 1.0)}, "std above 0"),
+    ],
+)
+def test_evaluator_rejects_an_impossible_input(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(torch.zeros(1, 3, 224, 224), tiny_cnn(), "2", [0], **arguments)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -300,3 +405,41 @@ def test_squeezenet_filter_is_found() -> None:
     before, after = (evaluate(image, model, layer, filters) for image in (first, last))
     assert after.plain > 3 * before.plain
     assert after.robust > 3 * before.robust
+
+
+def test_comparison_takes_the_first_run_that_is_as_good() -> None:
+    script = [quality.Point(64, 30.0, 900.0, 0.0, 0.3), quality.Point(128, 60.0, 1000.0, 0.0, 0.02)]
+    runs = [
+        quality.Point(12, 3.0, 950.0, 0.0, 0.0),
+        quality.Point(16, 4.0, 1000.0, 0.0, 0.01),
+        quality.Point(20, 5.0, 1100.0, 0.0, 0.5),
+    ]
+    assert quality.compare(script, runs) == (16, 15.0, 0.5, 0.02, 0.01)
+    assert quality.compare(script, runs[:1]) == (None, None, None, 0.02, None)
+    clear = [script[1]._replace(saturation=0.0)]
+    assert quality.compare(clear, runs).saturation_ratio == pytest.approx(0.01 / 1e-6)
+    assert quality.compare(clear, runs).saturation_baseline == 0.0
+
+
+def test_quality_measures_a_model_of_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATVIS_WEIGHTS", "absent")
+    monkeypatch.setattr(quality, "BASELINE_MARKS", (1, 2, 3))
+    monkeypatch.setattr(quality, "OUR_RUNS", (1, 2))
+    todo = quality.trained_cases("cpu")
+    assert [(case.name, case.layer) for case in todo] == [("texturenet", layer) for layer in quality.TEXTURENET_LAYERS]
+    script, ours, images = quality.measure(todo[0], "cpu")
+    assert [point.steps for point in script] == [1, 2, 3]
+    assert [point.steps for point in ours] == [1, 2]
+    assert all(point.seconds > 0 and point.robust > 0 for point in (*script, *ours))
+    assert script[0].seconds < script[1].seconds < script[2].seconds
+    assert images.shape == (16, 3, 96, 96)
+    sheet = quality.sheet(images)
+    assert sheet.width > 3 * sheet.height
+
+
+def test_quality_covers_layers_of_squeezenet(squeezenet: Model) -> None:
+    todo = [case for case in quality.trained_cases("cpu") if case.name == "squeezenet1_0"]
+    assert "features.9.expand3x3" in (layers := [case.layer for case in todo])
+    assert len(set(layers)) == 3
+    assert {case.model.size for case in todo} == {squeezenet.size}
+    assert all(dict(case.model.module.named_modules()).get(layer) for case, layer in zip(todo, layers, strict=True))
