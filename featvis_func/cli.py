@@ -85,7 +85,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     render.add_argument("--optimizer", default="default", help="default or published (default: default)")
     render.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
-    render.add_argument("--batch-size", type=int, default=8, help="filters rendered at once (default: %(default)s)")
+    render.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        help="filters rendered at once (default: what suits the device)",
+    )
+    render.add_argument(
+        "--tolerance", type=float, metavar="SHARE", help="stop a filter that rises by less than this share in 8 steps"
+    )
+    render.add_argument(
+        "--precision", default="auto", help="of the model: auto, float32 or bfloat16 (default: %(default)s)"
+    )
+    render.add_argument(
+        "--compile", default="auto", help="auto (where it pays), yes, no or cudagraphs (default: %(default)s)"
+    )
+    render.add_argument("--deterministic", action="store_true", help="bit-equal reruns on CUDA, too; slower there")
     render.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
     render.add_argument(
         "--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)"
@@ -119,6 +134,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(h), int(w or h)
 
 
+def _batch_size(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch size; expected a number, or auto")
+    return text if text == "auto" else int(text)
+
+
 def _render(arguments: argparse.Namespace) -> int:
     filters = filter_numbers(arguments.filters)
     if arguments.layer is None and arguments.model != _DEFAULT_MODEL:
@@ -146,7 +167,11 @@ def _render(arguments: argparse.Namespace) -> int:
             optimizer=arguments.optimizer,
             lr=arguments.lr,
             batch_size=arguments.batch_size,
+            tolerance=arguments.tolerance,
             device=device,
+            precision=arguments.precision,
+            compile=arguments.compile,
+            deterministic=arguments.deterministic,
         )
         files = result.save(arguments.out)
     except BaseException:

@@ -12,6 +12,7 @@ from conftest import TINY_SIZE, make_tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from featvis_func import ops
 from featvis_func.features import Features, Layer, list_layers, make_features, resolve_layer
 from featvis_func.models import Model, load_model
 
@@ -574,3 +575,144 @@ def test_tracing_again_leaves_nothing_behind() -> None:
 
     first = environments()
     assert [environments() for _ in range(3)] == [first] * 3
+
+
+# --- the graph rewritten ---------------------------------------------------------------------------------------------
+
+
+class Stem(nn.Module):
+    """A strided first convolution, then pools, where the rewriting has most to lose: odd sides, ceil_mode, ties."""
+
+    def __init__(
+        self, channels: int, kernel: int | tuple[int, int], stride: int, padding: int | tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 8, kernel, stride, padding)
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        return self.last(torch.relu(self.pool(x) + self.pool(x.flip(1))))
+
+
+@pytest.mark.parametrize("size", [(21, 26), (32, 32), (19, 23)], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding"),
+    [
+        (3, 7, 2, 3),
+        (3, 7, 2, 0),
+        (1, 5, 2, 2),
+        (4, 3, 2, 1),
+        (3, (3, 6), 3, (1, 2)),
+        (3, 4, 4, 0),
+        (3, 2, 4, 0),
+        (2, 11, 4, 2),
+    ],
+)
+def test_a_strided_stem_has_the_same_values_and_gradient(
+    channels: int, kernel: int, stride: int, padding: int, size: tuple[int, int]
+) -> None:
+    module = seeded(lambda: Stem(channels, kernel, stride, padding)).double()
+    model = load_model(module, size=size, mean=[0.0] * channels, std=[1.0] * channels)
+    for layers in (["last"], ["conv"], ["conv", "pool", "last"]):
+        features = make_features(model, layers)
+        assert features.exported
+        images = images_for(model, 2).requires_grad_()
+        expected = by_gradient(module, layers, images)
+        found = features.apply(features.weights, images)
+        gradient = torch.autograd.grad(torch.stack([(v**2).sum() for v in found.values()]).sum(), images)[0]
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+
+
+def by_gradient(module: nn.Module, layers: Sequence[str], images: Tensor) -> Tensor:
+    """The gradient of the sum of squares of some layers at their last calls."""
+    caught: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(child: nn.Module, args: Any, output: Tensor) -> None:
+            caught[name] = output.clone()
+
+        return hook
+
+    handles = [module.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    module(images)
+    for handle in handles:
+        handle.remove()
+    return torch.autograd.grad(torch.stack([(v**2).sum() for v in caught.values()]).sum(), images)[0]
+
+
+def test_a_stem_is_widened_and_pools_kept_whole_on_the_cpu() -> None:
+    model = load_model(seeded(lambda: Stem(3, 7, 2, 3)), size=32)
+    weights = make_features(model, ["last"]).weights
+    assert weights["conv.weight"].shape == (8, 16, 4, 4)
+    plain = make_features(load_model(seeded(lambda: Stem(3, 3, 1, 1)), size=32), ["last"]).weights
+    assert plain["conv.weight"].shape == (8, 3, 3, 3)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_a_pool_has_the_same_gradient_compiled(ceil_mode: bool) -> None:
+    torch._dynamo.reset()
+    images = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+    images = images.round(decimals=0)  # with ties
+
+    def total(images: Tensor) -> Tensor:
+        return (ops.max_pool2d(images.relu() * images, [3, 3], [2, 2], [1, 1], [1, 1], ceil_mode) ** 2).sum()
+
+    expected = torch.func.grad(total)(images)
+    reference = images.clone().requires_grad_()
+    pooled = nn.functional.max_pool2d(reference.relu() * reference, 3, 2, 1, ceil_mode=ceil_mode)
+    assert torch.equal(torch.autograd.grad((pooled**2).sum(), reference)[0], expected)
+    compiled = torch.compile(torch.func.grad(total), fullgraph=True)
+    torch.testing.assert_close(compiled(images), expected)
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_of_weights_and_activations(tiny: Model, precision: str) -> None:
+    dtype = getattr(torch, precision)
+    features = make_features(tiny, ["5"], precision=precision)
+    assert {w.dtype for w in features.weights.values()} == {dtype}
+    images = images_for(tiny, 3)
+    found = features.apply(features.weights, images)["5"]
+    assert found.dtype == dtype
+    close(found.float(), by_hook(tiny.module, ["5"], images)["5"], 1e-4 if precision == "float32" else 0.05)
+    assert {p.dtype for p in tiny.module.parameters()} == {torch.float32}
+
+
+def test_auto_is_bfloat16_where_the_hardware_has_it(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dtype(model: Model) -> torch.dtype:
+        return next(iter(make_features(model, ["5"]).weights.values())).dtype
+
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert dtype(tiny) == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert dtype(tiny) == torch.bfloat16
+    assert dtype(load_model(make_tiny().double(), size=TINY_SIZE)) == torch.float64
+
+
+class Insists(nn.Module):
+    """Computes in float32 by itself, which bfloat16 weights do not go with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.double().float())
+
+
+def test_a_model_that_does_not_run_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(seeded(Insists), size=8)
+    with pytest.raises(ValueError, match="Insists does not run in bfloat16: "):
+        make_features(model, ["conv"], precision="bfloat16")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert make_features(model, ["conv"]).weights["conv.weight"].dtype == torch.float32
+
+
+def test_an_unknown_precision(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):
+        make_features(tiny, ["5"], precision="half")

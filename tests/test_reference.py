@@ -416,9 +416,13 @@ def test_comparison_takes_the_first_run_that_is_as_good() -> None:
     ]
     assert quality.compare(script, runs) == (16, 15.0, 0.5, 0.02, 0.01)
     assert quality.compare(script, runs[:1]) == (None, None, None, 0.02, None)
+    burnt = [run._replace(saturation=0.026) for run in runs]
+    assert quality.compare(script, burnt).steps_to_baseline is None
     clear = [script[1]._replace(saturation=0.0)]
-    assert quality.compare(clear, runs).saturation_ratio == pytest.approx(0.01 / 1e-6)
-    assert quality.compare(clear, runs).saturation_baseline == 0.0
+    assert quality.compare(clear, runs).steps_to_baseline is None
+    faint = [run._replace(saturation=0.001) for run in runs]
+    assert quality.compare(clear, faint).saturation_ratio == pytest.approx(0.001 / 1e-6)
+    assert quality.compare(clear, faint).saturation_baseline == 0.0
 
 
 def test_quality_measures_a_model_of_another_size(monkeypatch: pytest.MonkeyPatch) -> None:

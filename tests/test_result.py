@@ -145,7 +145,7 @@ def test_save_writes_what_was_promised(tmp_path: Path) -> None:
     for path, image in zip(files[1:4], result.images, strict=True):
         np.testing.assert_array_equal(np.asarray(PIL.Image.open(path)), np.asarray(picture(image)))
     tensors = safetensors.torch.load_file(files[4])
-    for name in ("images", "activations", "scores", "best_step", "history"):
+    for name in ("images", "activations", "scores", "best_step", "history", "steps"):
         assert torch.equal(tensors.pop(name), getattr(result, name))
     assert tensors.pop("filters").tolist() == [9, 10, 11]
     assert not tensors

@@ -1,0 +1,360 @@
+"""Filters pass through a batch of fixed width: whoever shares it, and whatever it does when memory runs out."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import featvis_func as fv
+from featvis_func import execution, slots
+from featvis_func.execution import is_out_of_memory, planned_slots, repeatable
+from featvis_func.models import Model
+from featvis_func.rendering import render
+from featvis_func.result import Result
+from featvis_func.slots import Outcome, run_all
+from featvis_func.types import Best, Info, State
+
+STEPS = 12
+
+
+def toy_begin(filters: Sequence[int]) -> tuple[State, Tensor]:
+    """A state that counts; a filter's number is its target."""
+    count = len(filters)
+    zeros = torch.zeros(count)
+    best = Best(zeros - torch.inf, zeros[:, None, None, None], zeros, zeros.long() - 1)
+    return State(zeros, (), torch.zeros(count, 2, dtype=torch.int64), zeros.long(), best), torch.tensor(list(filters))
+
+
+class Toy:
+    """Rises by one a step until the step that is the filter's number; then it rests. Counts what it is asked."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.widths: list[int] = []
+
+    def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
+        self.widths.append(len(target))
+        if len(target) > self.most:
+            raise torch.OutOfMemoryError("too many")
+        score = torch.minimum(state.step, target).float()
+        better = score > state.best.score
+        best = Best(
+            torch.where(better, score, state.best.score),
+            torch.where(better[:, None, None, None], target[:, None, None, None].float(), state.best.image),
+            torch.where(better, score, state.best.activation),
+            torch.where(better, state.step, state.best.step),
+        )
+        alive = target > 0
+        return state._replace(step=state.step + 1, best=best), Info(score, score, alive, torch.ones_like(alive))
+
+
+def toy_run(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> Outcome:
+    return run_all(toy or Toy(), {}, toy_begin, filters, **{"steps": STEPS, **options})
+
+
+def expected(filters: Sequence[int], taken: Sequence[int]) -> Tensor:
+    history = torch.full((STEPS, len(filters)), torch.nan)
+    for i, (number, count) in enumerate(zip(filters, taken, strict=True)):
+        history[:count, i] = torch.arange(count).clamp_max(number)
+    return history
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 50])
+def test_every_filter_runs_to_its_end_in_the_order_asked_for(width: int) -> None:
+    filters = [7, 1, 30, 4, 9]
+    toy = Toy()
+    outcome = toy_run(filters, toy, slots=width)
+    assert torch.equal(outcome.info.score, expected(filters, [STEPS] * 5))
+    assert outcome.steps.tolist() == [STEPS] * 5
+    assert outcome.best.score.tolist() == [7, 1, 11, 4, 9]
+    assert outcome.best.step.tolist() == [7, 1, 11, 4, 9]
+    assert outcome.best.image.flatten().tolist() == filters
+    assert set(toy.widths) == {min(width, 5)}
+    assert len(toy.widths) == STEPS * -(-5 // min(width, 5))
+
+
+# A filter that rises until step k is looked at after 4, 8 and 12 steps; one of number 0 has no gradient and goes on.
+RESTS = {0: 12, 1: 8, 3: 8, 4: 12, 7: 12, 30: 12}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+@pytest.mark.parametrize("filters", [[0, 1, 3, 4, 7, 30], [30, 3, 1, 0, 7, 4]], ids=str)
+def test_a_filter_that_rests_gives_its_slot_away(filters: list[int], width: int) -> None:
+    toy = Toy()
+    outcome = toy_run(filters, toy, slots=width, tolerance=0.0, patience=4)
+    taken = [RESTS[number] for number in filters]
+    assert outcome.steps.tolist() == taken
+    torch.testing.assert_close(outcome.info.score, expected(filters, taken), equal_nan=True)
+    assert outcome.best.image.flatten().tolist() == filters
+    assert not outcome.info.alive[8:, filters.index(1)].any()
+    assert set(toy.widths) == {width}
+    # Whoever waits takes the first slot that is free.
+    free = [0] * width
+    for steps in taken:
+        free[free.index(min(free))] += steps
+    assert len(toy.widths) == max(free)
+
+
+def test_ages_that_are_no_multiples_of_the_patience_change_nothing() -> None:
+    filters = [30, 1, 3, 4, 7, 1, 30, 3]
+    one = toy_run(filters, slots=1, tolerance=0.0, patience=5)
+    for width in (2, 3, 8):
+        other = toy_run(filters, slots=width, tolerance=0.0, patience=5)
+        assert torch.equal(one.steps, other.steps)
+        torch.testing.assert_close(one.info.score, other.info.score, equal_nan=True)
+    assert set(one.steps.tolist()) == {10, 12}
+
+
+def test_the_tolerance_is_a_share_of_the_score() -> None:
+    # 11 after 12 steps against 7 after 8: 57% more.
+    assert toy_run([30], tolerance=0.5, patience=4).steps.item() == 12
+    assert toy_run([30], tolerance=1.0, patience=2).steps.item() == 6  # 5 against 3: 67% more
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_out_of_memory_halves_the_batch(most: int) -> None:
+    filters = list(range(1, 12))
+    toy = Toy(most)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outcome = toy_run(filters, toy, slots=8)
+    halved = [(8, 4), (4, 2), (2, 1)][: 3 if most == 1 else 2]
+    told = [f"out of memory with {a} filters at a time; going on with {b}" for a, b in halved]
+    assert [str(warning.message) for warning in caught] == told
+    torch.testing.assert_close(outcome.info.score, expected(filters, [STEPS] * 11))
+    assert toy.widths[-1] == (2 if most > 1 else 1)
+
+
+def test_what_was_finished_before_memory_ran_out_is_kept() -> None:
+    class Later(Toy):
+        def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
+            self.most = 4 if len(self.widths) < STEPS + 3 else 2
+            return super().__call__(weights, state, target)
+
+    toy = Later()
+    with pytest.warns(UserWarning, match="going on with 2"):
+        outcome = toy_run(range(1, 9), toy, slots=4)
+    assert outcome.best.image.flatten().tolist() == list(range(1, 9))
+    assert toy.widths == [4] * (STEPS + 4) + [2] * 2 * STEPS
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), MemoryError(), RuntimeError("something else")])
+def test_what_no_smaller_batch_helps_is_raised(error: Exception) -> None:
+    def step(*_: Any) -> Any:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_all(step, {}, toy_begin, [1], steps=1)
+
+
+def test_progress_comes_to_the_whole() -> None:
+    for options in ({}, {"tolerance": 0.0, "patience": 4, "slots": 2}):
+        done: list[int] = []
+        toy_run([1, 30, 3, 1, 7], progress=done.append, **options)
+        assert sum(done) == 5 * STEPS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"slots": 0}, "slots must be at least 1, got 0"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"tolerance": -0.1}, "tolerance must be finite and at least 0, got -0.1"),
+        ({"tolerance": float("nan")}, "tolerance must be finite and at least 0, got nan"),
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy_run([1], **options)
+
+
+# --- in a render ----------------------------------------------------------------------------------------------------
+
+
+def agree(a: Result, b: Result) -> None:
+    assert torch.equal(a.steps, b.steps)
+    torch.testing.assert_close(a.history, b.history, rtol=1e-3, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(a.images, b.images, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_a_render_with_a_tolerance_is_the_same_in_any_batch(tiny: Model, batch_size: int) -> None:
+    options: dict[str, Any] = {"steps": 40, "tolerance": 0.05, "views": "none", "optimizer": "published"}
+    whole = render(tiny, "5", batch_size=6, **options)
+    assert len(set(whole.steps.tolist())) > 1
+    assert (whole.steps < 40).any()
+    agree(render(tiny, "5", batch_size=batch_size, **options), whole)
+    full = render(tiny, "5", batch_size=6, **{**options, "tolerance": None})
+    for i, steps in enumerate(whole.steps.tolist()):
+        torch.testing.assert_close(full.history[:steps, i], whole.history[:steps, i])
+        assert whole.history[steps:, i].isnan().all()
+
+
+def test_out_of_memory_gives_the_same_images(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = render(tiny, "5", steps=4)
+    real = slots.run
+
+    def scarce(step: Any, weights: Any, state: State, target: Tensor, **options: Any) -> Any:
+        if len(target) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return real(step, weights, state, target, **options)
+
+    monkeypatch.setattr(slots, "run", scarce)
+    with pytest.warns(UserWarning, match="going on with 3"), pytest.warns(UserWarning, match="going on with 1"):
+        agree(render(tiny, "5", steps=4), whole)
+
+
+# --- the device -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("two", "six", "free", "slots"),
+    [
+        (300.0, 700.0, 10_200.0, 80),  # 100 + 100 n in 8160
+        (300.0, 700.0, 1_000.0, 7),
+        (300.0, 700.0, 10.0, 1),
+        (300.0, 300.0, 1e12, 256),
+        (300.0, 700.0, 1e12, 256),
+    ],
+)
+def test_the_batch_that_fills_a_memory(two: float, six: float, free: float, slots: int) -> None:
+    assert planned_slots(two, six, free) == slots
+
+
+def test_the_memory_is_probed_on_two_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy, held = Toy(), [0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9_000, 20_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: held.append(0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.widths[-1])
+    weights = {"w": torch.zeros(1)}
+    assert execution.slots_for_memory(toy, weights, toy_begin, [1]) == 80
+    assert toy.widths == [2, 6]
+    assert execution.slots_for_memory(Toy(1), weights, toy_begin, [1]) == 1
+    assert execution.slots_for_memory(toy, weights, toy_begin, [1], most=24) == 24
+
+
+def test_what_says_that_memory_ran_out() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55)
+    assert is_out_of_memory(caught.value)
+
+
+def test_deterministic_settings_are_put_back(tiny: Model) -> None:
+    settings: Any = torch.utils.deterministic
+
+    def now() -> tuple[bool, ...]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            settings.fill_uninitialized_memory,
+            torch.backends.cudnn.benchmark,
+        )
+
+    before = now()
+    with repeatable(True):
+        assert now() == (True, False, False, False)
+    assert now() == before
+    with pytest.raises(ValueError, match="finite"), repeatable(True):
+        toy_run([1], tolerance=-1.0)
+    assert now() == before
+    with repeatable(False):
+        assert now() == before
+    plain = render(tiny, "5", [0, 4], steps=3)
+    exact = render(tiny, "5", [0, 4], steps=3, deterministic=True)
+    assert now() == before
+    torch.testing.assert_close(exact.history, plain.history, rtol=1e-3, atol=1e-4)
+    again = render(tiny, "5", [0, 4], steps=3, deterministic=True)
+    assert torch.equal(again.images, exact.images)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_reruns_are_bit_equal_and_the_loop_does_not_wait(tiny: Model) -> None:
+    results = [render(tiny, "5", steps=4, device="cuda", deterministic=True, compile=False) for _ in range(2)]
+    assert torch.equal(results[0].images, results[1].images)
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+
+def chosen(compile: str, *, pixels: int = 1, exported: bool = True, device: str = "cpu") -> Any:
+    return execution.compiled_for(
+        Toy(), compile, device=torch.device(device), pixels=pixels, exported=exported, name="Net"
+    )
+
+
+def test_auto_compiles_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+
+    def compile_step(step: Any, *, cudagraphs: bool) -> Any:
+        made.append(cudagraphs)
+        return step
+
+    monkeypatch.setattr(execution, "compile_step", compile_step)
+    assert isinstance(chosen("auto"), Toy)
+    assert isinstance(chosen("no", pixels=10**12), Toy)
+    assert isinstance(chosen("auto", pixels=10**12, exported=False), Toy)
+    assert made == []
+    chosen("auto", pixels=10**12)
+    chosen("auto", device="cuda")
+    chosen("yes")
+    assert made == [False] * 3
+    chosen("cudagraphs")
+    assert made[3:] == [True]
+    with pytest.raises(ValueError, match="Net cannot be exported, and so not compiled"):
+        chosen("yes", exported=False)
+    with pytest.raises(ValueError, match="compile must be True, False or one of auto, yes, no, cudagraphs, got 'fast'"):
+        chosen("fast")
+
+
+def test_auto_goes_on_where_compiling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(execution, "compile_step", lambda *_, **__: broken)
+    step = chosen("auto", pixels=10**12)
+    begun = toy_begin([3])
+    with pytest.warns(UserWarning, match="goes on without torch.compile, which failed: no compiler here$"):
+        state, _ = step({}, *begun)
+    step({}, state, begun[1])
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        chosen("yes")({}, *begun)
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+def test_a_whole_layer_compiles_once(tiny: Model) -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    result = render(tiny, "5", steps=20, batch_size=2, tolerance=0.05, optimizer="published", compile=True)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert len(set(result.steps.tolist())) > 1
+    eager = render(tiny, "5", steps=20, batch_size=2, tolerance=0.05, optimizer="published", compile=False)
+    torch.testing.assert_close(result.history[:4], eager.history[:4], rtol=1e-3, atol=1e-4)
+
+
+def test_many_layers_compile_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, *, options, **o: real(step, backend="aot_eager", **o))
+    torch._dynamo.reset()
+    count = torch._dynamo.config.recompile_limit + 2
+    net = torch.nn.Sequential(*[torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(count)]).eval()
+    model = fv.load_model(net, size=8)
+    for layer in range(count):
+        assert render(model, str(layer), [0], steps=1, compile=True).status == ("ok",)
+
+
+def test_leaves_of_an_outcome_have_the_filters_axis() -> None:
+    outcome = toy_run([3, 4], slots=1)
+    assert all(leaf.shape[0] == 2 for leaf in pytree.tree_leaves(outcome.best))
+    assert all(leaf.shape == (STEPS, 2) for leaf in outcome.info)
