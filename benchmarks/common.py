@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,13 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
+def peak_memory(device: str) -> float:
+    """Bytes: the most that torch has held on a CUDA device, or this process in main memory, so far."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
 def report(name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequence[object]]) -> None:
     """Prints a table (first row: headings) and writes the data to ``results/NAME-DEVICE.json``."""
     rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table]
@@ -112,7 +120,8 @@ def report(name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequ
         )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device}.json"
-    path.write_text(json.dumps({"machine": machine(device), **data}, indent=1) + "\n")
+    whole = {"machine": machine(device), "seed": 0, "peak_memory_mb": peak_memory(device) / 1e6, **data}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 

@@ -25,7 +25,7 @@ SQUEEZENET_LAYERS = ("features.4.expand3x3", "features.9.expand3x3", "features.1
 TEXTURENET_LAYERS = ("block4.conv", "block6.conv")
 BASELINE_MARKS = (8, 16, 32, 64, 128)
 # Runs of their own, since the learning rate falls over a run.
-OUR_RUNS = (12, 16, 20, 24, 32, 64)
+OUR_RUNS = (12, 16, 20, 24, 28, 32, 64)
 # Of ours, by the script's: what is gained by burning out does not count.
 MOST_SATURATION = 1.25
 

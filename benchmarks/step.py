@@ -1,12 +1,15 @@
 """Seconds per step of the published script, of this library, and of the floor that no method can pass.
 
 The floor is the forward pass of the truncated, folded backbone and the backward pass to its input, alone: same batch,
-dtype and memory layout. The three are timed in turn, round by round, in one process.
+dtype and memory layout; eager or compiled, whichever is faster. All take turns, round by round, in one process; the
+time to compile stands apart.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.func import grad
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +17,7 @@ import featvis_func as fv
 from benchmarks.common import Case, cases, interleave, report
 from benchmarks.reference import make_reference_step
 from featvis_func.transform import chain, normalize
+from featvis_func.types import Weights
 
 MODELS = ("googlenet", "resnet18", "squeezenet1_0", "vit_b_16")
 FILTERS = range(8)
@@ -31,8 +35,13 @@ class OurStep:
         self.step = fv.make_step(
             self.features, image, chain(view, normalize(model.mean, model.std, device=device)), goal, optimizer
         )
-        keys = fv.filter_keys(0, case.layer, FILTERS, device=device)
-        self.start = self.state = fv.init_state(self.features, image, goal, optimizer, keys)
+
+        def begin(filters: Sequence[int]) -> fv.State:
+            keys = fv.filter_keys(0, case.layer, filters, device=device)
+            return fv.init_state(self.features, image, goal, optimizer, keys)
+
+        self.begin = begin
+        self.start = self.state = begin(FILTERS)
         self.target = torch.tensor(list(FILTERS), device=device)
 
     def __call__(self) -> None:
@@ -41,40 +50,61 @@ class OurStep:
 
 def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
     """Times one model."""
-    ours = OurStep(case, device)
+    eager, compiled = OurStep(case, device), OurStep(case, device)
+    compiled.step = fv.compile_step(compiled.step)
+    features = eager.features
     images = torch.randn(len(FILTERS), 3, *case.model.size, device=device)
 
-    def total(x: torch.Tensor) -> torch.Tensor:
-        return ours.features.apply(ours.features.weights, x)[case.layer].sum()
+    def total(x: Tensor, weights: Weights) -> Tensor:
+        return features.apply(weights, x)[case.layer].sum()
 
-    def floor() -> None:
-        grad(total)(images)
-
+    floor, compiled_floor = grad(total), torch.compile(grad(total), fullgraph=True)
     with FlopCounterMode(display=False) as counter:
-        floor()
-    calls: dict[str, Callable[[], object]] = {"ours": ours, "floor": floor}
-    if len(ours.features.shapes[case.layer]) == 3:  # the script knows no tokens
+        floor(images, features.weights)
+    seconds_to_compile = {
+        "ours": _seconds(compiled),
+        "floor": _seconds(lambda: compiled_floor(images, features.weights)),
+    }
+    calls: dict[str, Callable[[], object]] = {
+        "ours eager": eager,
+        "ours compiled": compiled,
+        "floor eager": lambda: floor(images, features.weights),
+        "floor compiled": lambda: compiled_floor(images, features.weights),
+    }
+    if len(features.shapes[case.layer]) == 3:  # the script knows no tokens
         calls["baseline"] = make_reference_step(case.model.module, case.layer, list(FILTERS), size=case.model.size[0])
     times = interleave(calls, rounds=rounds)
     median = {name: t.median for name, t in times.items()}
+    ours = min(median["ours eager"], median["ours compiled"])
+    lowest = min(median["floor eager"], median["floor compiled"])
     return {
         "layer": case.layer,
         "trained": case.trained,
         "filters": len(FILTERS),
         "seconds": {name: t._asdict() for name, t in times.items()},
-        "ours/floor": median["ours"] / median["floor"],
-        "baseline/ours": median["baseline"] / median["ours"] if "baseline" in median else None,
+        "seconds_to_compile": seconds_to_compile,
+        "ours/floor": ours / lowest,
+        "ours eager/floor eager": median["ours eager"] / median["floor eager"],
+        "baseline/ours": median["baseline"] / ours if "baseline" in median else None,
         "floor_gflop": counter.get_total_flops() / 1e9,
-        "ours_gflop_per_second": counter.get_total_flops() / 1e9 / median["ours"],
+        "ours_gflop_per_second": counter.get_total_flops() / 1e9 / ours,
     }
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def main(device: str, rounds: int) -> None:
     """Prints and writes the timings of all models."""
     data = {case.name: measure(case, device, rounds) for case in cases(MODELS, device)}
-    table: list[list[object]] = [["model", "baseline s", "ours s", "floor s", "ours/floor", "baseline/ours", "GFLOP/s"]]
+    methods = ("baseline", "ours eager", "ours compiled", "floor eager", "floor compiled")
+    ratios = ("ours/floor", "ours eager/floor eager", "baseline/ours", "ours_gflop_per_second")
+    table: list[list[object]] = [["model", *methods, *ratios]]
     for name, d in data.items():
         seconds: dict = d["seconds"]  # type: ignore[assignment]
-        medians = [seconds[k]["median"] if k in seconds else "-" for k in ("baseline", "ours", "floor")]
-        table.append([name, *medians, d["ours/floor"], d["baseline/ours"] or "-", d["ours_gflop_per_second"]])
+        medians = [seconds[k]["median"] if k in seconds else "-" for k in methods]
+        table.append([name, *medians, *(d[k] or "-" for k in ratios)])
     report("step", device, {"rounds": rounds, "models": data}, table)

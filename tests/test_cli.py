@@ -81,11 +81,16 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
         "--views": "lucid",
         "--lr": "0.15",
         "--batch-size": "3",
+        "--tolerance": "0.5",
+        "--precision": "float32",
+        "--compile": "no",
         "--device": "cpu",
         "--weights": str(weights),
         "--out": str(out),
     }
-    assert cli.main(["render", "texturenet", *(part for pair in flags.items() for part in pair)]) == 0
+    assert (
+        cli.main(["render", "texturenet", "--deterministic", *(part for pair in flags.items() for part in pair)]) == 0
+    )
     summary = run_json(out)
     config = summary["config"]
     expected = {
@@ -96,6 +101,10 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
         "views": "lucid",
         "lr": 0.15,
         "batch_size": 3,
+        "tolerance": 0.5,
+        "precision": "float32",
+        "compile": "no",
+        "deterministic": True,
         "device": "cpu",
     }
     assert {name: config[name] for name in expected} == expected
@@ -104,9 +113,8 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
     tensors = safetensors.torch.load_file(out / "result.safetensors")
     assert tensors["images"].shape == (4, 3, 12, 20)
     assert tensors["history"].shape == (2, 4)
-    library = rendering.render(
-        texturenet, "block4.conv", [5, 1, 2, 3], steps=2, size=(12, 20), seed=7, views="lucid", lr=0.15, batch_size=3
-    )
+    options: dict[str, Any] = {"steps": 2, "size": (12, 20), "seed": 7, "views": "lucid", "lr": 0.15, "batch_size": 3}
+    library = rendering.render(texturenet, "block4.conv", [5, 1, 2, 3], deterministic=True, **options)
     assert torch.equal(tensors["images"], library.images)
 
 
@@ -213,6 +221,9 @@ def refused(
         (["--size", "0"], "image size must be "),
         (["--size", "12x0"], "image size must be "),
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--tolerance", "-1"], "tolerance must be finite and at least 0, got -1.0"),
+        (["--precision", "half"], "precision must be one of auto, float32, bfloat16, got 'half'"),
+        (["--compile", "fast"], "compile must be True, False or one of auto, yes, no, cudagraphs, got 'fast'"),
         (["--seed", "-1"], "seed must be in [0, 2**64), got -1"),
         (["--lr", "0"], "got 0.0"),
         (["--lr", "nan"], "got nan"),
@@ -398,7 +409,8 @@ def test_the_help_names_every_flag() -> None:
     assert done.returncode == 0
     flags = (
         *("--layer", "--filters", "--steps", "--size", "--seed", "--views"),
-        *("--lr", "--batch-size", "--device", "--weights", "--out"),
+        *("--lr", "--batch-size", "--tolerance", "--precision", "--compile", "--deterministic"),
+        *("--device", "--weights", "--out"),
     )
     assert all(flag in done.stdout for flag in flags)
 
