@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featvis_func.messages import first_line
 from featvis_func.models import Model
 from featvis_func.types import Weights
 
@@ -81,10 +82,8 @@ def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             module(images)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{model.name} fails on an image of {model.channels} x {model.size[0]} x {model.size[1]}: {reason}"
-        ) from error
+        shape = f"{model.channels} x {model.size[0]} x {model.size[1]}"
+        raise ValueError(f"{model.name} fails on an image of {shape}: {first_line(error)}") from error
 
 
 def count_calls(model: Model, module: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, int]:

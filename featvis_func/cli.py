@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from featvis_func.messages import first_line
+
 _DEFAULT_MODEL = "texturenet"
 _DEFAULT_LAYER = "block6.conv"
 _MOST_FILTERS = 1_000_000
@@ -212,5 +214,5 @@ def _device(name: str | None) -> str:
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise ValueError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"no device {name!r} here: {first_line(error)}") from error
     return name

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from featvis_func.messages import first_line
 from featvis_func.step import Step, compile_step
 from featvis_func.types import Info, State, Target, Weights
 
@@ -151,8 +152,7 @@ def _compiled(step: Step, *, cudagraphs: bool = False, otherwise: Step | None = 
         except Exception as error:
             if otherwise is None or is_out_of_memory(error):
                 raise
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            warnings.warn(f"goes on without torch.compile, which failed: {reason[:200]}", stacklevel=2)
+            warnings.warn(f"goes on without torch.compile, which failed: {first_line(error)}", stacklevel=2)
             current = otherwise
             result = current(weights, state, target)
         tried = True

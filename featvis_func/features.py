@@ -13,9 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.capture import catch, count_calls, example_images, forward_once, hook_backbone, private_copy, wave
+from featvis_func.capture import (
+    Backbone,
+    catch,
+    count_calls,
+    example_images,
+    forward_once,
+    hook_backbone,
+    private_copy,
+    wave,
+)
 from featvis_func.export import export_backbone
-from featvis_func.models import Model, suggest
+from featvis_func.messages import first_line, suggest
+from featvis_func.models import Model
 from featvis_func.types import Weights
 
 # An exported graph must agree with the module to this, relative to the largest activation: in float32, and in units of
@@ -108,9 +118,10 @@ def _make_features(
     module = private_copy(model.module, device)
     example = example_images(model, module)
     calls = count_calls(model, module, list(paths.values()), example)
-    truth, slope = _values_and_gradient(_plain(module, calls), example)
-    with torch.no_grad(), catch(module, calls, stop=True) as fewer:
-        module(example[:-1])
+    plain = _plain(module, calls)
+    truth, slope = _values_and_gradient(plain, example)
+    with torch.no_grad():
+        fewer = plain(example[:-1])
     for name, path in paths.items():
         _check_output(model, name, truth[path], fewer[path], len(example))
     shapes = {name: tuple(truth[path].shape[1:]) for name, path in paths.items()}
@@ -119,33 +130,21 @@ def _make_features(
         core = export_backbone(module, calls, example)
         if verify:
             values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), example)
-            _compare(values, truth)
+            if wrong := _difference(values, truth):
+                raise ValueError(wrong)
             error = (gradient - slope).double().norm() / slope.double().norm().clamp_min(1e-12)
             if bool(slope.isfinite().all()) and not bool(error <= max(_GRADIENT_TOLERANCE, _tolerance(example.dtype))):
-                raise ValueError(f"the truncated graph has another gradient than the module, by {float(error):.2g}")
+                raise ValueError(f"the graph has another gradient than the module, by {float(error):.2g}")
     except Exception as error:
         # torch.export fails in as many ways as there are models; any of them means the other road.
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
         warnings.warn(
             f"{model.name} runs through a hook, slower and without torch.compile, since it could not be exported:"
-            f" {type(error).__name__}: {reason[:200]}",
+            f" {type(error).__name__}: {first_line(error)}",
             stacklevel=4,
         )
         core, exported = hook_backbone(module, calls), False
 
-    weights = core.weights
-    dtype = _dtype(precision, example)
-    if dtype != example.dtype:
-        cast = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
-        try:
-            values, _ = _values_and_gradient(lambda images: core.apply(cast, images), example.to(dtype))
-            _compare(values, truth, _BFLOAT16_TOLERANCE)
-            weights = cast
-        except Exception as error:  # a model fails in another type in as many ways as there are models
-            if precision != "auto":
-                reason = (str(error).strip() or "no reason given").splitlines()[0]
-                raise ValueError(f"{model.name} does not run in {precision}: {reason[:200]}") from error
-            dtype = example.dtype
+    dtype, weights = _in_precision(model, core, precision, example, truth)
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         found = core.apply(weights, images.to(dtype))
@@ -250,14 +249,31 @@ def _check_output(model: Model, name: str, value: Tensor, fewer: Tensor, count: 
             f"layer {name!r} gives {tuple(value.shape[1:]) or 'one number'} per image, which has no channels;"
             f" expected (c, h, w), (t, d) or (d,)"
         )
-    try:
-        _compare({name: fewer}, {name: value[:-1]})
-    except ValueError:
+    if _difference({name: fewer}, {name: value[:-1]}):
         warnings.warn(
             f"layer {name!r} of {model.name} depends on the other images of its batch, or on chance: what one filter"
             f" gets is not its own alone, and not the same each time",
             stacklevel=5,
         )
+
+
+def _in_precision(
+    model: Model, core: Backbone, precision: str, example: Tensor, truth: dict[str, Tensor]
+) -> tuple[torch.dtype, Weights]:
+    """What to compute in, and the weights in it; ``"auto"`` stays with the module's own where another does not do."""
+    own, dtype = example.dtype, _dtype(precision, example)
+    if dtype == own:
+        return own, core.weights
+    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in core.weights.items()}
+    try:
+        values, _ = _values_and_gradient(lambda images: core.apply(weights, images), example.to(dtype))
+        if wrong := _difference(values, truth, _BFLOAT16_TOLERANCE):
+            raise ValueError(wrong)
+    except Exception as error:  # a model fails in another type in as many ways as there are models
+        if precision != "auto":
+            raise ValueError(f"{model.name} does not run in {precision}: {first_line(error)}") from error
+        return own, core.weights
+    return dtype, weights
 
 
 def _dtype(precision: str, example: Tensor) -> torch.dtype:
@@ -278,10 +294,12 @@ def _tolerance(dtype: torch.dtype) -> float:
     return max(_TOLERANCE, _ULPS * torch.finfo(dtype).eps)
 
 
-def _compare(found: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 0.0) -> None:
+def _difference(found: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 0.0) -> str:
+    """What is wrong with some layers' values, beyond rounding and the tolerance; empty if nothing is."""
     for path, expected in truth.items():
         same = found[path].isfinite() == expected.isfinite()
         error = torch.where(expected.isfinite(), found[path].double() - expected.double(), 0.0).abs().max()
         largest = torch.where(expected.isfinite(), expected.double(), 0.0).abs().max().clamp_min(1e-12)
         if not bool(same.all() & (error <= max(tolerance, _tolerance(expected.dtype)) * largest)):
-            raise ValueError(f"the truncated graph differs from layer {path!r} by {float(error / largest):.2g}")
+            return f"the values of layer {path!r} differ by {float(error / largest):.2g}"
+    return ""

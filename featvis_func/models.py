@@ -1,6 +1,5 @@
 """Models by name, from a file or from the user: an ``nn.Module`` with what it expects as input."""
 
-import difflib
 import hashlib
 import inspect
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from featvis_func.messages import first_line, suggest
 from featvis_func.weights import load_weights
 
 # The statistics of ImageNet's training images, as all of torchvision's classification presets state them.
@@ -101,16 +101,6 @@ def load_model(
     return _normalised(found, mean, std)
 
 
-def suggest(name: str, known: Sequence[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"``, or nothing where nothing is near.
-
-    >>> suggest("resnet81", ["resnet18", "vgg11"])
-    "; did you mean 'resnet18'?"
-    """
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-
-
 def _by_name(name: str, own_weights: bool) -> Model:
     if name == "texturenet":
         from featvis_func import zoo
@@ -174,7 +164,7 @@ def _torchvision(spec: str, own_weights: bool) -> Model:
                 module = torchvision.models.get_model(name, weights=weights)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"could not fetch the weights {weights} ({str(error).splitlines()[0]});"
+                f"could not fetch the weights {weights} ({first_line(error)});"
                 f" give a file of weights, or '@none' for random ones"
             ) from error
     module.eval()
@@ -220,16 +210,13 @@ def _bare(module: nn.Module) -> Model:
 def _normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
     """The model with the user's own mean and std, checked."""
     count = len(mean if mean is not None else std if std is not None else model.mean)
-    new_mean = (
-        tuple(float(m) for m in mean)
-        if mean is not None
-        else model.mean
-        if len(model.mean) == count
-        else (0.0,) * count
-    )
-    new_std = (
-        tuple(float(s) for s in std) if std is not None else model.std if len(model.std) == count else (1.0,) * count
-    )
+
+    def chosen(own: Sequence[float] | None, old: tuple[float, ...], neutral: float) -> tuple[float, ...]:
+        if own is not None:
+            return tuple(float(value) for value in own)
+        return old if len(old) == count else (neutral,) * count
+
+    new_mean, new_std = chosen(mean, model.mean, 0.0), chosen(std, model.std, 1.0)
     if len(new_mean) != len(new_std) or not new_mean or not all(s > 0 for s in new_std):
         raise ValueError(
             f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"

@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from featvis_func.messages import first_line
+
 # Parameters that evaluation never touches, so that a file may lack them.
 _OPTIONAL = re.compile(r"^(aux|AuxLogits)|num_batches_tracked$")
 
@@ -56,8 +58,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about the pickle's protocol; the error says enough
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way there is
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"weights {str(path)!r} cannot be read: {reason}") from error
+        raise ValueError(f"weights {str(path)!r} cannot be read: {first_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]

@@ -112,6 +112,10 @@ CASES: dict[str, Case] = {
     },
     **transform_cases("warp of nothing", transforms.warp(size=(3, 4)), random_draw=False),
     **transform_cases("warp far down", transforms.warp(transforms.jitter(2), size=(2, 3)), (1, 9, 10)),
+    **transform_cases(
+        "warp deterministic",
+        transforms.warp(transforms.jitter(2), transforms.rotate(9), size=(3, 4), deterministic=True),
+    ),
     **transform_cases("warp padding", transforms.warp(transforms.jitter(3), size=(4, 5), padding=0.0)),
     **{
         name: case

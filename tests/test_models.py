@@ -13,7 +13,8 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import _api as torchvision_api
 
-from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, Model, load_model, suggest
+from featvis_func.messages import suggest
+from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, Model, load_model
 from featvis_func.weights import load_weights
 from featvis_func.zoo import CLASSES, MEAN, SIZE, STD
 

@@ -199,6 +199,23 @@ def test_the_matrix_is_the_product_of_the_steps() -> None:
     torch.testing.assert_close(warp(*steps, size=(4, 4)).draw(key), expected)
 
 
+@pytest.mark.parametrize("preset", VIEWS)
+@pytest.mark.parametrize(("image", "size"), [((9, 14), (9, 14)), ((12, 12), (7, 20)), ((40, 30), (8, 9))], ids=str)
+def test_the_deterministic_route_is_the_same_view(preset: str, image: tuple[int, int], size: tuple[int, int]) -> None:
+    image = (max(image[0], 40), max(image[1], 40)) if preset in ("lucid", "published") else image
+    pixels, weights = noise(3, *image), noise(3, *size)
+    one, other = (views(preset, image=image, size=size, deterministic=exact) for exact in (False, True))
+
+    def total(view: Transform, pixels: Tensor, seed: int) -> Tensor:
+        return (shown(view, pixels, seed) * weights).sum()
+
+    for seed in range(3):
+        torch.testing.assert_close(shown(other, pixels, seed), shown(one, pixels, seed), rtol=0, atol=1e-12)
+        gradients = [torch.func.grad(total, argnums=1)(view, pixels, seed) for view in (one, other)]
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
+        assert gradients[0].abs().max() > 0
+
+
 def test_no_gradient_flows_to_the_matrix() -> None:
     matrix = torch.eye(3, requires_grad=True)
     image = noise(1, 4, 4).requires_grad_()
