@@ -103,7 +103,13 @@ def peak_memory(device: str) -> float:
     """Bytes: the most that torch has held on a CUDA device, or this process in main memory, so far."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    try:
+        lines = (
+            Path("/proc/self/status").read_text().splitlines()
+        )  # getrusage's is inherited from who started the process
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def report(name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequence[object]]) -> None:

@@ -5,7 +5,9 @@ trace before them is the same for any number of filters, and is left out.
 """
 
 import multiprocessing
+import signal
 import time
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -64,8 +66,6 @@ def child(filters: int, slots: int, device: str) -> Measurement | None:
 
 
 def _child(connection: object, filters: int, slots: int, device: str) -> None:
-    import warnings
-
     warnings.filterwarnings("error", message="out of memory")
     connection.send(child(filters, slots, device))  # type: ignore[attr-defined]
 
@@ -79,8 +79,11 @@ def measure(filters: int, slots: int, device: str) -> Measurement | None:
     theirs.close()
     try:
         return ours.recv()
-    except EOFError:
-        return None
+    except EOFError as error:
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            return None
+        raise RuntimeError(f"the run of {filters} filters, {slots} at a time, failed; see above") from error
     finally:
         process.join()
 

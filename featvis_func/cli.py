@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; default: the process's.
 
     Returns:
-        The exit code: 0 done, 2 bad input (one line on the standard error), 130 interrupted.
+        The exit code: 0 done, 2 bad input, 1 what torch could not do (one line on the standard error), 130 interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OverflowError, OSError) as error:
         print(f"featvis: error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # of torch: memory, a compiler, an operation that cannot be repeated
+        print(f"featvis: error: {first_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("featvis: interrupted; nothing unfinished was written", file=sys.stderr)
         return 130

@@ -1,5 +1,6 @@
 """How a run uses its device: whether the step is compiled, how much memory it may fill, whether it can be repeated."""
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ _PAYS_ON_CPU = 10**9
 # Filters at a time on a CPU: of 1 to 16, 8 took the least time per filter, or all but so (SqueezeNet, GoogLeNet,
 # ResNet-18).
 CPU_SLOTS = 8
+_turn = threading.Lock()
 # Of a device's free memory, what a batch is planned to fill; the rest is for what the plan does not see.
 _FILL = 0.8
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 # Beyond this a batch only waits for its slowest image.
 _MOST_SLOTS = 256
 
@@ -50,7 +53,7 @@ def compiled_for(
         ValueError: an unknown word, or compiling was asked for and the backbone is no graph.
     """
     if compile not in COMPILE:
-        raise ValueError(f"compile must be True, False or one of {', '.join(COMPILE)}, got {compile!r}")
+        raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {compile!r}")
     if compile == "auto":
         pays = device.type == "cuda" or (device.type == "cpu" and pixels > _PAYS_ON_CPU)
         return _compiled(step, otherwise=step) if exported and pays else step
@@ -62,22 +65,28 @@ def compiled_for(
 
 
 def slots_for_memory(
-    step: Step, weights: Weights, begin: Begin, filters: Sequence[int], *, most: int = _MOST_SLOTS
+    step: Step,
+    weights: Weights,
+    begin: Begin,
+    filters: Sequence[int],
+    *,
+    device: torch.device,
+    most: int = _MOST_SLOTS,
 ) -> int:
     """How many filters at a time the memory of a CUDA device takes, from one step of 2 and one of 6 filters.
 
     Args:
         step, weights, begin: as for :func:`run_all`; the step not compiled.
         filters: at least 1; any will do.
+        device: a CUDA device.
         most: no more than this.
 
     Returns:
         At least 1; from 8 on a multiple of 8.
     """
-    device = next(iter(weights.values())).device
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     peaks: list[float] = []
-    for count in (2, 6):
+    for count in (2, 2, 6):  # the first one makes what all share
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -88,7 +97,7 @@ def slots_for_memory(
                 raise
             return max(1, count // 2)  # run_all halves it again, if it must
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    return planned_slots(peaks[0], peaks[1], free, most=most)
+    return planned_slots(peaks[1], peaks[2], free, most=most)
 
 
 def planned_slots(two: float, six: float, free: float, *, most: int = _MOST_SLOTS) -> int:
@@ -111,16 +120,25 @@ def planned_slots(two: float, six: float, free: float, *, most: int = _MOST_SLOT
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whichever device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out: torch's own, or one of its devices' and libraries'."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in _OUT_OF_MEMORY)
 
 
 @contextmanager
 def repeatable(wanted: bool) -> Iterator[None]:
-    """If wanted, torch's deterministic algorithms within the block, and its settings as they were after it."""
+    """If wanted, torch's deterministic algorithms within the block, and its settings as they were after it.
+
+    The settings are the process's: threads that want it take turns.
+    """
     if not wanted:
         yield
         return
+    with _turn, _deterministic():
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory
@@ -137,12 +155,14 @@ def repeatable(wanted: bool) -> Iterator[None]:
 
 
 def _compiled(step: Step, *, cudagraphs: bool = False, otherwise: Step | None = None) -> Step:
-    """A step that compiles quietly at its first call; where that fails, it says so and is another one from then on."""
-    current, tried = compile_step(step, cudagraphs=cudagraphs), False
+    """A step that compiles quietly, once for each width; where that fails, it says so and is another from then on."""
+    current = compile_step(step, cudagraphs=cudagraphs)
+    tried: set[int] = set()
 
     def call(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        nonlocal current, tried
-        if tried:
+        nonlocal current
+        width = len(state.step)
+        if width in tried:
             return current(weights, state, target)
         try:
             with warnings.catch_warnings():
@@ -155,7 +175,7 @@ def _compiled(step: Step, *, cudagraphs: bool = False, otherwise: Step | None = 
             warnings.warn(f"goes on without torch.compile, which failed: {first_line(error)}", stacklevel=2)
             current = otherwise
             result = current(weights, state, target)
-        tried = True
+        tried.add(width)
         return result
 
     return call

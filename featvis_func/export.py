@@ -154,6 +154,7 @@ def _rectify_late(graph: fx.Graph) -> None:
             pool.replace_all_uses_with(relu)
             pool.append(relu)
             relu.args = (pool,)
+            relu.meta = dict(pool.meta)
 
 
 def _rectify_in_place(graph: fx.Graph) -> None:

@@ -51,7 +51,7 @@ class Features(NamedTuple):
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
     """(weights, images ``(n, c, h, w)`` as the module wants them) -> layer name as asked for -> ``(n, ...)``."""
     weights: Weights
-    """The tensors that the layers depend on, detached; where nothing had to be rearranged, the module's own."""
+    """The tensors that the layers depend on, detached: the module's own, unless folded, rearranged or cast."""
     shapes: dict[str, tuple[int, ...]]
     """Layer name as asked for -> shape of its output for one image."""
     paths: dict[str, str]

@@ -68,9 +68,9 @@ def render(
         lr: learning rate; default: what the optimiser's preset says.
         image: ``"fourier"``, ``"pixel"``, or an :class:`Image`.
         optimizer: ``"default"`` or ``"published"`` (see :mod:`featvis_func.presets`), or an :class:`Optimizer`.
-        batch_size: filters rendered at once; fewer filters are padded, so that all batches have one shape. ``"auto"``:
-            what measured fastest on a CPU (8), or fills the memory of a CUDA device. Where memory runs out, half as
-            many go on, to the same images.
+        batch_size: filters rendered at once, or all if there are fewer; the last batch is padded to the shape of the
+            others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (8 where the
+            run shall be deterministic). Where memory runs out, half as many go on.
         tolerance: stops a filter once its best score has risen by no more than this share of itself over 8 steps; the
             next one takes its place in the batch. ``None``: every filter takes all steps.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
@@ -82,8 +82,8 @@ def render(
             or ``"no"``, ``"cudagraphs"`` (and replay it as a CUDA graph), or ``"auto"``: on CUDA, and on a CPU where
             the run is long enough to win back the compile time; eagerly where compiling fails.
         deterministic: bit-equal reruns on CUDA, too: samples the views by a slower route, under
-            ``torch.use_deterministic_algorithms(True)``, which names what the model has that cannot be repeated. On a
-            CPU reruns are bit-equal without it.
+            ``torch.use_deterministic_algorithms(True)``, which names what the model has that cannot be repeated. Holds
+            for equal batch sizes. On a CPU reruns are bit-equal without it.
         progress: a progress bar on the standard error. Default: if that is a terminal.
 
     Returns:
@@ -103,7 +103,9 @@ def render(
     if not isinstance(views, str | Transform):
         raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")
     steps, seed = _whole("steps", steps, 1), _whole("seed", seed)
-    asked_slots = None if batch_size == "auto" else _whole("batch_size", batch_size, 1)
+    if batch_size != "auto":
+        batch_size = _whole("batch_size", batch_size, 1)
+    tolerance = None if tolerance is None else float(tolerance)
     if isinstance(compile, bool):
         compile = "yes" if compile else "no"
     key(seed)
@@ -145,9 +147,9 @@ def render(
         disable=None if progress is None else not progress,
     )
     with bar, repeatable(deterministic):
-        slots = asked_slots or CPU_SLOTS
-        if asked_slots is None and where.type == "cuda":
-            slots = slots_for_memory(plain, features.weights, begin, numbers)
+        slots = batch_size if isinstance(batch_size, int) else CPU_SLOTS
+        if batch_size == "auto" and where.type == "cuda" and not deterministic:
+            slots = slots_for_memory(plain, features.weights, begin, numbers, device=where)
         outcome = run_all(
             step,
             features.weights,
@@ -175,7 +177,9 @@ def render(
         "optimizer": optimizer if isinstance(optimizer, str) else "custom",
         "batch_size": batch_size,
         "tolerance": tolerance,
-        "precision": precision,
+        "precision": str(next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32))[
+            6:
+        ],
         "compile": compile,
         "deterministic": deterministic,
         "device": where.type,

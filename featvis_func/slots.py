@@ -55,7 +55,7 @@ def run_all(
         tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
             ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
         patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
-        progress: called with the number of filter-steps that were done, or saved.
+        progress: called with the number of filter-steps done, or saved, also of those that begin anew.
 
     Raises:
         ValueError: a number outside of these.
@@ -159,7 +159,9 @@ def _rests(infos: Sequence[Info], tolerance: float, patience: int) -> bool:
         return False
     best = torch.where(finite, score, -torch.inf).cummax(0).values
     before, now = float(best[-1 - patience]), float(best[-1])
-    return not now > before + tolerance * abs(before)
+    if before == -math.inf:
+        return now == before
+    return now <= before + tolerance * abs(before)
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def compile_step(step: Step, *, cudagraphs: bool = False, **options: Any) -> Ste
 
     Args:
         step: from :func:`make_step`.
-        cudagraphs: on CUDA, replay the step as a CUDA graph, which costs no Python and no launches; what it returns is
-            copied out of the graph's own memory.
+        cudagraphs: on CUDA, replay the step as a CUDA graph, in one launch; what it returns is copied out of the
+            graph's own memory.
         options: further options of Inductor, as for ``torch.compile(options=...)``.
 
     Returns:

@@ -133,7 +133,7 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, determinis
         size: ``(h', w')`` of the output in pixels.
         padding: the value outside of the image.
         deterministic: sample by four indexings instead of ``grid_sample``, whose backward pass adds in no fixed order
-            on CUDA. The same values up to rounding; slower.
+            on CUDA; to be run under ``torch.use_deterministic_algorithms(True)``. Equal up to rounding; slower.
 
     Returns:
         A :class:`Transform` whose draw is the matrix ``(3, 3)``.
@@ -275,7 +275,9 @@ def _reduce(image: Tensor, dim: int, reduction: float) -> Tensor:
 
 
 def _sample(image: Tensor, column: Tensor, row: Tensor) -> Tensor:
-    """``grid_sample``, bilinear with zeros outside, by indexing: its gradient adds in a fixed order.
+    """``grid_sample``, bilinear with zeros outside, by indexing.
+
+    Of indexing torch has a backward pass that adds in a fixed order; it takes it under deterministic algorithms.
 
     Args:
         image: ``(c, h, w)``.
@@ -292,6 +294,6 @@ def _sample(image: Tensor, column: Tensor, row: Tensor) -> Tensor:
     for i, wy in ((top, 1.0 - (y - top)), (top + 1.0, y - top)):
         for j, wx in ((left, 1.0 - (x - left)), (left + 1.0, x - left)):
             inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
-            index = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)).long()
+            index = i.clamp(0, h - 1).long() * w + j.clamp(0, w - 1).long()
             total = total + pixels[:, index] * torch.where(inside, wx * wy, 0.0)
     return total

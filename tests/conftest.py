@@ -35,6 +35,13 @@ def make_tiny() -> nn.Sequential:
     return module.eval()
 
 
+@pytest.fixture(autouse=True)
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every processor computes in float32 by default, so that equal tests hold on all of them."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
 @pytest.fixture
 def tiny() -> Model:
     """Made anew for each test, so that a test may change it."""

@@ -223,7 +223,7 @@ def refused(
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--tolerance", "-1"], "tolerance must be finite and at least 0, got -1.0"),
         (["--precision", "half"], "precision must be one of auto, float32, bfloat16, got 'half'"),
-        (["--compile", "fast"], "compile must be True, False or one of auto, yes, no, cudagraphs, got 'fast'"),
+        (["--compile", "fast"], "compile must be one of auto, yes, no, cudagraphs, got 'fast'"),
         (["--seed", "-1"], "seed must be in [0, 2**64), got -1"),
         (["--lr", "0"], "got 0.0"),
         (["--lr", "nan"], "got nan"),

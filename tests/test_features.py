@@ -642,6 +642,13 @@ def by_gradient(module: nn.Module, layers: Sequence[str], images: Tensor) -> Ten
     return torch.autograd.grad(torch.stack([(v**2).sum() for v in caught.values()]).sum(), images)[0]
 
 
+def test_a_strided_convolution_of_few_channels_behind_a_pool() -> None:
+    module = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, 2))
+    )
+    assert equals_the_module(load_model(module, size=30), ["3"]).exported
+
+
 def test_a_stem_is_widened_and_pools_kept_whole_on_the_cpu() -> None:
     model = load_model(seeded(lambda: Stem(3, 7, 2, 3)), size=32)
     weights = make_features(model, ["last"]).weights

@@ -144,11 +144,28 @@ def test_what_was_finished_before_memory_ran_out_is_kept() -> None:
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), MemoryError(), RuntimeError("something else")])
 def test_what_no_smaller_batch_helps_is_raised(error: Exception) -> None:
-    def step(*_: Any) -> Any:
+    calls: list[int] = []
+
+    def step(weights: Any, state: State, target: Tensor) -> Any:
+        calls.append(len(target))
         raise error
 
-    with pytest.raises(type(error)):
-        run_all(step, {}, toy_begin, [1], steps=1)
+    helps = is_out_of_memory(error)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(type(error)):
+            run_all(step, {}, toy_begin, [1, 2, 3], steps=1)
+    assert calls == ([3, 1] if helps else [3])
+
+
+def test_a_filter_that_was_not_finite_and_now_rises_goes_on() -> None:
+    class Late(Toy):
+        def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
+            state, info = super().__call__(weights, state, target)
+            finite = state.step > 4
+            return state, info._replace(score=torch.where(finite, info.score, torch.nan), finite=finite)
+
+    assert toy_run([30], Late(), tolerance=0.0, patience=4).steps.item() == STEPS
 
 
 def test_progress_comes_to_the_whole() -> None:
@@ -227,17 +244,17 @@ def test_the_batch_that_fills_a_memory(two: float, six: float, free: float, slot
 
 
 def test_the_memory_is_probed_on_two_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy, held = Toy(), [0]
+    toy = Toy()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9_000, 20_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_300)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: held.append(0))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.widths[-1])
-    weights = {"w": torch.zeros(1)}
-    assert execution.slots_for_memory(toy, weights, toy_begin, [1]) == 80
-    assert toy.widths == [2, 6]
-    assert execution.slots_for_memory(Toy(1), weights, toy_begin, [1]) == 1
-    assert execution.slots_for_memory(toy, weights, toy_begin, [1], most=24) == 24
+    device = torch.device("cuda")
+    assert execution.slots_for_memory(toy, {}, toy_begin, [1], device=device) == 80
+    assert toy.widths == [2, 2, 6]
+    assert execution.slots_for_memory(Toy(1), {}, toy_begin, [1], device=device) == 1
+    assert execution.slots_for_memory(toy, {}, toy_begin, [1], device=device, most=24) == 24
 
 
 def test_what_says_that_memory_ran_out() -> None:
@@ -249,7 +266,7 @@ def test_what_says_that_memory_ran_out() -> None:
     assert is_out_of_memory(caught.value)
 
 
-def test_deterministic_settings_are_put_back(tiny: Model) -> None:
+def test_deterministic_settings_are_put_back(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: Any = torch.utils.deterministic
 
     def now() -> tuple[bool, ...]:
@@ -260,6 +277,8 @@ def test_deterministic_settings_are_put_back(tiny: Model) -> None:
             torch.backends.cudnn.benchmark,
         )
 
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(settings, "fill_uninitialized_memory", True)
     before = now()
     with repeatable(True):
         assert now() == (True, False, False, False)
@@ -277,10 +296,33 @@ def test_deterministic_settings_are_put_back(tiny: Model) -> None:
     assert torch.equal(again.images, exact.images)
 
 
+def test_deterministic_settings_that_warn_only_are_put_back() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with repeatable(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_reruns_are_bit_equal_and_the_loop_does_not_wait(tiny: Model) -> None:
-    results = [render(tiny, "5", steps=4, device="cuda", deterministic=True, compile=False) for _ in range(2)]
+def test_cuda_reruns_are_bit_equal_and_the_loop_does_not_wait(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"steps": 4, "device": "cuda", "deterministic": True}
+    results = [render(tiny, "5", compile=False, **options) for _ in range(2)]
     assert torch.equal(results[0].images, results[1].images)
+    real = slots.run
+
+    def strict(*args: Any, **kwargs: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return real(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(slots, "run", strict)
+    render(tiny, "5", steps=4, device="cuda")
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -312,7 +354,7 @@ def test_auto_compiles_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made[3:] == [True]
     with pytest.raises(ValueError, match="Net cannot be exported, and so not compiled"):
         chosen("yes", exported=False)
-    with pytest.raises(ValueError, match="compile must be True, False or one of auto, yes, no, cudagraphs, got 'fast'"):
+    with pytest.raises(ValueError, match="compile must be one of auto, yes, no, cudagraphs, got 'fast'"):
         chosen("fast")
 
 
@@ -326,6 +368,7 @@ def test_auto_goes_on_where_compiling_fails(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.warns(UserWarning, match="goes on without torch.compile, which failed: no compiler here$"):
         state, _ = step({}, *begun)
     step({}, state, begun[1])
+    step({}, *toy_begin([3, 4]))
     with pytest.raises(RuntimeError, match="no compiler here"):
         chosen("yes")({}, *begun)
 
