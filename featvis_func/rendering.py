@@ -160,6 +160,7 @@ def render(
             tolerance=tolerance,
             progress=bar.update,
         )
+    dtype = next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32)
     config = {
         "model": found.name,
         "weights": found.weights,
@@ -177,9 +178,7 @@ def render(
         "optimizer": optimizer if isinstance(optimizer, str) else "custom",
         "batch_size": batch_size,
         "tolerance": tolerance,
-        "precision": str(next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32))[
-            6:
-        ],
+        "precision": str(dtype).removeprefix("torch."),
         "compile": compile,
         "deterministic": deterministic,
         "device": where.type,

@@ -761,5 +761,13 @@ def test_what_is_not_understood(tiny: Model, options: dict[str, Any], message: s
 
 
 def test_numbers_of_numpy_are_numbers(tiny: Model, tmp_path: Path) -> None:
-    result = render(tiny, "3", np.array([1]), steps=np.int64(1), lr=np.float32(0.1), seed=np.int64(3))  # type: ignore[arg-type]
+    numbers: dict[str, Any] = {"steps": np.int64(1), "lr": np.float32(0.1), "seed": np.int64(3)}
+    result = render(tiny, "3", np.array([1]), **numbers, batch_size=np.int64(2), tolerance=np.float32(0.5))  # type: ignore[arg-type]
     assert len(result.save(tmp_path)) == 4
+
+
+def test_the_precision_that_was_is_recorded(tiny: Model) -> None:
+    features = make_features(tiny, ["5"], precision="bfloat16")
+    result = render(tiny, "5", [0], steps=1, features=features, precision="float32")
+    assert result.config["precision"] == "bfloat16"
+    assert render(tiny, "5", [0], steps=1).config["precision"] == "float32"
