@@ -18,4 +18,5 @@ def test_every_block_runs() -> None:
     result = names["result"]
     assert tuple(result.images.shape) == (4, 3, 96, 96)  # type: ignore[attr-defined]
     assert tuple(result.history.shape) == (16, 4)  # type: ignore[attr-defined]
+    assert tuple(names["many"].steps.shape) == (24,)  # type: ignore[attr-defined]
     assert tuple(names["brightest"].shape) == (3,)  # type: ignore[attr-defined]
