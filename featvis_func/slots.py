@@ -4,6 +4,7 @@ Shapes never change, so that a step is compiled once however many filters there 
 image while others wait. Nothing here is random, and nothing that a filter gets depends on the other slots.
 """
 
+import functools
 import math
 import warnings
 from collections import deque
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from featvis_func.execution import Begin, is_out_of_memory
-from featvis_func.step import Step, run
+from featvis_func.step import Step, run, where_rows
 from featvis_func.types import Best, Info, Weights
 
 
@@ -149,7 +150,7 @@ def _pass(
             mask = torch.zeros(slots, dtype=torch.bool)
             mask[refilled] = True
             mask = mask.to(state.step.device)
-            state, target = pytree.tree_map(lambda new, old, mask=mask: _choose(mask, new, old), fresh, (state, target))
+            state, target = pytree.tree_map(functools.partial(where_rows, mask), fresh, (state, target))
 
 
 def _rests(infos: Sequence[Info], tolerance: float, patience: int) -> bool:
@@ -162,10 +163,6 @@ def _rests(infos: Sequence[Info], tolerance: float, patience: int) -> bool:
     if before == -math.inf:
         return now == before
     return now <= before + tolerance * abs(before)
-
-
-def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def _padded(column: Tensor, length: int) -> Tensor:

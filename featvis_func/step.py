@@ -72,12 +72,11 @@ def make_step(
         updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
         moved = pytree.tree_map(torch.add, state.params, updates)
         better = finite & (scores > state.best.score)
-        best = Best(
-            *(_where(better, n, o) for n, o in zip((scores, decoded, maps, state.step), state.best, strict=True))
-        )
+        reached = (scores, decoded, maps, state.step)
+        best = Best(*(where_rows(better, n, o) for n, o in zip(reached, state.best, strict=True)))
         new = State(
-            pytree.tree_map(lambda n, o: _where(finite, n, o), moved, state.params),
-            pytree.tree_map(lambda n, o: _where(finite, n, o), opt, state.opt),
+            pytree.tree_map(lambda n, o: where_rows(finite, n, o), moved, state.params),
+            pytree.tree_map(lambda n, o: where_rows(finite, n, o), opt, state.opt),
             state.key,
             state.step + 1,
             best,
@@ -200,6 +199,6 @@ def check_layers(objective: Objective, features: Features) -> None:
         raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
 
 
-def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def where_rows(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Per filter: ``new`` where the condition ``(n,)`` holds, else ``old``."""
     return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
