@@ -92,7 +92,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
+        "load_after": os.getloadavg()[0],  # of the last minute; the benchmark's own is in it
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -104,16 +104,20 @@ def peak_memory(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
-        lines = (
-            Path("/proc/self/status").read_text().splitlines()
-        )  # getrusage's is inherited from who started the process
+        # Not getrusage's: on Linux a process inherits that from the one that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def report(name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequence[object]]) -> None:
-    """Prints a table (first row: headings) and writes the data to ``results/NAME-DEVICE.json``."""
+def report(
+    name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequence[object]], *, measured_here: bool = True
+) -> None:
+    """Prints a table (first row: headings) and writes the data to ``results/NAME-DEVICE.json``.
+
+    With them go the machine, and this process's peak memory if what was measured ran in it.
+    """
     rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(f"\n{name} on {device}")
@@ -126,7 +130,8 @@ def report(name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequ
         )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device}.json"
-    whole = {"machine": machine(device), "seed": 0, "peak_memory_mb": peak_memory(device) / 1e6, **data}
+    peak = {"peak_memory_mb": peak_memory(device) / 1e6} if measured_here else {}
+    whole = {"machine": machine(device), "seed": 0, **peak, **data}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 

@@ -127,5 +127,5 @@ def main(device: str, rounds: int) -> None:
         "by_slots": [m._asdict() for m in by_slots],
         **summary,
     }
-    report("scaling", device, data, table)
+    report("scaling", device, data, table, measured_here=False)
     print("  ".join(f"{name} {value:.3g}" for name, value in summary.items()))
