@@ -209,7 +209,7 @@ def _bare(module: nn.Module) -> Model:
 
 def _normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
     """The model with the user's own mean and std, checked."""
-    count = len(mean if mean is not None else std if std is not None else model.mean)
+    count = len(next(values for values in (mean, std, model.mean) if values is not None))
 
     def chosen(own: Sequence[float] | None, old: tuple[float, ...], neutral: float) -> tuple[float, ...]:
         if own is not None:
