@@ -13,36 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.capture import (
-    Backbone,
-    catch,
-    count_calls,
-    example_images,
-    forward_once,
-    hook_backbone,
-    private_copy,
-    wave,
-)
+from featvis_func.capture import Backbone, count_calls, example_images, forward_once, hook_backbone, private_copy
 from featvis_func.export import export_backbone
 from featvis_func.messages import first_line, suggest
 from featvis_func.models import Model
+from featvis_func.objective import feature_axis
 from featvis_func.types import Weights
-
-# An exported graph must agree with the module to this, relative to the largest activation: in float32, and in units of
-# the last place for types that are coarser than that.
-_TOLERANCE = 1e-3
-_ULPS = 16
-# In bfloat16, whose 8 bits add up over the layers of a network.
-_BFLOAT16_TOLERANCE = 0.1
-# Its gradient, relative to the gradient's norm; looser, since rounding can tip a rectifier or a maximum.
-_GRADIENT_TOLERANCE = 5e-2
+from featvis_func.verification import PRECISIONS, Reference, check_outputs, fault, in_precision, reference_of
 
 # torch.export keeps its state in the process: two threads that trace at once disturb each other.
 _tracing = threading.RLock()
-
-PRECISIONS = ("auto", "float32", "bfloat16")
-"""What :func:`make_features` can compute in: ``"auto"`` is bfloat16 for a float32 model on a device that has it in
-hardware (CUDA from compute capability 8; CPUs with AMX or AVX-512 BF16), else the model's own type."""
 
 
 class Features(NamedTuple):
@@ -87,7 +67,7 @@ def make_features(
         model: see :func:`~featvis_func.models.load_model`.
         layers: names from ``named_modules()``; a unique ending is enough.
         device: where to compute. Default: where the module is.
-        precision: of the weights and the activations, one of :data:`PRECISIONS`.
+        precision: of the weights and the activations, one of :data:`~featvis_func.verification.PRECISIONS`.
         verify: compare the truncated graph with the module once.
 
     Returns:
@@ -116,41 +96,38 @@ def _make_features(
     if not paths:
         raise ValueError("no layers were asked for")
     module = private_copy(model.module, device)
-    example = example_images(model, module)
-    calls = count_calls(model, module, list(paths.values()), example)
-    plain = _plain(module, calls)
-    truth, slope = _values_and_gradient(plain, example)
-    with torch.no_grad():
-        fewer = plain(example[:-1])
-    for name, path in paths.items():
-        _check_output(model, name, truth[path], fewer[path], len(example))
-    shapes = {name: tuple(truth[path].shape[1:]) for name, path in paths.items()}
-    exported = True
-    try:
-        core = export_backbone(module, calls, example)
-        if verify:
-            values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), example)
-            if wrong := _difference(values, truth):
-                raise ValueError(wrong)
-            error = (gradient - slope).double().norm() / slope.double().norm().clamp_min(1e-12)
-            if bool(slope.isfinite().all()) and not bool(error <= max(_GRADIENT_TOLERANCE, _tolerance(example.dtype))):
-                raise ValueError(f"the graph has another gradient than the module, by {float(error):.2g}")
-    except Exception as error:
-        # torch.export fails in as many ways as there are models; any of them means the other road.
-        warnings.warn(
-            f"{model.name} runs through a hook, slower and without torch.compile, since it could not be exported:"
-            f" {type(error).__name__}: {first_line(error)}",
-            stacklevel=4,
-        )
-        core, exported = hook_backbone(module, calls), False
-
-    dtype, weights = _in_precision(model, core, precision, example, truth)
+    images = example_images(model, module)
+    calls = count_calls(model, module, list(paths.values()), images)
+    reference = reference_of(module, calls, images)
+    check_outputs(model, paths, reference)
+    shapes = {name: tuple(reference.values[path].shape[1:]) for name, path in paths.items()}
+    core, exported = _backbone(model, module, calls, reference, verify)
+    dtype, weights = in_precision(model, core, precision, reference)
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         found = core.apply(weights, images.to(dtype))
         return {name: found[path] for name, path in paths.items()}
 
     return Features(apply, weights, shapes, paths, exported)
+
+
+def _backbone(
+    model: Model, module: nn.Module, calls: dict[str, int], reference: Reference, verify: bool
+) -> tuple[Backbone, bool]:
+    """The module as a graph, and True; where there is none that gives the same, through a hook, and False."""
+    try:
+        core = export_backbone(module, calls, reference.images)
+        wrong = fault(core, reference) if verify else ""
+        if not wrong:
+            return core, True
+    except Exception as error:
+        # torch.export fails in as many ways as there are models; any of them means the other road.
+        wrong = f"{type(error).__name__}: {first_line(error)}"
+    warnings.warn(
+        f"{model.name} runs through a hook, slower and without torch.compile, since it could not be exported: {wrong}",
+        stacklevel=5,
+    )
+    return hook_backbone(module, calls), False
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -193,8 +170,6 @@ def list_layers(model: Model) -> list[Layer]:
     >>> list_layers(load_model("texturenet"))[-1].name
     'head'
     """
-    from featvis_func.objective import feature_axis
-
     module = private_copy(model.module, None)
     names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -215,91 +190,3 @@ def list_layers(model: Model) -> list[Layer]:
         )
         for child, name in names.items()
     ]
-
-
-def _plain(module: nn.Module, calls: dict[str, int]) -> Callable[[Tensor], dict[str, Tensor]]:
-    def apply(images: Tensor) -> dict[str, Tensor]:
-        with catch(module, calls, stop=True) as caught:
-            module(images)
-        return caught
-
-    return apply
-
-
-def _values_and_gradient(
-    apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The layers' outputs, and the gradient to the images of a fixed mixture of all their values."""
-    images = images.clone().requires_grad_()
-    with torch.enable_grad():
-        values = apply(images)
-        mixed = sum((wave(v.numel()).to(v).reshape(v.shape) * v).sum() for v in values.values())
-        gradient = torch.zeros_like(images)
-        if isinstance(mixed, Tensor) and mixed.requires_grad:
-            gradient = torch.autograd.grad(mixed, images, allow_unused=True, materialize_grads=True)[0]
-    return {path: value.detach() for path, value in values.items()}, gradient.detach()
-
-
-def _check_output(model: Model, name: str, value: Tensor, fewer: Tensor, count: int) -> None:
-    """Holds one layer's output for some images against that for one image less."""
-    if value.shape[0] != count or fewer.shape[0] != count - 1:
-        raise ValueError(f"layer {name!r} gives {tuple(value.shape)} for {count} images; expected one entry per image")
-    if not 1 <= value.ndim - 1 <= 3:
-        raise ValueError(
-            f"layer {name!r} gives {tuple(value.shape[1:]) or 'one number'} per image, which has no channels;"
-            f" expected (c, h, w), (t, d) or (d,)"
-        )
-    if _difference({name: fewer}, {name: value[:-1]}):
-        warnings.warn(
-            f"layer {name!r} of {model.name} depends on the other images of its batch, or on chance: what one filter"
-            f" gets is not its own alone, and not the same each time",
-            stacklevel=5,
-        )
-
-
-def _in_precision(
-    model: Model, core: Backbone, precision: str, example: Tensor, truth: dict[str, Tensor]
-) -> tuple[torch.dtype, Weights]:
-    """What to compute in, and the weights in it; ``"auto"`` stays with the module's own where another does not do."""
-    own, dtype = example.dtype, _dtype(precision, example)
-    if dtype == own:
-        return own, core.weights
-    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in core.weights.items()}
-    try:
-        values, _ = _values_and_gradient(lambda images: core.apply(weights, images), example.to(dtype))
-        if wrong := _difference(values, truth, _BFLOAT16_TOLERANCE):
-            raise ValueError(wrong)
-    except Exception as error:  # a model fails in another type in as many ways as there are models
-        if precision != "auto":
-            raise ValueError(f"{model.name} does not run in {precision}: {first_line(error)}") from error
-        return own, core.weights
-    return dtype, weights
-
-
-def _dtype(precision: str, example: Tensor) -> torch.dtype:
-    """What to compute in, for a model that takes such an example."""
-    if precision != "auto":
-        return getattr(torch, precision)
-    fast = False
-    if example.device.type == "cuda":
-        fast = torch.cuda.get_device_capability(example.device) >= (8, 0)
-    elif example.device.type == "cpu":
-        # Of torch's own, without a public name; a torch that has them no more computes in float32.
-        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        fast = any(getattr(torch.cpu, ask, bool)() for ask in asks)
-    return torch.bfloat16 if fast and example.dtype == torch.float32 else example.dtype
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    return max(_TOLERANCE, _ULPS * torch.finfo(dtype).eps)
-
-
-def _difference(found: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 0.0) -> str:
-    """What is wrong with some layers' values, beyond rounding and the tolerance; empty if nothing is."""
-    for path, expected in truth.items():
-        same = found[path].isfinite() == expected.isfinite()
-        error = torch.where(expected.isfinite(), found[path].double() - expected.double(), 0.0).abs().max()
-        largest = torch.where(expected.isfinite(), expected.double(), 0.0).abs().max().clamp_min(1e-12)
-        if not bool(same.all() & (error <= max(tolerance, _tolerance(expected.dtype)) * largest)):
-            return f"the values of layer {path!r} differ by {float(error / largest):.2g}"
-    return ""

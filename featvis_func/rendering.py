@@ -74,7 +74,7 @@ def render(
         tolerance: stops a filter once its best score has risen by no more than this share of itself over 8 steps; the
             next one takes its place in the batch. ``None``: every filter takes all steps.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
-        precision: of the backbone alone, one of :data:`~featvis_func.features.PRECISIONS`. ``"auto"``: bfloat16 for
+        precision: of the backbone alone, one of :data:`~featvis_func.verification.PRECISIONS`. ``"auto"``: bfloat16 for
             a float32 model where the hardware has it.
         features: the model's, from :func:`~featvis_func.features.make_features`, so that a second call on a layer
             need not trace the model again. They hold the weights as they were, in their own precision.
