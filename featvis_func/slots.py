@@ -30,6 +30,19 @@ class Outcome(NamedTuple):
     """int64 ``(n,)``: how many each took."""
 
 
+class _Plan(NamedTuple):
+    """What all passes have in common."""
+
+    step: Step
+    weights: Weights
+    begin: Begin
+    """Of indices into the list of filters, not of their numbers."""
+    steps: int
+    tolerance: float | None
+    patience: int
+    progress: Callable[[int], object]
+
+
 def run_all(
     step: Step,
     weights: Weights,
@@ -56,7 +69,8 @@ def run_all(
         tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
             ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
         patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
-        progress: called with the number of filter-steps done, or saved, also of those that begin anew.
+        progress: called with the number of filter-steps done, or saved; with a negative one where filters begin anew,
+            so that the sum comes to ``steps`` for each.
 
     Raises:
         ValueError: a number outside of these.
@@ -67,14 +81,20 @@ def run_all(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
+    done = 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        progress(number)
+
+    plan = _Plan(step, weights, lambda some: begin([filters[i] for i in some]), steps, tolerance, patience, count)
     found: dict[int, tuple[Best, Info]] = {}
     slots = min(slots, len(filters))
     rest = list(range(len(filters)))
     while rest:
         try:
-            for i, best, info in _pass(
-                step, weights, begin, filters, rest, slots, steps, tolerance, patience, progress
-            ):
+            for i, best, info in _pass(plan, rest, slots):
                 found[i] = best, info
         except (RuntimeError, MemoryError) as error:
             if slots == 1 or not is_out_of_memory(error):
@@ -85,6 +105,7 @@ def run_all(
             torch.cuda.empty_cache()
             warnings.warn(f"out of memory with {slots} filters at a time; going on with {slots // 2}", stacklevel=3)
             slots //= 2
+            count(steps * len(found) - done)
     bests, infos = zip(*(found[i] for i in range(len(filters))), strict=True)
     taken = torch.tensor([len(info.score) for info in infos])
     padded = [pytree.tree_map(lambda column: _padded(column, steps), info) for info in infos]
@@ -95,48 +116,38 @@ def run_all(
     )
 
 
-def _pass(
-    step: Step,
-    weights: Weights,
-    begin: Begin,
-    filters: Sequence[int],
-    indices: Sequence[int],
-    slots: int,
-    steps: int,
-    tolerance: float | None,
-    patience: int,
-    progress: Callable[[int], object],
-) -> Iterator[tuple[int, Best, Info]]:
+def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int, Best, Info]]:
     """Runs some of the filters, by their indices, and yields each as it ends."""
+    steps, patience = plan.steps, plan.patience
     waiting = deque(indices)
     held = [waiting.popleft() for _ in range(min(slots, len(indices)))]
     held += held[-1:] * (slots - len(held))  # padding: the same filter again, whose outcome nobody asks for
     active = set(range(min(slots, len(indices))))
     parts: dict[int, list[Info]] = {held[slot]: [] for slot in active}
-    state, target = begin([filters[i] for i in held])
+    state, target = plan.begin(held)
     age = [0] * slots
     while active:
         # To the next moment at which a filter can end: the device is asked then, and not before.
-        every = steps if tolerance is None else patience
+        every = steps if plan.tolerance is None else patience
         length = min(min(every - age[slot] % every, steps - age[slot]) for slot in active)
         count = len(active)
-        state, info = run(step, weights, state, target, steps=length, callback=lambda _, n=count: progress(n))
+        state, info = run(
+            plan.step, plan.weights, state, target, steps=length, callback=lambda _, n=count: plan.progress(n)
+        )
         info = pytree.tree_map(Tensor.cpu, info)
         ended = []
         for slot in sorted(active):
             age[slot] += length
             own = parts[held[slot]]
             own.append(Info(*(column[:, slot] for column in info)))
-            if age[slot] == steps or (
-                tolerance is not None and age[slot] % patience == 0 and _rests(own, tolerance, patience)
-            ):
+            if age[slot] == steps or (age[slot] % patience == 0 and _rests(own, plan.tolerance, patience)):
                 ended.append(slot)
         if not ended:
             continue
         rows = torch.tensor(ended, device=state.step.device)
         best = pytree.tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), state.best)
         for row, slot in enumerate(ended):
-            progress(steps - age[slot])
+            plan.progress(steps - age[slot])
             infos = parts.pop(held[slot])
             yield held[slot], Best(*(leaf[row] for leaf in best)), Info(*map(torch.cat, zip(*infos, strict=True)))
         active -= set(ended)
@@ -146,15 +157,17 @@ def _pass(
                 held[slot], age[slot] = waiting.popleft(), 0
                 parts[held[slot]] = []
             active |= set(refilled)
-            fresh = begin([filters[i] for i in held])
+            fresh = plan.begin(held)
             mask = torch.zeros(slots, dtype=torch.bool)
             mask[refilled] = True
             mask = mask.to(state.step.device)
             state, target = pytree.tree_map(functools.partial(where_rows, mask), fresh, (state, target))
 
 
-def _rests(infos: Sequence[Info], tolerance: float, patience: int) -> bool:
-    """Whether one filter's best score has stopped to rise over its last steps."""
+def _rests(infos: Sequence[Info], tolerance: float | None, patience: int) -> bool:
+    """Whether one filter's best score has stopped to rise over its last steps; without a tolerance none has."""
+    if tolerance is None:
+        return False
     score, finite, alive = (torch.cat([getattr(i, name) for i in infos]) for name in ("score", "finite", "alive"))
     if len(score) < 2 * patience or (bool(finite.all()) and not bool(alive.any())):
         return False

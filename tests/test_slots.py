@@ -129,13 +129,16 @@ def test_out_of_memory_halves_the_batch(most: int) -> None:
     assert toy.widths[-1] == (2 if most > 1 else 1)
 
 
-def test_what_was_finished_before_memory_ran_out_is_kept() -> None:
-    class Later(Toy):
-        def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
-            self.most = 4 if len(self.widths) < STEPS + 3 else 2
-            return super().__call__(weights, state, target)
+class Fills(Toy):
+    """Takes four filters at a time to their end, but only two from the third step after that on."""
 
-    toy = Later()
+    def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
+        self.most = 4 if len(self.widths) < STEPS + 3 else 2
+        return super().__call__(weights, state, target)
+
+
+def test_what_was_finished_before_memory_ran_out_is_kept() -> None:
+    toy = Fills()
     with pytest.warns(UserWarning, match="going on with 2"):
         outcome = toy_run(range(1, 9), toy, slots=4)
     assert outcome.best.image.flatten().tolist() == list(range(1, 9))
@@ -173,6 +176,14 @@ def test_progress_comes_to_the_whole() -> None:
         done: list[int] = []
         toy_run([1, 30, 3, 1, 7], progress=done.append, **options)
         assert sum(done) == 5 * STEPS
+
+
+def test_progress_comes_to_the_whole_where_filters_begin_anew() -> None:
+    done: list[int] = []
+    with pytest.warns(UserWarning, match="going on with 2"):
+        toy_run(range(1, 9), Fills(), slots=4, progress=done.append)
+    assert [number for number in done if number < 0] == [-4 * 3]
+    assert sum(done) == 8 * STEPS
 
 
 @pytest.mark.parametrize(
