@@ -33,6 +33,14 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 _MOST_SLOTS = 256
 
 
+def compile_word(wanted: bool | str) -> str:
+    """One of :data:`COMPILE`, from what :func:`render` was given; raises ValueError where it is none."""
+    word = ("yes" if wanted else "no") if isinstance(wanted, bool) else wanted
+    if word not in COMPILE:
+        raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {word!r}")
+    return word
+
+
 def compiled_for(
     step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
 ) -> Step:
@@ -52,8 +60,7 @@ def compiled_for(
     Raises:
         ValueError: an unknown word, or compiling was asked for and the backbone is no graph.
     """
-    if compile not in COMPILE:
-        raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {compile!r}")
+    compile = compile_word(compile)
     if compile == "auto":
         pays = device.type == "cuda" or (device.type == "cpu" and pixels > _PAYS_ON_CPU)
         return _compiled(step, otherwise=step) if exported and pays else step

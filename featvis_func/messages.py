@@ -1,7 +1,7 @@
 """What the errors of all modules are made of."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -12,6 +12,19 @@ def suggest(name: str, known: Sequence[str]) -> str:
     """
     near = difflib.get_close_matches(name, known, n=3)
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raises ValueError if a name is not among those known.
+
+    >>> check_name("views", "sideways", ["default", "none"])
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown views 'sideways'; expected one of default, none
+    """
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}; expected one of {', '.join(names)}")
 
 
 def first_line(error: BaseException) -> str:

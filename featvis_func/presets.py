@@ -3,6 +3,7 @@
 import functools
 import math
 
+from featvis_func.messages import check_name
 from featvis_func.optimizer import adam, add_drift, add_noise, chain, clip_norm, linear_decay, normalize_gradient
 from featvis_func.transform import jitter, pad, rotate, scale, warp
 from featvis_func.types import Optimizer, Transform
@@ -37,6 +38,7 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
     >>> view.apply(torch.rand(3, 128, 128), view.draw(torch.tensor([0, 1]))).shape
     torch.Size([3, 224, 224])
     """
+    check_name("views", name, VIEWS)
     w = image[1]
     show = functools.partial(warp, size=size, deterministic=deterministic)
     if name == "default":
@@ -51,9 +53,7 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
         sizes = [1 + (i - 5) / 50 for i in range(11)]
         angles = [*range(-10, 11), 0, 0, 0, 0, 0]
         return show(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2))
-    if name == "none":
-        return show()
-    raise ValueError(f"unknown views {name!r}; expected one of {', '.join(VIEWS)}")
+    return show()
 
 
 def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:

@@ -11,19 +11,20 @@ from tqdm import tqdm
 from featvis_func import image as images
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
-from featvis_func.execution import CPU_SLOTS, compiled_for, repeatable, slots_for_memory
+from featvis_func.execution import CPU_SLOTS, compile_word, compiled_for, repeatable, slots_for_memory
 from featvis_func.features import Features, make_features
+from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
 from featvis_func.presets import views as views_by_name
 from featvis_func.random import key
 from featvis_func.result import Result
-from featvis_func.slots import Outcome, run_all
+from featvis_func.slots import Outcome, check_tolerance, run_all
 from featvis_func.step import check_layers, filter_keys, init_state, make_step
 from featvis_func.types import Image, Optimizer, State, Target, Transform
 
-IMAGES = ("fourier", "pixel")
+IMAGES = {"fourier": images.fourier, "pixel": images.pixel}
 """The parameterisations that :func:`render` knows by name."""
 
 
@@ -100,23 +101,32 @@ def render(
     goal = objectives.channel(objective) if isinstance(objective, str) else objective
     if not isinstance(goal, Objective):
         raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
+    # Whatever can be told now is not left until after the model was traced.
     if not isinstance(views, str | Transform):
         raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")
+    if isinstance(views, str):
+        check_name("views", views, VIEWS)
+    if not isinstance(image, Image):
+        check_name("image parameterisation", image, IMAGES)
     steps, seed = _whole("steps", steps, 1), _whole("seed", seed)
     if batch_size != "auto":
         batch_size = _whole("batch_size", batch_size, 1)
     tolerance = None if tolerance is None else float(tolerance)
-    if isinstance(compile, bool):
-        compile = "yes" if compile else "no"
+    check_tolerance(tolerance)
+    compile = compile_word(compile)
     key(seed)
     lr = None if lr is None else float(lr)
+    rule = _optimizer(optimizer, lr, steps)
+    wanted = None if filters is None else _whole_filters(filters)
     asked = images.image_size(found.size if size is None else size)
     if features is None:
         features = make_features(found, goal.layers, device=device, precision=precision)
     check_layers(goal, features)
     where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
-    numbers = _filters(filters, goal, features)
-    parameterisation = _image(image, asked, found.channels, where)
+    numbers = _filters(wanted, goal, features)
+    parameterisation = (
+        image if isinstance(image, Image) else IMAGES[image](asked, channels=found.channels, device=where)
+    )
     decoded = parameterisation.decode(parameterisation.init(key(seed, device=where)))
     channels, h, w = decoded.shape
     if channels != found.channels:
@@ -128,7 +138,6 @@ def render(
     if shown != (found.channels, *found.size):
         raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
-    rule = _optimizer(optimizer, lr, steps)
     plain = make_step(features, parameterisation, transform, goal, rule)
     pixels = len(numbers) * steps * h * w
     step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
@@ -197,20 +206,26 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-def _filters(filters: Iterable[int] | int | None, goal: Objective, features: Features) -> list[int]:
-    """The filter numbers, checked against the layers in which they pick a channel."""
-    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
-    if filters is None:
-        numbers = list(range(min(widths.values()))) if widths else [0]
-    else:
-        try:
-            # An array of no axes is a number, though it has the looks of an iterable.
-            many = isinstance(filters, Iterable) and getattr(filters, "ndim", 1) != 0
-            numbers = [operator.index(f) for f in (filters if many else [filters])]  # pyright: ignore
-        except TypeError as error:
-            raise ValueError(f"filters must be whole numbers, got {filters!r}") from error
+def _whole_filters(filters: Iterable[int] | int) -> list[int]:
+    """The filter numbers, of whatever kind, as a list."""
+    try:
+        # An array of no axes is a number, though it has the looks of an iterable.
+        many = isinstance(filters, Iterable) and getattr(filters, "ndim", 1) != 0
+        numbers = [operator.index(f) for f in (filters if many else [filters])]  # pyright: ignore
+    except TypeError as error:
+        raise ValueError(f"filters must be whole numbers, got {filters!r}") from error
     if not numbers:
         raise ValueError("no filters were asked for: the list is empty")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"filter {next(f for f in numbers if numbers.count(f) > 1)} is asked for more than once")
+    return numbers
+
+
+def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> list[int]:
+    """The filter numbers, checked against the layers in which they pick a channel; ``None`` means all."""
+    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
+    if numbers is None:
+        return list(range(min(widths.values()))) if widths else [0]
     for name, width in widths.items():
         outside = [f for f in numbers if not 0 <= f < width]
         if outside:
@@ -218,8 +233,6 @@ def _filters(filters: Iterable[int] | int | None, goal: Objective, features: Fea
     for number in (min(numbers), max(numbers)):
         if not 0 <= number < 2**32:
             raise ValueError(f"filter numbers must be in [0, 2**32), got {number}")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"filter {next(f for f in numbers if numbers.count(f) > 1)} is asked for more than once")
     return numbers
 
 
@@ -228,20 +241,10 @@ def _optimizer(optimizer: str | Optimizer, lr: float | None, steps: int) -> Opti
         if lr is not None:
             raise ValueError("lr= goes with an optimiser's name; give your own optimiser its learning rate yourself")
         return optimizer
+    check_name("optimizer", optimizer, OPTIMIZERS)
     if optimizer == "default":
         return default_optimizer(steps, lr=lr)
-    if optimizer == "published":
-        return published_optimizer(lr=0.05 if lr is None else lr)
-    raise ValueError(f"unknown optimizer {optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
-
-
-def _image(image: str | Image, size: tuple[int, int], channels: int, device: torch.device) -> Image:
-    if isinstance(image, Image):
-        return image
-    if image not in IMAGES:
-        raise ValueError(f"unknown image parameterisation {image!r}; expected one of {', '.join(IMAGES)}")
-    factory = images.fourier if image == "fourier" else images.pixel
-    return factory(size, channels=channels, device=device)
+    return published_optimizer(lr=0.05 if lr is None else lr)
 
 
 def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) -> Result:

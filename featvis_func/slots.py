@@ -79,8 +79,7 @@ def run_all(
     for name, value in (("filters", len(filters)), ("steps", steps), ("slots", slots), ("patience", patience)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
+    check_tolerance(tolerance)
     done = 0
 
     def count(number: int) -> None:
@@ -114,6 +113,12 @@ def run_all(
         Info(*(torch.stack(columns, dim=1) for columns in zip(*padded, strict=True))),
         taken,
     )
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raises ValueError if a tolerance is not one of :func:`run_all`."""
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
 
 
 def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int, Best, Info]]:

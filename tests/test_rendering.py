@@ -760,6 +760,35 @@ def test_what_is_not_understood(tiny: Model, options: dict[str, Any], message: s
         render(tiny, "3", **{"filters": [1], **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": "sideways"}, "unknown views"),
+        ({"image": "oil"}, "unknown image"),
+        ({"optimizer": "downhill"}, "unknown optimizer"),
+        ({"lr": -1.0}, "the learning rate must be"),
+        ({"compile": "fast"}, "compile must be one of"),
+        ({"precision": "half"}, "precision must be one of"),
+        ({"tolerance": float("nan")}, "the tolerance must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"size": 0}, "image size must be"),
+        ({"filters": []}, "no filters"),
+        ({"filters": ["1"]}, "filters must be whole numbers"),
+        ({"filters": [1, 1]}, "filter 1 is asked for more than once"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_for_any_model_is_refused_before_it_is_traced(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("traced")
+
+    monkeypatch.setattr("featvis_func.features.private_copy", fail)
+    with pytest.raises(ValueError, match=message):
+        render(tiny, "3", **{"filters": [1], **options})
+
+
 def test_numbers_of_numpy_are_numbers(tiny: Model, tmp_path: Path) -> None:
     numbers: dict[str, Any] = {"steps": np.int64(1), "lr": np.float32(0.1), "seed": np.int64(3)}
     result = render(tiny, "3", np.array([1]), **numbers, batch_size=np.int64(2), tolerance=np.float32(0.5))  # type: ignore[arg-type]
