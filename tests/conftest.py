@@ -35,6 +35,14 @@ def make_tiny() -> nn.Sequential:
     return module.eval()
 
 
+class OneConv(nn.Module):
+    """A convolution of 4 filters; what else happens is the subclass's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+
 @pytest.fixture(autouse=True)
 def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every processor computes in float32 by default, so that equal tests hold on all of them."""

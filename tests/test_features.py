@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_SIZE, make_tiny
+from conftest import TINY_SIZE, OneConv, make_tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -508,38 +508,33 @@ def test_a_layer_that_mixes_images_is_reported() -> None:
 
 
 def test_chance_in_the_forward_pass_is_reported_and_stays_inside() -> None:
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.c = nn.Conv2d(3, 4, 3)
-
+    class Noisy(OneConv):
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(nn.functional.dropout(x))
+            return self.conv(nn.functional.dropout(x))
 
     model = load_model(Noisy(), size=8)
     before = torch.random.get_rng_state()
     with pytest.warns(UserWarning, match="or on chance"), pytest.warns(UserWarning, match="runs through a hook"):
-        make_features(model, ["c"])
+        make_features(model, ["conv"])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_buffers_and_data_that_a_forward_writes_stay_the_users() -> None:
-    class Counting(nn.Module):
+    class Counting(OneConv):
         def __init__(self) -> None:
             super().__init__()
-            self.c = nn.Conv2d(3, 4, 3)
             self.register_buffer("n", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
             self.n += 1
-            self.c.weight.data = self.c.weight.data.clamp(-0.01, 0.01)
-            return self.c(x)
+            self.conv.weight.data = self.conv.weight.data.clamp(-0.01, 0.01)
+            return self.conv(x)
 
     module = Counting()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_features(load_model(module, size=8), ["c"])
+        make_features(load_model(module, size=8), ["conv"])
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
@@ -701,12 +696,8 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(tiny: Model, monkeypatch: py
     assert dtype(load_model(make_tiny().double(), size=TINY_SIZE)) == torch.float64
 
 
-class Insists(nn.Module):
+class Insists(OneConv):
     """Computes in float32 by itself, which bfloat16 weights do not go with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.double().float())

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import OneConv
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torchvision.models import SqueezeNet1_0_Weights
@@ -71,11 +72,7 @@ def test_leaves_hooks_weights_and_global_random_state() -> None:
 
 
 def test_removes_hook_when_the_model_fails() -> None:
-    class Failing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 2, 3)
-
+    class Failing(OneConv):
         def forward(self, x: Tensor) -> Tensor:
             self.conv(x)
             raise RuntimeError("broken model")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_SIZE, make_tiny
+from conftest import TINY_SIZE, OneConv, make_tiny
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
@@ -571,11 +571,7 @@ def test_a_step_inside_a_compiled_function_of_ones_own(tiny: Model) -> None:
 
 
 def test_what_runs_through_a_hook_is_not_compiled() -> None:
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 2, 3)
-
+    class Branches(OneConv):
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x if x.sum() > 0 else -x)
 
