@@ -1,5 +1,6 @@
 """The fast road: a module as a pure graph, traced by ``torch.export`` and cut behind the last of some layers."""
 
+import operator
 import warnings
 from typing import Any
 
@@ -67,6 +68,7 @@ def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -
     _rectify_in_place(graph)
     if example.device.type == "cpu":  # measured there only
         _widen_stem(graph, weights)
+        _merge_siblings(graph, weights, held)
         _keep_pools_whole(graph)
     # In the order in which the graph takes them; under the module's own names, where they have one.
     taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
@@ -196,6 +198,42 @@ def _widen_stem(graph: fx.Graph, weights: Weights) -> None:
         with graph.inserting_before(node):
             deep = graph.call_function(ops.space_to_depth, (images, block, [*pads[1], *pads[0]], channels))
         node.args = (deep, kernel, bias)
+
+
+def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
+    """Rectified 1 x 1 convolutions of one tensor, as one: it is read once, and its gradient written once."""
+    siblings: dict[fx.Node, list[fx.Node]] = {}
+    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
+        images, kernel, bias, *settings = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+        relus = [user for user in node.users if user.target == _aten.relu_.default]
+        if (
+            bias is not None
+            and all(n.name in weights and len(n.users) == 1 for n in (kernel, bias))
+            and weights[kernel.name].shape[2:] == (1, 1)
+            and tuple(settings) == _CONV_DEFAULTS[3:]
+            and len(relus) == len(node.users) == 1
+        ):
+            siblings.setdefault(images, []).append(node)
+    for images, convs in siblings.items():
+        if len(convs) == 1:
+            continue
+        _, *stacks = zip(*(conv.args[:3] for conv in convs), strict=True)
+        widths = [len(weights[kernel.name]) for kernel in stacks[0]]
+        for first, *others in stacks:
+            weights[first.name] = torch.cat([weights[n.name] for n in (first, *others)])
+            held[first.name] = "+".join(held[n.name].removeprefix("module.") for n in (first, *others))
+        with graph.inserting_before(convs[0]):
+            whole = graph.call_function(_aten.conv2d.default, (images, stacks[0][0], stacks[1][0]))
+            whole = graph.call_function(_aten.relu_.default, (whole,))
+            parts = graph.call_function(_aten.split_with_sizes.default, (whole, widths, 1))
+            parts = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(convs))]
+        for conv, part in zip(convs, parts, strict=True):
+            (relu,) = conv.users
+            relu.replace_all_uses_with(part)
+            graph.erase_node(relu)
+            graph.erase_node(conv)
+        for unused in (n for stack in stacks for n in stack[1:]):
+            graph.erase_node(unused)
 
 
 def _keep_pools_whole(graph: fx.Graph) -> None:

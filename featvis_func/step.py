@@ -5,6 +5,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any, TypeAlias, cast
 
@@ -14,6 +15,7 @@ from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from featvis_func.features import Features
+from featvis_func.inductor import compile_graph
 from featvis_func.objective import Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
@@ -152,7 +154,7 @@ def compile_step(step: Step, *, cudagraphs: bool = False, **options: Any) -> Ste
     )
     # On the CPU Inductor would inline up to a hundred of the generator's operations into each other, and take minutes.
     settings = {"realize_opcount_threshold": 10, **({"triton.cudagraphs": True} if cudagraphs else {}), **options}
-    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=settings)
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=partial(compile_graph, settings=settings))
     if not cudagraphs:
         return compiled
     return lambda weights, state, target: pytree.tree_map(torch.clone, compiled(weights, state, target))

@@ -652,6 +652,48 @@ def test_a_stem_is_widened_and_pools_kept_whole_on_the_cpu() -> None:
     assert plain["conv.weight"].shape == (8, 3, 3, 3)
 
 
+class Siblings(nn.Module):
+    """Branches of one tensor: three that can be merged, and others that are not quite alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.branches = nn.ModuleList([nn.Sequential(nn.Conv2d(6, n, 1), nn.ReLU(inplace=True)) for n in (2, 3, 5)])
+        self.grouped = nn.Conv2d(6, 4, 1, groups=2)
+        self.strided = nn.Conv2d(6, 4, 1, stride=2)
+        self.wide = nn.Conv2d(6, 4, 3, padding=1)
+        self.plain = nn.Conv2d(6, 4, 1)
+        self.last = nn.Conv2d(22, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        others = [torch.relu(layer(x)) for layer in (self.grouped, self.wide)]
+        up = nn.functional.interpolate(torch.relu(self.strided(x)), scale_factor=2.0)
+        return self.last(torch.cat([*(branch(x) for branch in self.branches), *others, self.plain(x)], 1)) + up
+
+
+@pytest.mark.parametrize(
+    ("layers", "merged"),
+    [
+        (["last"], (0, 1, 2)),
+        (["branches.1"], ()),  # nothing else is left
+        (["branches.1", "last"], (0, 1, 2)),
+        (["branches.1.0", "last"], (0, 2)),  # its values before the ReLU are asked for
+    ],
+)
+def test_siblings_are_merged_with_the_same_values_and_gradient(layers: list[str], merged: tuple[int, ...]) -> None:
+    module = seeded(Siblings).double()
+    model = load_model(module, size=16)
+    features = make_features(model, layers)
+    assert features.exported
+    images = images_for(model, 2).requires_grad_()
+    found = features.apply(features.weights, images)
+    gradient = torch.autograd.grad(torch.stack([(v**2).sum() for v in found.values()]).sum(), images)[0]
+    torch.testing.assert_close(gradient, by_gradient(module, layers, images), rtol=1e-10, atol=1e-10)
+    names = {"+".join(f"branches.{i}.0.{kind}" for i in merged) for kind in ("weight", "bias")} - {""}
+    assert {name for name in features.weights if "+" in name} == names
+
+
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_a_pool_has_the_same_gradient_compiled(ceil_mode: bool) -> None:
     torch._dynamo.reset()

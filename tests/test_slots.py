@@ -399,7 +399,7 @@ def test_a_whole_layer_compiles_once(tiny: Model) -> None:
 
 def test_many_layers_compile_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda step, *, options, **o: real(step, backend="aot_eager", **o))
+    monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: real(step, backend="aot_eager", **o))
     torch._dynamo.reset()
     count = torch._dynamo.config.recompile_limit + 2
     net = torch.nn.Sequential(*[torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(count)]).eval()
