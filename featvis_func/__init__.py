@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from featvis_func.presets import default_optimizer as default_optimizer
     from featvis_func.presets import published_optimizer as published_optimizer
     from featvis_func.presets import views as views
+    from featvis_func.renderer import Renderer as Renderer
+    from featvis_func.renderer import make_renderer as make_renderer
     from featvis_func.rendering import render as render
     from featvis_func.result import Result as Result
     from featvis_func.slots import Outcome as Outcome
@@ -51,6 +53,7 @@ _HOMES = {
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
     "presets": ("default_optimizer", "published_optimizer", "views"),
+    "renderer": ("Renderer", "make_renderer"),
     "rendering": ("render",),
     "result": ("Result",),
     "slots": ("Outcome", "run_all"),

@@ -1,31 +1,16 @@
 """The one-call door: from a model and a layer to one image per filter."""
 
-import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from featvis_func import image as images
-from featvis_func import objective as objectives
-from featvis_func import transform as transforms
-from featvis_func.execution import CPU_SLOTS, compile_word, compiled_for, repeatable, slots_for_memory
-from featvis_func.features import Features, make_features
-from featvis_func.messages import check_name
-from featvis_func.models import Model, load_model
+from featvis_func.features import Features
+from featvis_func.models import Model
 from featvis_func.objective import Objective
-from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
-from featvis_func.presets import views as views_by_name
-from featvis_func.random import key
+from featvis_func.renderer import make_renderer
 from featvis_func.result import Result
-from featvis_func.slots import Outcome, check_tolerance, run_all
-from featvis_func.step import check_layers, filter_keys, init_state, make_step
-from featvis_func.types import Image, Optimizer, State, Target, Transform
-
-IMAGES = {"fourier": images.fourier, "pixel": images.pixel}
-"""The parameterisations that :func:`render` knows by name."""
+from featvis_func.types import Image, Optimizer, Transform
 
 
 def render(
@@ -97,169 +82,23 @@ def render(
     >>> result.images.shape, result.filters
     (torch.Size([2, 3, 32, 32]), (3, 5))
     """
-    found = load_model(model)
-    goal = objectives.channel(objective) if isinstance(objective, str) else objective
-    if not isinstance(goal, Objective):
-        raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
-    # Whatever can be told now is not left until after the model was traced.
-    if not isinstance(views, str | Transform):
-        raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")
-    if isinstance(views, str):
-        check_name("views", views, VIEWS)
-    if not isinstance(image, Image):
-        check_name("image parameterisation", image, IMAGES)
-    steps, seed = _whole("steps", steps, 1), _whole("seed", seed)
-    if batch_size != "auto":
-        batch_size = _whole("batch_size", batch_size, 1)
-    tolerance = None if tolerance is None else float(tolerance)
-    check_tolerance(tolerance)
-    compile = compile_word(compile)
-    key(seed)
-    lr = None if lr is None else float(lr)
-    rule = _optimizer(optimizer, lr, steps)
-    wanted = None if filters is None else _whole_filters(filters)
-    asked = images.image_size(found.size if size is None else size)
-    if features is None:
-        features = make_features(found, goal.layers, device=device, precision=precision)
-    check_layers(goal, features)
-    where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
-    numbers = _filters(wanted, goal, features)
-    parameterisation = (
-        image if isinstance(image, Image) else IMAGES[image](asked, channels=found.channels, device=where)
+    renderer = make_renderer(
+        model,
+        objective,
+        filters,
+        steps=steps,
+        size=size,
+        seed=seed,
+        views=views,
+        lr=lr,
+        image=image,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        tolerance=tolerance,
+        device=device,
+        precision=precision,
+        features=features,
+        compile=compile,
+        deterministic=deterministic,
     )
-    decoded = parameterisation.decode(parameterisation.init(key(seed, device=where)))
-    channels, h, w = decoded.shape
-    if channels != found.channels:
-        raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
-    view = views
-    if isinstance(view, str):
-        view = views_by_name(view, image=(h, w), size=found.size, deterministic=deterministic)
-    shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
-    if shown != (found.channels, *found.size):
-        raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
-    transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
-    plain = make_step(features, parameterisation, transform, goal, rule)
-    pixels = len(numbers) * steps * h * w
-    step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
-    layer = features.paths[goal.layers[0]]
-
-    def begin(chosen: Sequence[int]) -> tuple[State, Target]:
-        keys = filter_keys(seed, layer, chosen, device=where)
-        state = init_state(features, parameterisation, goal, rule, keys)
-        return state, torch.tensor(list(chosen), dtype=torch.int64, device=where)
-
-    bar = tqdm(
-        total=steps * len(numbers),
-        desc=goal.layers[0],
-        unit="step",
-        leave=False,
-        disable=None if progress is None else not progress,
-    )
-    with bar, repeatable(deterministic):
-        slots = batch_size if isinstance(batch_size, int) else CPU_SLOTS
-        if batch_size == "auto" and where.type == "cuda" and not deterministic:
-            slots = slots_for_memory(plain, features.weights, begin, numbers, device=where)
-        outcome = run_all(
-            step,
-            features.weights,
-            begin,
-            numbers,
-            steps=steps,
-            slots=slots,
-            tolerance=tolerance,
-            progress=bar.update,
-        )
-    dtype = next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32)
-    config = {
-        "model": found.name,
-        "weights": found.weights,
-        "objective": repr(goal),
-        "layer": layer,
-        "steps": steps,
-        "size": [h, w],
-        "input_size": list(found.size),
-        "mean": list(found.mean),
-        "std": list(found.std),
-        "seed": seed,
-        "views": views if isinstance(views, str) else "custom",
-        "lr": lr,
-        "image": image if isinstance(image, str) else "custom",
-        "optimizer": optimizer if isinstance(optimizer, str) else "custom",
-        "batch_size": batch_size,
-        "tolerance": tolerance,
-        "precision": str(dtype).removeprefix("torch."),
-        "compile": compile,
-        "deterministic": deterministic,
-        "device": where.type,
-    }
-    return _result(outcome, numbers, config)
-
-
-def _whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, of whatever integer type, as Python's own."""
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from error
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def _whole_filters(filters: Iterable[int] | int) -> list[int]:
-    """The filter numbers, of whatever kind, as a list."""
-    try:
-        # An array of no axes is a number, though it has the looks of an iterable.
-        many = isinstance(filters, Iterable) and getattr(filters, "ndim", 1) != 0
-        numbers = [operator.index(f) for f in (filters if many else [filters])]  # pyright: ignore
-    except TypeError as error:
-        raise ValueError(f"filters must be whole numbers, got {filters!r}") from error
-    if not numbers:
-        raise ValueError("no filters were asked for: the list is empty")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"filter {next(f for f in numbers if numbers.count(f) > 1)} is asked for more than once")
-    return numbers
-
-
-def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> list[int]:
-    """The filter numbers, checked against the layers in which they pick a channel; ``None`` means all."""
-    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
-    if numbers is None:
-        return list(range(min(widths.values()))) if widths else [0]
-    for name, width in widths.items():
-        outside = [f for f in numbers if not 0 <= f < width]
-        if outside:
-            raise ValueError(f"layer {name!r} has filters 0 to {width - 1}, got {outside[0]}")
-    for number in (min(numbers), max(numbers)):
-        if not 0 <= number < 2**32:
-            raise ValueError(f"filter numbers must be in [0, 2**32), got {number}")
-    return numbers
-
-
-def _optimizer(optimizer: str | Optimizer, lr: float | None, steps: int) -> Optimizer:
-    if isinstance(optimizer, Optimizer):
-        if lr is not None:
-            raise ValueError("lr= goes with an optimiser's name; give your own optimiser its learning rate yourself")
-        return optimizer
-    check_name("optimizer", optimizer, OPTIMIZERS)
-    if optimizer == "default":
-        return default_optimizer(steps, lr=lr)
-    return published_optimizer(lr=0.05 if lr is None else lr)
-
-
-def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) -> Result:
-    best, info = outcome.best, outcome.info
-    taken = torch.arange(len(info.score))[:, None] < outcome.steps
-    alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
-    status = tuple("nonfinite" if not f else "ok" if a else "dead" for a, f in zip(alive, finite, strict=True))
-    return Result(
-        images=best.image.float(),
-        activations=best.activation.float(),
-        scores=best.score.float(),
-        best_step=best.step,
-        filters=tuple(filters),
-        status=status,
-        history=info.score.float(),
-        steps=outcome.steps,
-        config=config,
-    )
+    return renderer(progress=progress)

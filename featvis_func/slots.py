@@ -28,6 +28,8 @@ class Outcome(NamedTuple):
     """Each ``(steps, n)``; NaN and False from where a filter was stopped."""
     steps: Tensor
     """int64 ``(n,)``: how many each took."""
+    slots: int
+    """How many were at a time, in the end."""
 
 
 class _Plan(NamedTuple):
@@ -65,7 +67,7 @@ def run_all(
         begin: filter numbers -> their state before the first step, and their targets.
         filters: any number of them, at least 1.
         steps: the most that a filter gets, at least 1.
-        slots: filters at a time, at least 1.
+        slots: filters at a time, at least 1; where there are fewer, the rest of the batch is padding.
         tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
             ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
         patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
@@ -89,7 +91,6 @@ def run_all(
 
     plan = _Plan(step, weights, lambda some: begin([filters[i] for i in some]), steps, tolerance, patience, count)
     found: dict[int, tuple[Best, Info]] = {}
-    slots = min(slots, len(filters))
     rest = list(range(len(filters)))
     while rest:
         try:
@@ -112,6 +113,7 @@ def run_all(
         Best(*(torch.stack(leaves) for leaves in zip(*bests, strict=True))),
         Info(*(torch.stack(columns, dim=1) for columns in zip(*padded, strict=True))),
         taken,
+        slots,
     )
 
 

@@ -26,14 +26,16 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "messages", "inductor", "ops", "weights", "zoo"},
+    {*CORE, "files", "inductor", "messages", "ops", "weights", "zoo"},
     {"models", "presets"},
+    {"options"},
     {"capture"},
     {"export", "verification"},
     {"features"},
     {"step", "result"},
     {"execution"},
     {"slots"},
+    {"renderer"},
     {"rendering"},
     {"sweep"},
     {"gallery"},

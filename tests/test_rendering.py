@@ -710,7 +710,7 @@ def test_features_are_used_again(tiny: Model, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("traced again")
 
-    monkeypatch.setattr("featvis_func.rendering.make_features", fail)
+    monkeypatch.setattr("featvis_func.renderer.make_features", fail)
     assert torch.equal(render(tiny, "3", [1], steps=2, features=features).images, fresh.images)
     with pytest.raises(ValueError, match="the features lack layer '0'"):
         render(tiny, "0", [1], steps=2, features=features)
