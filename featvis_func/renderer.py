@@ -87,6 +87,7 @@ class Renderer(NamedTuple):
                 numbers,
                 steps=steps,
                 slots=self.slots,
+                pad=True,
                 tolerance=config["tolerance"],
                 progress=progress if callable(progress) else bar.update,
             )

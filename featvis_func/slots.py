@@ -53,6 +53,7 @@ def run_all(
     *,
     steps: int,
     slots: int = 8,
+    pad: bool = False,
     tolerance: float | None = None,
     patience: int = 8,
     progress: Callable[[int], object] = lambda _: None,
@@ -67,7 +68,8 @@ def run_all(
         begin: filter numbers -> their state before the first step, and their targets.
         filters: any number of them, at least 1.
         steps: the most that a filter gets, at least 1.
-        slots: filters at a time, at least 1; where there are fewer, the rest of the batch is padding.
+        slots: filters at a time, at least 1.
+        pad: whether the batch has that width where there are fewer filters, too: for a step compiled for it.
         tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
             ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
         patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
@@ -91,6 +93,7 @@ def run_all(
 
     plan = _Plan(step, weights, lambda some: begin([filters[i] for i in some]), steps, tolerance, patience, count)
     found: dict[int, tuple[Best, Info]] = {}
+    slots = slots if pad else min(slots, len(filters))
     rest = list(range(len(filters)))
     while rest:
         try:
