@@ -34,3 +34,15 @@ def first_line(error: BaseException) -> str:
     ('no such thing', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines: columns of one width each, the last one left as it is.
+
+    >>> print(table([("layer", "filters"), ("conv", "8")]))
+    layer  filters
+    conv   8
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -39,7 +39,7 @@ LEVELS: tuple[set[str], ...] = (
     {"rendering"},
     {"sweep"},
     {"gallery"},
-    {"cli", "__main__"},
+    {"arguments", "commands", "cli", "__main__"},
 )
 
 

@@ -163,6 +163,10 @@ class Store:
             config={**self.config, "layer": layer},
         )
 
+    def status(self) -> Status:
+        """How far the sweep is, by its sidecars."""
+        return read_status(self._folder)
+
     def export(self, out: str | Path, *layers: str) -> list[Path]:
         """Writes a folder of PNGs for each layer, as :meth:`Result.save <featvis_func.result.Result.save>` does.
 

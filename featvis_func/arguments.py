@@ -1,0 +1,102 @@
+"""What several commands of the command line share. torch is imported late, so that ``--help`` is instant."""
+
+import argparse
+
+from featvis_func.messages import first_line
+
+DEFAULT_MODEL = "texturenet"
+RENDER_OPTIONS = (
+    "steps", "size", "seed", "views", "optimizer", "lr", "tolerance", "precision", "compile", "deterministic"
+)  # fmt: skip
+"""What :func:`add_options` adds, but for the device."""
+_MOST_FILTERS = 1_000_000
+
+
+def filter_numbers(text: str) -> list[int] | None:
+    """Reads a list of filters.
+
+    Args:
+        text: numbers and ranges, both ends included, such as ``0-7,12``; or ``all``.
+
+    Returns:
+        The numbers in the order given, or ``None`` for all.
+
+    Raises:
+        ValueError: anything else.
+
+    >>> filter_numbers("0-3,12")
+    [0, 1, 2, 3, 12]
+    """
+    if text == "all":
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ValueError(f"filters {text!r} must be numbers and ranges such as '0-7,12', or 'all'")
+        if int(last or first) - int(first) >= _MOST_FILTERS:
+            raise ValueError(f"filters {part.strip()!r} are more than any layer has")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="texturenet, or torchvision:NAME[@WEIGHTS] (@none: random)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="a state dict for the model: .safetensors, .pth or .pt")
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What a rendering takes, of one layer or of many."""
+    command.add_argument("--steps", type=int, default=32, help="steps of ascent (default: %(default)s)")
+    command.add_argument("--size", type=size, help="pixels of the images, N or HxW (default: the model's input)")
+    command.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
+    command.add_argument(
+        "--views", default="default", help="random views: default, published, lucid or none (default: default)"
+    )
+    command.add_argument("--optimizer", default="default", help="default or published (default: default)")
+    command.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
+    command.add_argument(
+        "--tolerance", type=float, metavar="SHARE", help="stop a filter that rises by less than this share in 8 steps"
+    )
+    command.add_argument(
+        "--precision", default="auto", help="of the model: auto, float32 or bfloat16 (default: %(default)s)"
+    )
+    command.add_argument(
+        "--compile", default="auto", help="auto (where it pays), yes, no or cudagraphs (default: %(default)s)"
+    )
+    command.add_argument("--deterministic", action="store_true", help="bit-equal reruns on CUDA, too; slower there")
+    command.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
+
+
+def size(text: str) -> tuple[int, int]:
+    """Reads ``N`` or ``HxW`` pixels."""
+    h, cross, w = text.partition("x")
+    if not h.isdecimal() or (cross and not w.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected N or HxW pixels")
+    return int(h), int(w or h)
+
+
+def batch_size(text: str) -> int | str:
+    """Reads a number, or ``auto``."""
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch size; expected a number, or auto")
+    return text if text == "auto" else int(text)
+
+
+def working_device(name: str | None) -> str:
+    """A device that works, by name; the default is CUDA where there is one."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not compiled in; a plugin is missing
+        raise ValueError(f"no device {name!r} here: {first_line(error)}") from error
+    return name
