@@ -1,9 +1,7 @@
 """What a render gives back, as tensors, as a picture and as files."""
 
-import contextlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,8 @@ import safetensors.torch
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from featvis_func.files import write_file
 
 _GAP = 2  # white pixels between the images of a grid
 
@@ -188,18 +188,8 @@ def _png(image: PIL.Image.Image) -> bytes:
 
 def _write(path: Path, data: bytes) -> Path:
     """Writes a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private; these are as any other
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise ValueError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-        raise
+        write_file(path, data)
+    except OSError as error:
+        raise ValueError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     return path
