@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featvis_func import transform as transform
     from featvis_func import zoo as zoo
     from featvis_func.features import Features as Features
+    from featvis_func.features import activations_of as activations_of
     from featvis_func.features import list_layers as list_layers
     from featvis_func.features import make_features as make_features
     from featvis_func.image import fourier as fourier
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "zoo")
 _HOMES = {
-    "features": ("Features", "list_layers", "make_features"),
+    "features": ("Features", "activations_of", "list_layers", "make_features"),
     "image": ("fourier", "pixel"),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),

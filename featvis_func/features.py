@@ -18,6 +18,8 @@ from featvis_func.export import export_backbone
 from featvis_func.messages import first_line, suggest
 from featvis_func.models import Model
 from featvis_func.objective import feature_axis
+from featvis_func.random import key
+from featvis_func.transform import chain, normalize, warp
 from featvis_func.types import Weights
 from featvis_func.verification import PRECISIONS, Reference, check_outputs, fault, in_precision, reference_of
 
@@ -128,6 +130,40 @@ def _backbone(
         stacklevel=5,
     )
     return hook_backbone(module, calls), False
+
+
+def activations_of(
+    model: Model, layers: Sequence[str], image: Tensor, *, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """What some layers make of an image: the reference of :func:`~featvis_func.objective.inversion` and the like.
+
+    Args:
+        model: from :func:`~featvis_func.models.load_model`.
+        layers: names of layers, or unique ends of names.
+        image: float ``(c, h, w)`` in ``[0, 1]``; brought to the model's input size.
+        device: where to compute. Default: where the model is.
+
+    Returns:
+        layer, by the name given -> its activations, without a gradient.
+
+    Raises:
+        ValueError: an unknown layer, or an image of another form.
+
+    >>> from featvis_func.models import load_model
+    >>> activations_of(load_model("texturenet"), ["head"], torch.rand(3, 50, 70))["head"].shape
+    torch.Size([32])
+    """
+    if image.ndim != 3 or image.shape[0] != model.channels or not image.is_floating_point():
+        raise ValueError(
+            f"expected an image ({model.channels}, h, w) of floats in [0, 1], got {tuple(image.shape)} {image.dtype}"
+        )
+    features = make_features(model, layers, device=device, precision="float32")
+    where = next((w.device for w in features.weights.values()), image.device)
+    view = chain(warp(size=model.size), normalize(model.mean, model.std, device=where))
+    image = image.detach().to(where, torch.float32)
+    with torch.no_grad():
+        seen = view.apply(image, view.draw(key(0, device=where)))
+        return {name: values[0].float() for name, values in features.apply(features.weights, seen[None]).items()}
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:

@@ -126,6 +126,8 @@ def make_renderer(
     goal = objectives.channel(objective) if isinstance(objective, str) else objective
     if not isinstance(goal, Objective):
         raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
+    if not goal.layers:
+        raise ValueError(f"{goal} reads no layer of the model; add an objective that does")
     # Whatever can be told now is not left until after the model was traced.
     if not isinstance(views, str | Transform):
         raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")

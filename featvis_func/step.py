@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from featvis_func.features import Features
 from featvis_func.inductor import compile_graph
-from featvis_func.objective import Objective
+from featvis_func.objective import IMAGE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
 from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
@@ -58,7 +58,7 @@ def make_step(
     def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
         decoded = vmap(image.decode)(params)
         activations = features.apply(weights, vmap(transform.apply)(decoded, draws))
-        activations = {name: a.to(decoded.dtype) for name, a in activations.items()}
+        activations = {**{name: a.to(decoded.dtype) for name, a in activations.items()}, IMAGE: decoded}
         scores = vmap(objective.score)(activations, target)
         maps = vmap(objective.activation_map)(activations, target)
         return scores.sum(), (scores, decoded, maps)
@@ -102,6 +102,7 @@ def init_state(features: Features, image: Image, objective: Objective, optimizer
     opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
     decoded = vmap(image.decode)(params)
     blank = {name: decoded.new_zeros(shape) for name, shape in features.shapes.items()}
+    blank[IMAGE] = decoded[0]
     activation = objective.activation_map(blank, torch.zeros_like(keys[0, 0]))
     count = keys.shape[0]
     best = Best(

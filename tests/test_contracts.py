@@ -156,6 +156,26 @@ CASES: dict[str, Case] = {
         b=(4, 3),
         c=(6,),
     ),
+    **objective_cases(objectives.direction("a", [1.0, -2.0, 0.5]), a=(3, 2, 4)),
+    **objective_cases(objectives.direction("a", [1.0, -2.0, 0.5], similarity="cosine"), a=(5, 3)),
+    **objective_cases(objectives.direction_neuron("a", [1.0, -2.0], similarity="dot_cosine", power=1), a=(2, 2, 2)),
+    **objective_cases(objectives.channel_weights("a", [1.0, -2.0, 0.5]), a=(3,)),
+    **objective_cases(objectives.region("a", rows=(0.0, 0.6), columns=(0.5, 1.0)), a=(3, 3, 4)),
+    **objective_cases(objectives.logit("a"), a=(4,)),
+    **objective_cases(objectives.activation_difference({"a": floats(9, (3, 2, 4), torch.float64)}), a=(3, 2, 4)),
+    **objective_cases(objectives.inversion({"a": floats(9, (5, 3), torch.float64)}), a=(5, 3)),
+    **objective_cases(objectives.caricature({"a": floats(9, (3, 2, 4), torch.float64)}), a=(3, 2, 4)),
+    **objective_cases(objectives.style({"a": floats(9, (3, 2, 2), torch.float64)}, loss="l2"), a=(3, 2, 4)),
+    **{
+        name: case
+        for penalty in (
+            objectives.total_variation(),
+            objectives.l1(2.0),
+            objectives.l2(),
+            objectives.boundary_complexity(1),
+        )
+        for name, case in objective_cases(penalty, **{objectives.IMAGE: (2, 4, 5)}).items()
+    },
     **optimizer_cases("adam", optimizers.adam(0.05)),
     **optimizer_cases("adam schedule", optimizers.adam(lambda step: 0.1 / (1 + step), betas=(0.5, 0.9), eps=1e-3)),
     **optimizer_cases("normalize_gradient", optimizers.normalize_gradient()),

@@ -1,0 +1,33 @@
+"""What an image is optimised for: activations -> one number to raise.
+
+An :class:`Objective` sees the activations of one image and the target (the filter number) of that image. It adds,
+subtracts and scales; each part names its layer, so that a sum may look at several layers at once.
+
+>>> goal = channel("layer3.1.conv2") - 0.5 * channel("layer2.0.conv1", 7)
+>>> goal
+channel('layer3.1.conv2') - 0.5 * channel('layer2.0.conv1', 7)
+>>> goal.layers
+('layer3.1.conv2', 'layer2.0.conv1')
+"""
+
+from featvis_func.objective.base import IMAGE as IMAGE
+from featvis_func.objective.base import Objective as Objective
+from featvis_func.objective.base import feature_axis as feature_axis
+from featvis_func.objective.content import activation_difference as activation_difference
+from featvis_func.objective.content import caricature as caricature
+from featvis_func.objective.content import inversion as inversion
+from featvis_func.objective.content import style as style
+from featvis_func.objective.directions import channel_weights as channel_weights
+from featvis_func.objective.directions import direction as direction
+from featvis_func.objective.directions import direction_neuron as direction_neuron
+from featvis_func.objective.penalties import blur as blur
+from featvis_func.objective.penalties import boundary_complexity as boundary_complexity
+from featvis_func.objective.penalties import l1 as l1
+from featvis_func.objective.penalties import l2 as l2
+from featvis_func.objective.penalties import total_variation as total_variation
+from featvis_func.objective.units import channel as channel
+from featvis_func.objective.units import deepdream as deepdream
+from featvis_func.objective.units import layer as layer
+from featvis_func.objective.units import logit as logit
+from featvis_func.objective.units import neuron as neuron
+from featvis_func.objective.units import region as region

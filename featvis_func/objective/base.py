@@ -1,0 +1,124 @@
+"""What all objectives are: a pure function of one image's activations, which adds, subtracts and scales."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featvis_func.types import Activations, Target
+
+IMAGE = "<image>"
+"""Where an objective finds the image itself among the activations: ``(c, h, w)``, in range, without the view."""
+
+
+@dataclass(frozen=True, repr=False)
+class Objective:
+    """A pure function ``(activations of one image, target) -> ()``, with ``+``, ``-`` and ``*`` by numbers.
+
+    Build one with the functions of :mod:`featvis_func.objective`, or directly from functions of your own.
+    """
+
+    score: Callable[[Activations, Target], Tensor]
+    """(activations, target) -> float ``()``: what is raised."""
+    activation_map: Callable[[Activations, Target], Tensor]
+    """(activations, target) -> ``(h', w')``, ``(t,)`` or ``()``: what is shown beside the image."""
+    layers: tuple[str, ...]
+    """The layers whose activations it reads; the first is the one that it is about. None: the image alone."""
+    targeted: tuple[str, ...]
+    """Those of its layers in which the target picks the channel."""
+    name: str
+
+    def __call__(self, activations: Activations, target: Target) -> Tensor:
+        return self.score(activations, target)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __add__(self, other: "Objective") -> "Objective":
+        return self._combine(other, 1.0)
+
+    def __sub__(self, other: "Objective") -> "Objective":
+        return self._combine(other, -1.0)
+
+    def __neg__(self) -> "Objective":
+        return -1.0 * self
+
+    def __mul__(self, factor: float) -> "Objective":
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise ValueError(f"an objective can only be weighted by a finite number, got {factor}")
+        inner = f"({self.name})" if " + " in self.name or " - " in self.name else self.name
+        return Objective(
+            lambda a, t: factor * self.score(a, t),
+            self.activation_map,
+            self.layers,
+            self.targeted,
+            f"{number(factor)} * {inner}",
+        )
+
+    __rmul__ = __mul__
+
+    def _combine(self, other: "Objective", sign: float) -> "Objective":
+        if not isinstance(other, Objective):
+            return NotImplemented
+        grouped = sign < 0 and (" + " in other.name or " - " in other.name)
+        right = f"({other.name})" if grouped else other.name
+        return Objective(
+            lambda a, t: self.score(a, t) + sign * other.score(a, t),
+            self.activation_map if self.layers or not other.layers else other.activation_map,
+            tuple(dict.fromkeys(self.layers + other.layers)),
+            tuple(dict.fromkeys(self.targeted + other.targeted)),
+            f"{self.name} {'+' if sign > 0 else '-'} {right}",
+        )
+
+
+def feature_axis(shape: tuple[int, ...] | torch.Size) -> int:
+    """The axis of the channels in one image's activations: ``c`` in ``(c, h, w)``, ``d`` in ``(t, d)`` and ``(d,)``.
+
+    Raises:
+        ValueError: another number of axes.
+
+    >>> feature_axis((64, 7, 7)), feature_axis((197, 768)), feature_axis((1000,))
+    (0, 1, 0)
+    """
+    if not 1 <= len(shape) <= 3:
+        raise ValueError(f"activations of shape {tuple(shape)} have no channels; expected (c, h, w), (t, d) or (d,)")
+    return 1 if len(shape) == 2 else 0
+
+
+def number(value: float) -> str:
+    """A number in as few digits as say exactly which."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
+def features_last(values: Tensor) -> Tensor:
+    """Activations with the channels as their last axis."""
+    return values.movedim(feature_axis(values.shape), -1)
+
+
+def place(layer: str, positions: Sequence[int], position: tuple[int, int] | int | None) -> tuple[int, ...]:
+    """A position among those of a layer; ``None``: the centre, each side halved.
+
+    Raises:
+        ValueError: the layer has no such position.
+    """
+    if position is None:
+        return tuple(size // 2 for size in positions)
+    where = position if isinstance(position, tuple) else (position,)
+    if len(where) != len(positions) or not all(0 <= i < s for i, s in zip(where, positions, strict=True)):
+        raise ValueError(f"no position {position} in layer {layer!r}, whose positions are {tuple(positions)}")
+    return where
+
+
+def arguments(*values: object, **named: object) -> str:
+    """The arguments of an objective as they are written; those that are ``None`` are not.
+
+    >>> arguments("conv", None, position=(1, 2))
+    "'conv', position=(1, 2)"
+    """
+    plain = [repr(value) for value in values if value is not None]
+    return ", ".join([*plain, *(f"{name}={value}" for name, value in named.items() if value is not None)])

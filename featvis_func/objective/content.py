@@ -1,0 +1,160 @@
+"""Objectives about another image: to match its activations, its style, or to overdraw what a layer sees in it.
+
+The other image comes as its activations, from :func:`~featvis_func.features.activations_of`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from featvis_func.messages import check_name
+from featvis_func.objective.base import Objective, features_last
+from featvis_func.objective.directions import LEAST_COSINE, cosine_of
+from featvis_func.types import Activations, Target
+
+Loss = Literal["l1", "l2"]
+
+
+def activation_difference(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
+    """How far a layer is from what it was for another image: ``mean |x - r|`` or ``mean (x - r)^2``.
+
+    Positive, and so a penalty where the image shall come near: subtract it. Over several layers it is their sum.
+
+    Args:
+        reference: layer -> that layer's activations for the other image, of the same shape.
+        loss: ``"l1"`` or ``"l2"``.
+
+    Raises:
+        ValueError: no layer, another loss; when called, activations of another shape.
+
+    Source: Lucid, ``optvis/objectives.py`` (``activation_difference``).
+
+    >>> activation_difference({"a": torch.zeros(2, 2, 2)})({"a": torch.ones(2, 2, 2)}, torch.tensor(0))
+    tensor(1.)
+    """
+    power = _power(loss)
+    return _sum_over(
+        f"activation_difference({_named(reference, loss)})",
+        reference,
+        lambda layer, x, r: features_last((x - r).abs() ** power).mean(-1),
+    )
+
+
+def inversion(reference: Mapping[str, Tensor]) -> Objective:
+    """How well a layer is matched: ``-|x - r|^2 / |r|^2``, 0 at best.
+
+    Args: as for :func:`activation_difference`.
+
+    Source: Mahendran and Vedaldi (2015), eq. 2, without its prior on the image.
+
+    >>> inversion({"a": torch.ones(2, 2, 2)})({"a": torch.zeros(2, 2, 2)}, torch.tensor(0))
+    tensor(-1.)
+    """
+
+    def shown(layer: str, x: Tensor, r: Tensor) -> Tensor:
+        return -features_last((x - r).square()).mean(-1) / r.square().mean().clamp_min(torch.finfo(r.dtype).tiny)
+
+    return _sum_over(f"inversion({_named(reference)})", reference, shown)
+
+
+def caricature(reference: Mapping[str, Tensor], *, power: float = 1.0) -> Objective:
+    """What a layer sees in an image, overdrawn: ``mean_p x_p . r_p max(0.1, cos(x_p, r_p))^power`` over positions.
+
+    Args:
+        reference: as for :func:`activation_difference`.
+        power: of the cosine, at least 0: 0 wants length alone, more wants direction.
+
+    Raises:
+        ValueError: a power below 0; and as for :func:`activation_difference`.
+
+    Source: Olah et al., "Activation Atlas" (2019) and Lucid's caricature notebook.
+
+    >>> caricature({"a": torch.ones(2, 1, 1)})({"a": torch.ones(2, 1, 1)}, torch.tensor(0)).round()
+    tensor(2.)
+    """
+    if not 0 <= power < math.inf:
+        raise ValueError(f"the power of the cosine must be finite and at least 0, got {power}")
+
+    def shown(layer: str, x: Tensor, r: Tensor) -> Tensor:
+        x, r = features_last(x), features_last(r)
+        return (x * r).sum(-1) * cosine_of(x, r).clamp_min(LEAST_COSINE) ** power
+
+    more = "" if power == 1.0 else f", power={power:g}"
+    return _sum_over(f"caricature({_named(reference)}{more})", reference, shown)
+
+
+def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
+    """How well a layer's correlations are matched, wherever they are: ``-mean |G(x) - G(r)|``, 0 at best.
+
+    ``G(x)_ij = mean_p x_ip x_jp`` is the Gram matrix of the channels.
+
+    Args: as for :func:`activation_difference`.
+
+    Raises:
+        ValueError: as for :func:`activation_difference`; the other image may have other positions here.
+
+    Source: Gatys et al. (2015), eq. 3; the mean over positions as in Lucid.
+
+    >>> style({"a": torch.ones(2, 3, 3)})({"a": torch.zeros(2, 2, 2)}, torch.tensor(0))
+    tensor(-1.)
+    """
+    power = _power(loss)
+
+    def gram(x: Tensor) -> Tensor:
+        flat = features_last(x).reshape(-1, features_last(x).shape[-1])
+        return flat.T @ flat / flat.shape[0]
+
+    def one(layer: str, r: Tensor) -> Objective:
+        wanted = gram(r)
+
+        def score(activations: Activations, target: Target) -> Tensor:
+            x = activations[layer]
+            found = gram(x)
+            if found.shape != wanted.shape:
+                raise ValueError(f"the style has {len(wanted)} channels of layer {layer!r}, which has {len(found)}")
+            return -((found - wanted.to(x)).abs() ** power).mean()
+
+        def activation_map(activations: Activations, target: Target) -> Tensor:
+            return features_last(activations[layer]).square().mean(-1)
+
+        return Objective(score, activation_map, (layer,), (), "")
+
+    parts = [one(layer, r.detach().clone()) for layer, r in _references(reference).items()]
+    whole = reduce(add, parts)
+    return Objective(whole.score, whole.activation_map, whole.layers, (), f"style({_named(reference, loss)})")
+
+
+def _sum_over(name: str, reference: Mapping[str, Tensor], shown: Callable[[str, Tensor, Tensor], Tensor]) -> Objective:
+    """The sum over layers of the mean of a map of positions."""
+
+    def one(layer: str, r: Tensor) -> Objective:
+        def activation_map(activations: Activations, target: Target) -> Tensor:
+            x = activations[layer]
+            if x.shape != r.shape:
+                raise ValueError(f"the reference has {tuple(r.shape)} of layer {layer!r}, which has {tuple(x.shape)}")
+            return shown(layer, x, r.to(x))
+
+        return Objective(lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), "")
+
+    whole = reduce(add, [one(layer, r.detach().clone()) for layer, r in _references(reference).items()])
+    return Objective(whole.score, whole.activation_map, whole.layers, (), name)
+
+
+def _references(reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not reference:
+        raise ValueError("the reference has no layer")
+    return reference
+
+
+def _named(reference: Mapping[str, Tensor], loss: str = "l1") -> str:
+    return ", ".join(repr(layer) for layer in reference) + ("" if loss == "l1" else f", loss={loss!r}")
+
+
+def _power(loss: str) -> int:
+    check_name("loss", loss, ("l1", "l2"))
+    return 1 if loss == "l1" else 2
