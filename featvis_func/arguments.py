@@ -9,35 +9,6 @@ RENDER_OPTIONS = (
     "steps", "size", "seed", "views", "optimizer", "lr", "tolerance", "precision", "compile", "deterministic"
 )  # fmt: skip
 """What :func:`add_options` adds, but for the device."""
-_MOST_FILTERS = 1_000_000
-
-
-def filter_numbers(text: str) -> list[int] | None:
-    """Reads a list of filters.
-
-    Args:
-        text: numbers and ranges, both ends included, such as ``0-7,12``; or ``all``.
-
-    Returns:
-        The numbers in the order given, or ``None`` for all.
-
-    Raises:
-        ValueError: anything else.
-
-    >>> filter_numbers("0-3,12")
-    [0, 1, 2, 3, 12]
-    """
-    if text == "all":
-        return None
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ValueError(f"filters {text!r} must be numbers and ranges such as '0-7,12', or 'all'")
-        if int(last or first) - int(first) >= _MOST_FILTERS:
-            raise ValueError(f"filters {part.strip()!r} are more than any layer has")
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

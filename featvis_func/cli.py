@@ -13,11 +13,11 @@ from featvis_func.arguments import (
     add_model,
     add_options,
     batch_size,
-    filter_numbers,
     working_device,
 )
 from featvis_func.commands import add_sweep
 from featvis_func.messages import first_line, table
+from featvis_func.numbers import filter_numbers
 
 _DEFAULT_LAYER = "block6.conv"
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featvis_func.arguments import RENDER_OPTIONS, add_model, add_options, batch_size, filter_numbers, working_device
+from featvis_func.arguments import RENDER_OPTIONS, add_model, add_options, batch_size, working_device
 from featvis_func.messages import table
+from featvis_func.numbers import filter_numbers
 
 if TYPE_CHECKING:
     from featvis_func.sweep import DryRun, Status

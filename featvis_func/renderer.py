@@ -14,6 +14,7 @@ from featvis_func.execution import CPU_SLOTS, compile_word, compiled_for, repeat
 from featvis_func.features import Features, make_features
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
+from featvis_func.numbers import split_layer
 from featvis_func.objective import Objective
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole, whole_filters
 from featvis_func.presets import VIEWS
@@ -123,7 +124,13 @@ def make_renderer(
         ValueError: bad input, with what was given, what was expected and what exists.
     """
     found = load_model(model)
-    goal = objectives.channel(objective) if isinstance(objective, str) else objective
+    if isinstance(objective, str):
+        layer, numbers, stated = split_layer(objective)
+        if stated and filters is not None:
+            raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
+        goal, filters = objectives.channel(layer), numbers if stated else filters
+    else:
+        goal = objective
     if not isinstance(goal, Objective):
         raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
     if not goal.layers:

@@ -42,7 +42,8 @@ def render(
     Args:
         model: a module, a name (``"texturenet"``, ``"torchvision:NAME[@WEIGHTS]"``) or a
             :class:`~featvis_func.models.Model`; see :func:`~featvis_func.models.load_model`. Left exactly as it was.
-        objective: the name of a layer, or the unique end of one, for the mean of each channel; or an
+        objective: the name of a layer, or the unique end of one, for the mean of each channel; also with its filters,
+            as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an
             :class:`~featvis_func.objective.Objective`.
         filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
             image; numbers then give variants).

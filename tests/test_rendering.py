@@ -522,6 +522,22 @@ def test_progress_goes_to_the_standard_error(tiny: Model, capsys: pytest.Capture
     assert "0/6" in err
 
 
+@pytest.mark.parametrize(
+    ("text", "filters"), [("5:3", [3]), ("5:1-2,0", [1, 2, 0]), ("5:*", list(range(6))), ("5", list(range(6)))]
+)
+def test_a_layer_with_its_filters(tiny: Model, text: str, filters: list[int]) -> None:
+    assert list(render(tiny, text, steps=1).filters) == filters
+
+
+@pytest.mark.parametrize(
+    ("text", "filters", "says"),
+    [("5:3", [1], "given twice"), ("5:", None, "numbers and ranges"), ("5:9", None, "filters 0 to 5, got 9")],
+)
+def test_a_layer_with_filters_that_are_none(tiny: Model, text: str, filters: list[int] | None, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        render(tiny, text, filters, steps=1)
+
+
 # --- compiled -------------------------------------------------------------------------------------------------------
 
 
