@@ -300,7 +300,7 @@ def _aside(path: Path, folder: Path) -> bool:
 
 
 def _of_unit(path: Path, folder: Path, name: str) -> bool:
-    return str(path.relative_to(folder / "units")).startswith(f"{name}-") if "units" in path.parts else False
+    return str(path).startswith(str(folder / "units" / f"{name}-"))
 
 
 def _decoded(image: Tensor) -> Tensor:

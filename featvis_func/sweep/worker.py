@@ -90,7 +90,8 @@ class Worker:
         except ValueError as error:
             folder = self._folder
             shards = folder.sidecar(unit).parent.glob(f"{folder.sidecar(unit).stem}-*.safetensors")
-            moved = set_aside(folder.path, folder.sidecar(unit), *shards)
+            # The sidecar last: without it the unit counts as new, and its shard might be overwritten.
+            moved = set_aside(folder.path, *shards, folder.sidecar(unit))
             log_event(folder.path, "damaged", unit=unit.name, error=str(error), moved=[p.name for p in moved])
             return None
 
