@@ -14,12 +14,15 @@ Any number of processes may work on one folder. A unit that is done twice has, a
 name; where rounding makes them differ, both shards are there, and the sidecar names one of them.
 """
 
+import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,18 +42,19 @@ DTYPES = {"uint8": torch.uint8, "float16": torch.float16}
 """How images are stored."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """What a folder is for: the content of ``run.json``."""
 
     config: dict[str, Any]
     plans: tuple[LayerPlan, ...]
 
-    @property
+    @functools.cached_property  # every unit that is read asks for it
     def hash(self) -> str:
         """Of the configuration: sha256 of its sorted JSON."""
         return hashlib.sha256(to_json(self.config)).hexdigest()
 
-    @property
+    @functools.cached_property
     def units(self) -> tuple[Unit, ...]:
         """All, in order."""
         return tuple(unit for plan in self.plans for unit in plan.units)
@@ -108,9 +112,10 @@ def unsealed(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
         seal = value.pop("seal")
+        digest = hashlib.sha256(to_json(value)).hexdigest()  # which refuses the NaN that damage may make of a number
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {type(error).__name__}") from error
-    if hashlib.sha256(to_json(value)).hexdigest() != seal:
+    if digest != seal:
         raise ValueError(f"{path.name} is damaged: its checksum is another")
     return value
 
@@ -285,6 +290,8 @@ def read_commit(folder: Folder, unit: Unit, *, thorough: bool = False) -> Commit
         with shard.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != found.sha256:
+            with contextlib.suppress(OSError):
+                os.utime(shard)  # so that the next sweep, which goes by that time, finds it too
             raise ValueError(f"{shard.name} is damaged: its checksum is another")
     return found
 
@@ -328,6 +335,7 @@ def log_event(folder: Path, event: str, **fields: Any) -> None:
         os.close(handle)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of what the images depend on."""
     return {name: metadata.version(name) for name in ("featvis-func", "torch", "torchvision", "numpy")}
