@@ -146,6 +146,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
     report = validate(arguments.folder)
     orphans = [f"{name} belongs to no unit" for name in report.orphans]
+    orphans += [f"{name} is a spare copy, and may go" for name in report.spares]
     print("\n".join([_lines(report.status), *_first(orphans)]))
     print("sound" if report.sound else "NOT sound; starting the sweep again mends units that are missing or damaged")
     return 0 if report.sound else 1

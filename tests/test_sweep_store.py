@@ -1,6 +1,7 @@
 """A sweep's folder outlives kills, failing and full disks, damage and company; and what can be read from it."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -897,6 +898,21 @@ def test_files_that_belong_to_no_unit_are_told(tmp_path: Path) -> None:
     report = validate(path)  # whose shard the others are cannot be told
     assert set(report.orphans) == {str(stranger.relative_to(path)) for stranger in strangers[:3]}
     assert set(report.status.damaged) == {run.units[0].name}
+
+
+@pytest.mark.usefixtures("unsynchronised")
+def test_a_whole_shard_that_no_sidecar_names_does_no_harm_and_is_told(tmp_path: Path) -> None:
+    run = toy_run()
+    fill(tmp_path, run, Toy())
+    shard = shard_of(Folder(tmp_path, run), run.units[0])
+    data = shard.read_bytes() + b"?"
+    spare = shard.with_name(f"{shard.stem.rpartition('-')[0]}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors")
+    spare.write_bytes(data)
+    report = validate(tmp_path)
+    assert report.sound
+    assert report.spares == (str(spare.relative_to(tmp_path)),)
+    spare.write_bytes(data[:-1])  # another one than its name says
+    assert validate(tmp_path).orphans == report.spares
 
 
 @pytest.mark.usefixtures("unsynchronised")

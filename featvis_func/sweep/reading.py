@@ -1,5 +1,6 @@
 """A sweep's folder, read: one filter, one layer, all of them; and whether it is whole."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,9 @@ class Report(NamedTuple):
     status: Status
     orphans: tuple[str, ...]
     """Files that belong to no unit, by their paths in the folder."""
+    spares: tuple[str, ...] = ()
+    """Whole shards that the sidecars of their units do not name: of a process that was killed, or came second, and that
+    rounds otherwise. They do no harm."""
 
     @property
     def sound(self) -> bool:
@@ -288,15 +292,26 @@ def validate(folder: str | Path) -> Report:
             known |= {opened.shard(unit, commit.sha256)} if commit is not None else set()
     unknown = [p for p in opened.path.rglob("*") if p.is_file() and p not in known and not _aside(p, opened.path)]
     orphans = [
-        str(p.relative_to(opened.path))
-        for p in sorted(unknown)
-        if is_temporary(p) or not any(_of_unit(p, opened.path, name) for name in status.damaged)
+        p for p in sorted(unknown) if is_temporary(p) or not any(_of_unit(p, opened.path, n) for n in status.damaged)
     ]
-    return Report(status, tuple(orphans))
+    sidecars = {opened.sidecar(unit) for unit in opened.run.units}
+    spares = [p for p in orphans if _is_spare(p, sidecars)]
+    strangers = [p for p in orphans if p not in spares]
+    return Report(status, *(tuple(str(p.relative_to(opened.path)) for p in some) for some in (strangers, spares)))
 
 
 def _aside(path: Path, folder: Path) -> bool:
     return any(folder / name in path.parents for name in ("damaged", "events"))
+
+
+def _is_spare(path: Path, sidecars: set[Path]) -> bool:
+    """Whether a file is a whole shard of a unit that is done with another one: its name says its own checksum."""
+    unit, _, checksum = path.stem.rpartition("-")
+    sidecar = path.with_name(f"{unit}.json")
+    if path.suffix != ".safetensors" or sidecar not in sidecars or not sidecar.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(checksum) and bool(checksum)
 
 
 def _of_unit(path: Path, folder: Path, name: str) -> bool:

@@ -324,15 +324,16 @@ def set_aside(folder: Path, *paths: Path) -> list[Path]:
 
 
 def log_event(folder: Path, event: str, **fields: Any) -> None:
-    """Appends a line to this process's event log."""
-    make_folder(folder / "events")
+    """Appends a line to this process's event log; no run ends because its log cannot be written."""
     line = to_json({"at": now(), "event": event, **fields}) + b"\n"
     name = f"{platform.node().split('.')[0] or 'host'}-{os.getpid()}.jsonl"
-    handle = os.open(folder / "events" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        os.write(handle, line)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):
+        make_folder(folder / "events")
+        handle = os.open(folder / "events" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
 
 
 @functools.cache
