@@ -18,6 +18,9 @@ from featvis_func.renderer import Renderer
 # Filters at a time on an accelerator; where the memory does not suffice, it is halved.
 _CUDA_SLOTS = 64
 _LONGEST_NAME = 100
+# Bytes that are stored beside images, activation maps and history: what a shard and its sidecar tell of a filter, and
+# what each pair of these takes whatever it tells.
+_BYTES_PER_FILTER, _BYTES_PER_UNIT = 170, 1300
 
 
 class RenderOptions(TypedDict, total=False):
@@ -142,7 +145,7 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
             raise ValueError(f"{model.name} has no convolution and no linear layer; name its layers")
         return chosen
     names: set[str] = set()
-    for pattern in [layers] if isinstance(layers, str) else list(layers):
+    for pattern in [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers:
         if not isinstance(pattern, str):
             raise ValueError(f"layers must be 'all', names or patterns, got {pattern!r}")
         if any(mark in pattern for mark in "*?["):
@@ -232,6 +235,6 @@ def estimate(
         seconds += batches * config["steps"] * (costs[low] * (1 - share) + costs[high] * share)
         h, w = config["size"]
         places = torch.Size(plan.shape[1:]).numel() if len(plan.shape) == 3 else max(plan.shape[:-1], default=1)
-        each = len(config["mean"]) * h * w * itemsize + places * 4 + config["steps"] * 4 + 64
-        total += len(plan.filters) * each
+        each = len(config["mean"]) * h * w * itemsize + places * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
+        total += len(plan.filters) * each + len(plan.units) * _BYTES_PER_UNIT
     return Estimate(seconds, total)
