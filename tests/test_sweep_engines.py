@@ -358,29 +358,32 @@ def test_a_layer_is_traced_once_and_compiled_once(tiny: Model, monkeypatch: pyte
     print(f"{status.units} units of 2 layers: {len(traced)} traces, {counters['stats']['unique_graphs']} graphs")
 
 
-def resident() -> float:
-    """This process's memory, in MiB."""
+def held() -> tuple[float, int]:
+    """This process's memory, in MiB, and how many tensors there are."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, sum(type(some) is Tensor for some in gc.get_objects())
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc, which tells how much memory is taken")
 def test_the_memory_of_a_long_sweep_does_not_grow(
     texturenet: Model, bend: Callable[[Bend], None], tmp_path: Path
 ) -> None:
-    sizes: list[float] = []
+    at: dict[int, tuple[float, int]] = {}
 
     def watch(plan: LayerPlan, renderer: Renderer) -> Any:
         def render(filters: Sequence[int], *, seed: int | None = None) -> Result:
-            sizes.append(resident() if filters[0] in (10, 30, 60) else 0.0)
+            if filters[0] in (10, 30, 60):
+                at[filters[0]] = held()
             return renderer(filters, seed=seed)
 
         return render
 
     bend(watch)
     assert sweep(texturenet, "block3.conv", range(61), out=tmp_path, batch_size=2, unit_size=1, **QUICK).done == 61
-    print(f"resident after 10, 30, 60 units: {sizes[10]:.1f}, {sizes[30]:.1f}, {sizes[60]:.1f} MiB")
-    assert 0 < sizes[60] < sizes[10] + 4
+    print("; ".join(f"after {n} units {mebibytes:.1f} MiB and {count} tensors" for n, (mebibytes, count) in at.items()))
+    assert at[60][0] < at[10][0] + 4
+    assert at[60][1] == at[10][1]
 
 
 # --- ranks ----------------------------------------------------------------------------------------------------------
@@ -449,6 +452,18 @@ def test_a_rank_that_was_ended_goes_on_when_it_is_started_again(folder: Folder) 
         run_units(folder, lambda unit: work(unit, math.inf), Rank(number, 3))
     assert sorted(seen) == sorted(folder.run.units)  # none of them twice
     assert pending(folder, folder.run.units) == []
+
+
+def test_a_unit_that_another_process_has_done_is_found_and_not_rendered(folder: Folder) -> None:
+    unit = folder.run.units[3]
+    assert made(folder)(unit).outcome == "rendered"
+    before = content(folder.path)
+
+    def never(plan: LayerPlan) -> Any:
+        raise AssertionError("there is nothing to render")
+
+    assert Worker(folder, never, seed=0)(unit).outcome == "found"
+    assert content(folder.path) == before
 
 
 def test_the_failures_of_all_ranks_are_counted_together(tmp_path: Path) -> None:
@@ -856,11 +871,9 @@ def in_background(work: Callable[[], Any]) -> Iterator[list[Any]]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    try:
-        yield results
-    finally:
-        thread.join(120)
-        assert not thread.is_alive()
+    yield results
+    thread.join(120)
+    assert not thread.is_alive()
 
 
 MARKED = quick(size=12, unit_size=1, batch_size=2)
