@@ -50,3 +50,18 @@ def split_layer(text: str) -> tuple[str, list[int] | None, bool]:
     if not colon:
         return text, None, False
     return layer, None if numbers.strip() == "*" else filter_numbers(numbers), True
+
+
+def ranges(numbers: tuple[int, ...]) -> str:
+    """Writes rising numbers, as :func:`filter_numbers` reads them.
+
+    >>> ranges((0, 1, 2, 3, 12))
+    '0-3,12'
+    """
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

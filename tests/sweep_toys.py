@@ -16,10 +16,10 @@ import torch
 
 from featvis_func.files import remove_abandoned
 from featvis_func.result import Result
+from featvis_func.sweep.checks import Status, read_status
 from featvis_func.sweep.engines import Rank, run_units
+from featvis_func.sweep.folder import Run, start_folder
 from featvis_func.sweep.plan import LayerPlan
-from featvis_func.sweep.reading import Status, read_status
-from featvis_func.sweep.store import Run, start_folder
 from featvis_func.sweep.worker import Worker
 
 STEPS = 5

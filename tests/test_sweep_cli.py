@@ -12,7 +12,8 @@ import pytest
 
 from featvis_func import cli
 from featvis_func.sweep import engines, open_store, running, validate, worker
-from featvis_func.sweep.store import open_folder, read_commit
+from featvis_func.sweep.folder import open_folder
+from featvis_func.sweep.store import read_commit
 
 LAYERS = ["--layers", "block1.conv,head"]
 QUICK = ["--steps", "1", "--size", "32"]

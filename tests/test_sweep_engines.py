@@ -26,8 +26,9 @@ from featvis_func.renderer import Renderer
 from featvis_func.result import Result
 from featvis_func.sweep import TooManyFailedError, cluster, dry_run, engines, open_store, running, sweep, validate
 from featvis_func.sweep.engines import Rank, own_device, rank_of, run_units, wait_for_others
+from featvis_func.sweep.folder import Folder, Run, start_folder
 from featvis_func.sweep.plan import LayerPlan, Unit, plan_layers
-from featvis_func.sweep.store import Folder, Run, record_failure, start_folder
+from featvis_func.sweep.store import record_failure
 from featvis_func.sweep.worker import Done, Worker, pending
 
 ROOT = Path(__file__).parents[1]

@@ -26,10 +26,12 @@ from sweep_toys import PROCESSES, STEPS, Toy, content, fill, filling, join, read
 
 from featvis_func import files
 from featvis_func.sweep import store
+from featvis_func.sweep.checks import read_status, validate
 from featvis_func.sweep.engines import Rank, TooManyFailedError
+from featvis_func.sweep.folder import Folder, Run, open_folder, set_aside, start_folder
 from featvis_func.sweep.plan import Unit, folder_of
-from featvis_func.sweep.reading import open_store, read_status, validate
-from featvis_func.sweep.store import Folder, Run, commit, read_commit, set_aside, start_folder
+from featvis_func.sweep.reading import open_store
+from featvis_func.sweep.store import commit, read_commit
 from featvis_func.sweep.worker import Worker
 
 KILLS = 200
@@ -556,7 +558,7 @@ def test_no_flipped_bit_in_a_sidecar_or_in_run_json_goes_unseen(tmp_path: Path) 
     folder = Folder(tmp_path, run)
     read: dict[Path, Callable[[], Any]] = {
         folder.sidecar(unit): lambda: read_commit(folder, unit),
-        tmp_path / "run.json": lambda: store.open_folder(tmp_path),
+        tmp_path / "run.json": lambda: open_folder(tmp_path),
     }
     chance = random.Random(0)
     flips = 0
@@ -667,7 +669,7 @@ def test_who_starts_at_once_agrees_on_one_configuration(tmp_path: Path, others: 
     first = Counter()
     for number in range(20):
         path = tmp_path / str(number)
-        kept = store.open_folder(path).run
+        kept = open_folder(path).run
         assert [file.name for file in path.rglob("*")] == ["run.json"]
         for own, answers in zip(runs, told, strict=True):
             if own[number].config == kept.config:

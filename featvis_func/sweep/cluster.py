@@ -10,8 +10,9 @@ import torch
 from featvis_func.capture import private_copy
 from featvis_func.models import Model
 from featvis_func.sweep.engines import Rank, check_failures, forget_failures, watched
+from featvis_func.sweep.folder import Folder, log_event
 from featvis_func.sweep.plan import Unit
-from featvis_func.sweep.store import Folder, log_event, record_failure
+from featvis_func.sweep.store import record_failure
 from featvis_func.sweep.worker import ATTEMPTS, Done, Worker, pending, renderers
 
 # How long to wait for a result before the cluster is looked at again.

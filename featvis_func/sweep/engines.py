@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from featvis_func.messages import check_name
+from featvis_func.sweep.checks import failure_of
+from featvis_func.sweep.folder import Folder, log_event
 from featvis_func.sweep.plan import Unit
-from featvis_func.sweep.reading import failure_of
-from featvis_func.sweep.store import Folder, log_event
 from featvis_func.sweep.worker import Done, pending
 
 MOST_FAILED = 0.05

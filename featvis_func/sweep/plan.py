@@ -2,7 +2,7 @@
 
 import fnmatch
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 from urllib.parse import quote
 
@@ -161,32 +161,6 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
     if not names:
         raise ValueError("no layers were asked for: the list is empty")
     return [layer for layer in usable if layer.name in names]
-
-
-def ranges(numbers: tuple[int, ...]) -> str:
-    """Rising numbers, short.
-
-    >>> ranges((0, 1, 2, 3, 12))
-    '0-3,12'
-    """
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
-
-
-def numbers_in(ranges: str) -> Iterator[int]:
-    """What :func:`ranges` wrote.
-
-    >>> list(numbers_in("0-3,12"))
-    [0, 1, 2, 3, 12]
-    """
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        yield from range(int(first), int(last or first) + 1)
 
 
 class Estimate(NamedTuple):

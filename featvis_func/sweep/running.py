@@ -14,13 +14,15 @@ from featvis_func.files import remove_abandoned
 from featvis_func.image import image_size
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
+from featvis_func.numbers import ranges
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
 from featvis_func.presets import VIEWS
 from featvis_func.slots import check_tolerance
 from featvis_func.sweep import cluster, engines
-from featvis_func.sweep.plan import Estimate, LayerPlan, RenderOptions, estimate, plan_layers, ranges
-from featvis_func.sweep.reading import Status, read_status
-from featvis_func.sweep.store import DTYPES, Run, start_folder
+from featvis_func.sweep.checks import Status, read_status
+from featvis_func.sweep.folder import Run, start_folder
+from featvis_func.sweep.plan import Estimate, LayerPlan, RenderOptions, estimate, plan_layers
+from featvis_func.sweep.store import DTYPES
 from featvis_func.sweep.worker import Worker, renderers
 from featvis_func.verification import PRECISIONS
 
@@ -181,7 +183,7 @@ def _configured(
         "mean": list(model.mean),
         "std": list(model.std),
         "layers": {plan.layer: ranges(plan.filters) for plan in plans},
-        "batch_size": plans[0].batch_size if batch_size != "auto" else "auto",
+        "batch_size": batch_size if batch_size == "auto" else int(batch_size),
         "unit_size": unit_size if unit_size is None else int(unit_size),
         "image_dtype": image_dtype,
         "render": _checked({**_DEFAULTS, **options}),

@@ -12,8 +12,9 @@ from featvis_func.messages import first_line
 from featvis_func.models import Model
 from featvis_func.renderer import Renderer, make_renderer
 from featvis_func.result import Result
+from featvis_func.sweep.folder import Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
-from featvis_func.sweep.store import Commit, Folder, commit, log_event, read_commit, record_failure, set_aside
+from featvis_func.sweep.store import Commit, commit, read_commit, record_failure
 
 ATTEMPTS = 3
 """How often a unit is tried before it is left as failed."""
