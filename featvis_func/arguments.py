@@ -2,8 +2,6 @@
 
 import argparse
 
-from featvis_func.messages import first_line
-
 DEFAULT_MODEL = "texturenet"
 RENDER_OPTIONS = (
     "steps", "size", "seed", "views", "optimizer", "lr", "tolerance", "precision", "compile", "deterministic"
@@ -64,10 +62,9 @@ def working_device(name: str | None) -> str:
     """A device that works, by name; the default is CUDA where there is one."""
     import torch
 
+    from featvis_func.execution import check_device
+
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not compiled in; a plugin is missing
-        raise ValueError(f"no device {name!r} here: {first_line(error)}") from error
+    check_device(name)
     return name

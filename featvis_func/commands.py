@@ -68,7 +68,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from featvis_func.sweep import TooManyFailedError, dry_run, open_store, rank_of, sweep
 
     rank = rank_of(arguments.engine)
-    device = working_device(arguments.device)
+    # The nodes of a cluster may have what this one has not.
+    there = arguments.engine == "ray" and arguments.device is not None
+    device = arguments.device if there else working_device(arguments.device)
     model = load_model(arguments.model, weights=arguments.weights)
     options = {name: getattr(arguments, name) for name in RENDER_OPTIONS}
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "unit_size", "image_dtype")}
@@ -119,7 +121,7 @@ def _print_dry_run(found: "DryRun") -> int:
     rows.append(("total", *(str(sum(int(row[i]) for row in rows[1:])) for i in (1, 2)), ""))
     print(table(rows))
     seconds, size = found.estimate
-    print(f"about {_duration(seconds)} on one worker like this, and {size / 1e6:.3g} MB")
+    print(f"about {_duration(seconds)} on one worker like this, without tracing and compiling, and {size / 1e6:.3g} MB")
     return 0
 
 

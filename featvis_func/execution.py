@@ -41,6 +41,14 @@ def compile_word(wanted: bool | str) -> str:
     return word
 
 
+def check_device(name: str | torch.device) -> None:
+    """Raises ValueError if there is no such device here."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not compiled in; a plugin is missing
+        raise ValueError(f"no device {str(name)!r} here: {first_line(error)}") from error
+
+
 def compiled_for(
     step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
 ) -> Step:

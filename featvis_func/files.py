@@ -49,6 +49,11 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
     sync_folder(path.parent)
 
 
+def whole_path(path: str | Path) -> Path:
+    """A path that means the same after the working directory has changed, and in other processes."""
+    return Path(path).expanduser().absolute()
+
+
 def move_file(path: Path, target: Path) -> None:
     """Renames a file, never in the place of another.
 

@@ -516,7 +516,7 @@ def test_a_process_learns_its_rank_from_its_launcher(engine: str, environment: d
         ("srun", {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "x"}, "needs whole numbers"),
         ("torchrun", {"RANK": "2", "WORLD_SIZE": "2"}, "the engine torchrun has RANK 2 out of 2 processes"),
         ("torchrun", {"RANK": "-1", "WORLD_SIZE": "2"}, "has RANK -1 out of 2"),
-        ("array", {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2"}, "has SLURM_ARRAY_TASK_ID 7 out of 2"),
+        ("array", {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2"}, "without gaps, such as 0-15"),
     ],
 )
 def test_a_rank_that_the_environment_does_not_tell(engine: str, environment: dict[str, str], message: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from featvis_func.files import is_temporary
+from featvis_func.files import is_temporary, whole_path
 from featvis_func.sweep.folder import RUN, Folder, open_folder, unsealed
 from featvis_func.sweep.plan import Unit
 from featvis_func.sweep.store import read_commit
@@ -93,7 +93,7 @@ def validate(folder: str | Path) -> Report:
     Raises:
         ValueError: it is no such folder, or its ``run.json`` is damaged.
     """
-    opened = open_folder(Path(folder))
+    opened = open_folder(whole_path(folder))
     status = read_status(opened, thorough=True)
     known: set[Path] = {opened.path / RUN}
     for unit in opened.run.units:

@@ -140,9 +140,11 @@ def _run(
                     raise error.cause from error
                 if unit is not None:
                     finished += 1
+                    if done.outcome == "rendered" and not folder.sidecar(unit).exists():
+                        raise OSError(f"{str(folder.path)!r} is not a folder that all nodes share, at the same path")
                     report(done)
                     failed += done.outcome == "failed"
-                    check_failures(failed, len(units))
+                    check_failures(failed, len(units), done.error)
                 if waiting and actor is not None:
                     following = waiting.pop()
                     running[actor.work.remote(following)] = actor, following

@@ -65,7 +65,7 @@ def rank_of(engine: str, environment: Mapping[str, str] = os.environ) -> Rank:
     number, count, local = _VARIABLES[engine]
     try:
         first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0")) if engine == "array" else 0
-        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1")) if engine == "array" else 1
+        step = max(1, int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))) if engine == "array" else 1
         rank = Rank(
             (int(environment[number]) - first) // step,
             int(environment[count]),
@@ -77,6 +77,8 @@ def rank_of(engine: str, environment: Mapping[str, str] = os.environ) -> Rank:
         ) from None
     except ValueError as error:
         raise ValueError(f"the engine {engine} needs whole numbers in {number} and {count}: {error}") from error
+    if engine == "array" and rank.number >= rank.of:
+        raise ValueError("the engine array needs an array without gaps, such as 0-15; submit it whole to do the rest")
     if not 0 <= rank.number < rank.of:
         raise ValueError(f"the engine {engine} has {number} {rank.number} out of {rank.of} processes")
     return rank
@@ -104,7 +106,8 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
                 done = work(unit)
                 report(done)
                 if done.outcome == "failed":  # the others' failures count, too: of many processes none has 5% of all
-                    check_failures(sum(folder.failure(unit).exists() for unit in units), len(units))
+                    failed = sum(folder.failure(unit).exists() for unit in units)
+                    check_failures(failed, len(units), done.error)
 
 
 @contextmanager
@@ -144,10 +147,12 @@ def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Ca
         log_event(folder.path, ended, rank=rank.number)
 
 
-def check_failures(failed: int, units: int) -> None:
-    """Raises TooManyFailedError if too many units have failed."""
+def check_failures(failed: int, units: int, last: str) -> None:
+    """Raises TooManyFailedError if too many units have failed; the last one's error stands for all."""
     if failed > MOST_FAILED * units:
-        raise TooManyFailedError(f"{failed} of {units} units failed, which is more than {MOST_FAILED:.0%}; giving up")
+        raise TooManyFailedError(
+            f"{failed} of {units} units failed, which is more than {MOST_FAILED:.0%}; giving up. The last: {last}"
+        )
 
 
 def forget_failures(folder: Folder, units: Iterable[Unit]) -> None:

@@ -109,7 +109,7 @@ def open_folder(path: Path) -> Folder:
     """
     try:
         value = unsealed(path / RUN)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{str(path)!r} is not the folder of a sweep: it has no {RUN}") from error
     if value.get("format") != FORMAT:
         raise ValueError(f"{str(path / RUN)!r} has format {value.get('format')!r}; this version reads {FORMAT}")
@@ -133,6 +133,8 @@ def start_folder(path: Path, run: Run) -> Folder:
         ValueError: it holds another sweep; the message shows the difference.
         OSError: it cannot be written.
     """
+    if path.is_file():
+        raise ValueError(f"{str(path)!r} is a file; a sweep needs a folder")
     make_folder(path)
     try:
         return _same(open_folder(path), run) if (path / RUN).exists() else _new(path, run)

@@ -104,7 +104,7 @@ def plan_layers(
             and patterns with ``*``, ``?`` and ``[...]`` among all of the model's modules.
         filters: of each layer; those that a layer lacks are left out of it. ``None``: all.
         batch_size: filters at a time, or ``"auto"``: 8 on a CPU, 64 elsewhere; no more than the layer has.
-        unit_size: filters in a unit, default: the batch size.
+        unit_size: filters in a unit, default: the batch size; where it is less than that, the batches are as small.
         device: where the sweep will run.
 
     Raises:
@@ -125,7 +125,7 @@ def plan_layers(
         if not own:
             continue
         batch = size or (CPU_SLOTS if torch.device(device).type == "cpu" else _CUDA_SLOTS)
-        batch = min(batch, len(own))
+        batch = min(batch, unit or batch, len(own))
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(own), batch, unit or batch))
     most = max(layer.filters or 0 for layer in chosen)
     outside = [f for f in wanted or () if not 0 <= f < most]
@@ -145,17 +145,18 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
             raise ValueError(f"{model.name} has no convolution and no linear layer; name its layers")
         return chosen
     names: set[str] = set()
+    known = {layer.name for layer in usable}
     for pattern in [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers:
         if not isinstance(pattern, str):
             raise ValueError(f"layers must be 'all', names or patterns, got {pattern!r}")
-        if any(mark in pattern for mark in "*?["):
+        if pattern not in known and any(mark in pattern for mark in "*?["):
             fitting = [layer.name for layer in usable if fnmatch.fnmatchcase(layer.name, pattern)]
             if not fitting:
                 raise ValueError(f"no layer of {model.name} fits the pattern {pattern!r}; 'featvis layers' lists them")
             names.update(fitting)
         else:
             name = resolve_layer(model.module, pattern)
-            if name not in {layer.name for layer in usable}:
+            if name not in known:
                 raise ValueError(f"layer {name!r} has no filters: a forward pass does not call it, or not as a layer")
             names.add(name)
     if not names:
@@ -167,7 +168,7 @@ class Estimate(NamedTuple):
     """What a sweep will take, on the device and in the state of the machine in which it was measured."""
 
     seconds: float
-    """For all filters, on one worker; without compiling and loading."""
+    """For all filters, on one worker; without loading, tracing and compiling."""
     bytes: int
 
 

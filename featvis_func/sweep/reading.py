@@ -1,5 +1,7 @@
 """A sweep's folder, read: one filter, one layer, all of them."""
 
+import operator
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from featvis_func.files import whole_path
 from featvis_func.messages import suggest
 from featvis_func.numbers import ranges
 from featvis_func.result import Result
@@ -84,7 +87,9 @@ class Store:
         Raises:
             ValueError: the sweep has no such filter, or has not rendered it yet.
         """
-        layer, number = which
+        if not isinstance(which, tuple) or len(which) != 2:
+            raise ValueError(f"expected a layer and the number of a filter, as in store['conv', 3], got {which!r}")
+        layer, number = which[0], operator.index(which[1])
         plan = self._plan(layer)
         unit = next((unit for unit in plan.units if number in unit.filters), None)
         if unit is None:
@@ -158,9 +163,13 @@ class Store:
         return self._plans[layer]
 
     def _commit(self, unit: Unit) -> Commit | None:
-        """A unit's sidecar; one that is there does not change any more."""
+        """A unit's sidecar; one that is there does not change any more. A damaged unit is as one that is not done."""
         if unit not in self._commits:
-            commit = read_commit(self._folder, unit)
+            try:
+                commit = read_commit(self._folder, unit)
+            except ValueError as error:
+                warnings.warn(f"left out: {error}; the next start of the sweep mends it", stacklevel=4)
+                commit = None
             if commit is None:
                 return None
             self._commits[unit] = commit
@@ -197,7 +206,7 @@ def open_store(folder: str | Path) -> Store:
     Raises:
         ValueError: it is no such folder, or its ``run.json`` is damaged.
     """
-    return Store(open_folder(Path(folder)))
+    return Store(open_folder(whole_path(folder)))
 
 
 def _decoded(image: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import nn
 
-from featvis_func.execution import compile_word
-from featvis_func.files import remove_abandoned
+from featvis_func.execution import check_device, compile_word
+from featvis_func.files import remove_abandoned, whole_path
 from featvis_func.image import image_size
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import ranges
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
-from featvis_func.presets import VIEWS
+from featvis_func.presets import OPTIMIZERS, VIEWS
 from featvis_func.slots import check_tolerance
 from featvis_func.sweep import cluster, engines
 from featvis_func.sweep.checks import Status, read_status
@@ -101,10 +101,12 @@ def sweep(
     """
     rank = engines.rank_of(engine)
     found = load_model(model)
+    if device is not None and engine != "ray":  # whose nodes may have what this one has not
+        check_device(device)
     config, plans = _configured(found, layers, filters, batch_size, unit_size, image_dtype, device, options)
     threads = None if threads is None else whole("threads", threads, 1)
     workers = None if workers is None else whole("workers", workers, 1)
-    folder = start_folder(Path(out), Run(config, plans))
+    folder = start_folder(whole_path(out), Run(config, plans))
     remove_abandoned(folder.path)
     if engine == "ray":
         cluster.run_on_ray(
@@ -179,7 +181,7 @@ def _configured(
         "model": model.name,
         "weights": model.weights,
         "fingerprint": fingerprint(model.module),
-        "input_size": list(model.size),
+        "input_size": [int(side) for side in model.size],
         "mean": list(model.mean),
         "std": list(model.std),
         "layers": {plan.layer: ranges(plan.filters) for plan in plans},
@@ -193,7 +195,9 @@ def _configured(
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options of the rendering, as JSON takes them; refused here, if not, and not by every unit."""
-    for name, known in (("views", VIEWS), ("image", IMAGES), ("precision", PRECISIONS)):
+    for name, known in (("views", VIEWS), ("image", IMAGES), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        if not isinstance(options[name], str):
+            raise ValueError(f"a sweep takes {name} by name, one of {', '.join(known)}, got {options[name]!r}")
         check_name(name, options[name], known)
     steps, lr, tolerance, size = (options[name] for name in ("steps", "lr", "tolerance", "size"))
     checked = {
@@ -203,7 +207,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         "lr": None if lr is None else float(lr),
         "tolerance": None if tolerance is None else float(tolerance),
         "compile": compile_word(options["compile"]),
-        "size": None if size is None else list(image_size(size)),
+        "size": None if size is None else list(_size(size)),
         "deterministic": bool(options["deterministic"]),
     }
     check_tolerance(checked["tolerance"])
@@ -211,14 +215,25 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def _size(size: Any) -> tuple[int, int]:
+    """Pixels, of whatever integer type."""
+    sides = [whole("size", side) for side in size] if isinstance(size, tuple | list) else [whole("size", size)] * 2
+    return image_size((sides[0], sides[-1]) if len(sides) == 2 else tuple(sides))  # pyright: ignore[reportArgumentType]
+
+
 def fingerprint(module: nn.Module) -> str:
-    """sha256 of a module's structure and of all its values.
+    """sha256 of a module's structure and of all its tensors; what its code does, it cannot tell.
 
     >>> fingerprint(nn.Linear(2, 2)) == fingerprint(nn.Linear(2, 2))
     False
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
-    for name, value in module.state_dict().items():
+    values = {
+        **{f"{name}.{key}": v for name, child in module.named_modules() for key, v in vars(child).items()},
+        **dict(module.named_buffers()),  # those too that are not saved
+        **module.state_dict(),
+    }
+    for name, value in values.items():
         if not isinstance(value, torch.Tensor):
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

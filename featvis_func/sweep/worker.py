@@ -10,6 +10,7 @@ import torch
 from featvis_func.execution import is_out_of_memory
 from featvis_func.messages import first_line
 from featvis_func.models import Model
+from featvis_func.objective import channel
 from featvis_func.renderer import Renderer, make_renderer
 from featvis_func.result import Result
 from featvis_func.sweep.folder import Folder, log_event, set_aside
@@ -141,7 +142,9 @@ def renderers(
         options = {**config["render"]}
         if options["size"] is not None:
             options["size"] = tuple(options["size"])
-        return make_renderer(model, plan.layer, plan.filters, batch_size=plan.batch_size, device=device, **options)
+        return make_renderer(
+            model, channel(plan.layer), plan.filters, batch_size=plan.batch_size, device=device, **options
+        )
 
     return make
 

@@ -1,0 +1,107 @@
+"""Sweeps as they are used without care: working directories, devices, models and stores that are not what they seem."""
+
+import os
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import featvis_func as fv
+from featvis_func.sweep import open_store, sweep, validate
+from featvis_func.sweep.plan import plan_layers
+from featvis_func.sweep.running import fingerprint
+
+QUICK: dict[str, Any] = {"steps": 1, "size": 8}
+
+
+def model(**layers: nn.Module) -> fv.Model:
+    names = layers or {"c1": nn.Conv2d(3, 4, 3), "c2": nn.Conv2d(4, 4, 3)}
+    return fv.load_model(nn.Sequential(OrderedDict(names)), size=8)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.tensor(1.0)
+        self.unsaved: Tensor
+        self.register_buffer("unsaved", torch.tensor(1.0), persistent=False)
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = model()
+    assert sweep(net, "c1", out="here", **QUICK).complete
+    store = open_store("here")
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir(tmp_path / "elsewhere")
+    assert store["c1", 0].image.shape == (3, 8, 8)
+    assert store.path == tmp_path / "here"
+
+
+def test_units_smaller_than_a_batch_are_rendered_in_smaller_batches() -> None:
+    (plan,) = plan_layers(model(), "c1", batch_size=4, unit_size=2)
+    assert (plan.batch_size, plan.unit_size) == (2, 2)
+
+
+def test_every_tensor_of_a_module_counts() -> None:
+    net = Scaled()
+    before = fingerprint(net)
+    assert fingerprint(net) == before
+    net.plain = torch.tensor(2.0)
+    other = fingerprint(net)
+    net.unsaved.fill_(2.0)
+    assert len({before, other, fingerprint(net)}) == 3
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no device 'gpu' here"):
+        sweep(model(), "c1", out=tmp_path / "out", device="gpu", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_mean_something_else_elsewhere(tmp_path: Path) -> None:
+    net = model(**{"conv:1": nn.Conv2d(3, 2, 3), "a[0]": nn.Conv2d(2, 2, 3)})
+    assert sweep(net, ["conv:1", "a[0]"], out=tmp_path, **QUICK).complete
+    assert open_store(tmp_path).layers == ("conv:1", "a[0]")
+
+
+def test_one_damaged_unit_does_not_hide_the_others(tmp_path: Path) -> None:
+    sweep(model(), "c1", out=tmp_path, unit_size=2, **QUICK)
+    shard = sorted(tmp_path.rglob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    store = open_store(tmp_path)
+    with pytest.warns(UserWarning, match="left out: .* is damaged"):
+        assert store.filters("c1") == (2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [entry.filter for entry in store] == [2, 3]
+        assert len(store) == 2
+        assert store.layer("c1").filters == (2, 3)
+    assert list(validate(tmp_path).status.damaged) == ["c1/00000-00001"]
+
+
+@pytest.mark.parametrize(
+    ("which", "says"), [("c1", "expected a layer and the number of a filter"), (("c1", 9), "no filter 9")]
+)
+def test_what_a_store_cannot_be_asked(tmp_path: Path, which: Any, says: str) -> None:
+    sweep(model(), "c1", out=tmp_path, **QUICK)
+    store = open_store(tmp_path)
+    assert store["c1", torch.tensor(2)].filter == store["c1", np.int64(2)].filter == 2  # type: ignore[index]
+    with pytest.raises(ValueError, match=says):
+        store[which]
+
+
+def test_sizes_of_numpy_and_parts_of_ones_own(tmp_path: Path) -> None:
+    assert sweep(model(), "c1", out=tmp_path / "a", steps=1, size=(np.int64(8), np.int64(9))).complete  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a sweep takes optimizer by name, one of default, published"):
+        sweep(model(), "c1", out=tmp_path / "b", optimizer=fv.default_optimizer(3), **QUICK)  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; a sweep needs a folder"):
+        sweep(model(), "c1", out=tmp_path / "file", **QUICK)
+    with pytest.raises(ValueError, match="is not the folder of a sweep"):
+        open_store(tmp_path / "file")
