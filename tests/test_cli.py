@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torchvision.models import _api as torchvision_api
 
-from featvis_func import cli, rendering
+from featvis_func import cli, renderer, rendering
 from featvis_func.models import Model, load_model
 
 QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
@@ -323,7 +323,7 @@ def test_an_interrupted_run_leaves_nothing(
     def interrupt(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rendering, name, interrupt)
+    monkeypatch.setattr(renderer, name, interrupt)
     assert cli.main(["render", *QUICK, "--out", str(tmp_path / "a" / "b")]) == 130
     printed = capsys.readouterr()
     assert printed.err.strip() == "featvis: interrupted; nothing unfinished was written"

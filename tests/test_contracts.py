@@ -29,7 +29,8 @@ class Case(NamedTuple):
     random: bool = False
     """Whether its only argument is a key on which the result depends."""
     backend: str = "inductor"
-    """Draws pass through inductor in test_random and in the default optimizer; elsewhere tracing them is enough."""
+    """Draws pass through inductor in test_random and in the default optimizer, objectives in a step; elsewhere tracing
+    them is enough."""
 
 
 def floats(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -64,7 +65,7 @@ def objective_cases(goal: objectives.Objective, **shapes: tuple[int, ...]) -> di
     def both(activations: dict[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
         return goal.score(activations, target), goal.activation_map(activations, target)
 
-    return {f"{goal} of {'; '.join(map(str, shapes.values()))}": Case(both, inputs, smooth=(0,))}
+    return {f"{goal} of {'; '.join(map(str, shapes.values()))}": Case(both, inputs, smooth=(0,), backend="aot_eager")}
 
 
 def optimizer_cases(name: str, rule: Optimizer, *, backend: str = "inductor") -> dict[str, Case]:
