@@ -14,7 +14,7 @@ from torch import Tensor
 
 from featvis_func.messages import check_name
 from featvis_func.objective.base import Objective, features_last
-from featvis_func.objective.directions import LEAST_COSINE, cosine_of
+from featvis_func.objective.directions import dot_cosine
 from featvis_func.types import Activations, Target
 
 Loss = Literal["l1", "l2"]
@@ -81,8 +81,7 @@ def caricature(reference: Mapping[str, Tensor], *, power: float = 1.0) -> Object
         raise ValueError(f"the power of the cosine must be finite and at least 0, got {power}")
 
     def shown(layer: str, x: Tensor, r: Tensor) -> Tensor:
-        x, r = features_last(x), features_last(r)
-        return (x * r).sum(-1) * cosine_of(x, r).clamp_min(LEAST_COSINE) ** power
+        return dot_cosine(features_last(x), features_last(r), power)
 
     more = "" if power == 1.0 else f", power={power:g}"
     return _sum_over(f"caricature({_named(reference)}{more})", reference, shown)

@@ -14,8 +14,8 @@ from featvis_func.types import Activations, Target
 
 Similarity = Literal["dot", "cosine", "dot_cosine"]
 
-LEAST_COSINE = 0.1
-"""The least that a dot product is multiplied by, as in Lucid."""
+# The least that a dot product is multiplied by, as in Lucid.
+_LEAST_COSINE = 0.1
 _EPS = 1e-6
 
 
@@ -126,8 +126,16 @@ def _similar(layer: str, values: Tensor, vector: Tensor, similarity: str, power:
     dot = (values * vector).sum(-1)
     if similarity == "dot":
         return dot
-    cosine = cosine_of(values, vector)
-    return cosine if similarity == "cosine" else dot * cosine.clamp_min(LEAST_COSINE) ** power
+    return cosine_of(values, vector) if similarity == "cosine" else dot_cosine(values, vector, power)
+
+
+def dot_cosine(x: Tensor, y: Tensor, power: float) -> Tensor:
+    """``x . y max(0.1, cosine)^power`` along the last axis.
+
+    >>> dot_cosine(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), 2).round(decimals=3)
+    tensor(2.)
+    """
+    return (x * y).sum(-1) * cosine_of(x, y).clamp_min(_LEAST_COSINE) ** power
 
 
 def cosine_of(x: Tensor, y: Tensor) -> Tensor:
