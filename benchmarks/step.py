@@ -17,6 +17,7 @@ import featvis_func as fv
 from benchmarks.common import Case, cases, interleave, report
 from benchmarks.reference import make_reference_step
 from featvis_func.capture import hook_backbone, private_copy
+from featvis_func.layers import Site
 from featvis_func.transform import chain, normalize
 from featvis_func.types import Weights
 
@@ -61,7 +62,7 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
 
     floor, compiled_floor = grad(total), torch.compile(grad(total), fullgraph=True)
     # Of the module itself: the graph's first convolution is padded to more channels, which is no useful work.
-    plain = hook_backbone(private_copy(case.model.module, None), {case.layer: 1})
+    plain = hook_backbone(private_copy(case.model.module, None), {Site(case.layer): 1})
     with FlopCounterMode(display=False) as counter:
         plain.apply(plain.weights, images.clone().requires_grad_())[case.layer].sum().backward()
     seconds_to_compile = {

@@ -6,7 +6,7 @@ Nothing here changes the module that it is given.
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featvis_func.layers import Site, tensors_in, works_channels_last
 from featvis_func.messages import first_line
 from featvis_func.models import Model
 from featvis_func.types import Weights
@@ -86,51 +87,65 @@ def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
         raise ValueError(f"{model.name} fails on an image of {shape}: {first_line(error)}") from error
 
 
-def count_calls(model: Model, module: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, int]:
-    """How often one forward pass calls each layer, so that the last call is known."""
-    calls = dict.fromkeys(paths, 0)
-    kinds: dict[str, str] = {}
+def count_calls(model: Model, module: nn.Module, sites: Sequence[Site], images: Tensor) -> tuple[dict[Site, int], bool]:
+    """How often one forward pass calls each layer, so that the last call is known; and whether any module works with
+    channels last.
 
-    def counter(path: str) -> Callable[..., None]:
+    Raises:
+        ValueError: a layer that is not called, or whose output is no tensor and has no part of that name.
+    """
+    calls = dict.fromkeys(sites, 0)
+    wrong: dict[Site, str] = {}
+    last: list[nn.Module] = []
+
+    def counter(site: Site) -> Callable[..., None]:
         def count(child: nn.Module, args: Any, output: Any) -> None:
-            calls[path] += 1
-            if not isinstance(output, Tensor):
-                kinds[path] = type(output).__name__
+            calls[site] += 1
+            found = tensors_in(output)
+            if site.parts not in found:
+                choice = ", ".join(f"{site.module + part!r}" for part in found)
+                kind = f"gives a {type(output).__name__} instead of a tensor, which has no channels"
+                wrong[site] = f"layer {site.path!r} {kind}{f'; choose one of {choice}' if choice else ''}"
 
         return count
 
-    handles = [module.get_submodule(path).register_forward_hook(counter(path)) for path in calls]
+    def look(child: nn.Module, args: Any, output: Any) -> None:
+        if works_channels_last(child, output):
+            last.append(child)
+
+    handles = [module.get_submodule(site.module).register_forward_hook(counter(site)) for site in calls]
+    handles += [child.register_forward_hook(look) for child in module.modules()]
     try:
         forward_once(model, module, images)
     finally:
         for handle in handles:
             handle.remove()
-    for path, number in calls.items():
-        if path in kinds:
-            raise ValueError(f"layer {path!r} gives a {kinds[path]} instead of a tensor, which has no channels")
+    for site, number in calls.items():
+        if site in wrong:
+            raise ValueError(wrong[site])
         if number == 0:
-            raise ValueError(f"layer {path!r} is not called in the forward pass, so that it has no output")
-    return calls
+            raise ValueError(f"layer {site.path!r} is not called in the forward pass, so that it has no output")
+    return calls, bool(last)
 
 
 @contextmanager
-def catch(module: nn.Module, calls: dict[str, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
+def catch(module: nn.Module, calls: Mapping[Site, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
     """Catches the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
     left = dict(calls)
     caught: dict[str, Tensor] = {}
 
-    def hook(path: str) -> Callable[..., None]:
-        def catch(child: nn.Module, args: Any, output: Tensor) -> None:
-            left[path] -= 1
-            if left[path] == 0:
+    def hook(site: Site) -> Callable[..., None]:
+        def catch(child: nn.Module, args: Any, output: Any) -> None:
+            left[site] -= 1
+            if left[site] == 0:
                 # A copy: an in-place operation that follows would overwrite what was caught.
-                caught[path] = output.clone()
+                caught[site.path] = tensors_in(output)[site.parts].clone()
                 if stop and len(caught) == len(calls):
                     raise _Caught
 
         return catch
 
-    handles = [module.get_submodule(path).register_forward_hook(hook(path)) for path in calls]
+    handles = [module.get_submodule(site.module).register_forward_hook(hook(site)) for site in calls]
     try:
         yield caught
     except _Caught:
@@ -140,7 +155,7 @@ def catch(module: nn.Module, calls: dict[str, int], *, stop: bool) -> Iterator[d
             handle.remove()
 
 
-def hook_backbone(module: nn.Module, calls: dict[str, int]) -> Backbone:
+def hook_backbone(module: nn.Module, calls: Mapping[Site, int]) -> Backbone:
     """The slow road, which every module can take: a forward pass that stops at the last layer."""
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import operator
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from featvis_func import ops
 from featvis_func.capture import Backbone, catch
+from featvis_func.layers import Site
 from featvis_func.types import Weights
 
 _aten = torch.ops.aten
@@ -26,7 +28,7 @@ class _Probe(nn.Module):
     are gone from the graph, what follows the layers is dead code.
     """
 
-    def __init__(self, module: nn.Module, calls: dict[str, int]) -> None:
+    def __init__(self, module: nn.Module, calls: Mapping[Site, int]) -> None:
         super().__init__()
         self.module = module
         self.calls = calls
@@ -34,15 +36,15 @@ class _Probe(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         with catch(self.module, self.calls, stop=False) as caught:
             self.module(images)
-        return [caught[path] for path in self.calls]
+        return [caught[site.path] for site in self.calls]
 
 
-def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -> Backbone:
+def export_backbone(module: nn.Module, calls: Mapping[Site, int], example: Tensor) -> Backbone:
     """Traces a module into a graph whose placeholders are the weights that its layers need, and the images.
 
     Args:
         module: in evaluation mode.
-        calls: full layer name -> how often one forward pass calls it.
+        calls: layer -> how often one forward pass calls it.
         example: images ``(n, c, h, w)``, ``n`` at least 2; the graph takes any number of them.
 
     Raises:
@@ -74,12 +76,13 @@ def export_backbone(module: nn.Module, calls: dict[str, int], example: Tensor) -
     taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
     names = [held[name].removeprefix("module.") for name in taken]
     call = fx.GraphModule(program.graph_module, graph)
+    paths = [site.path for site in calls]
     _release(graph)
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        return dict(zip(calls, call(*(weights[name] for name in names), images), strict=True))
+        return dict(zip(paths, call(*(weights[name] for name in names), images), strict=True))
 
     return Backbone(apply, {name: _arranged(weights[node]) for name, node in zip(names, taken, strict=True)})
 

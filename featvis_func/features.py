@@ -7,7 +7,7 @@ is done on a copy of its structure that shares its tensors.
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from featvis_func.capture import Backbone, count_calls, example_images, forward_once, hook_backbone, private_copy
 from featvis_func.export import export_backbone
-from featvis_func.messages import first_line, suggest
+from featvis_func.layers import Site, axes_of, canonical, feature_axis_of, find_site, tensors_in, works_channels_last
+from featvis_func.layers import resolve_layer as resolve_layer
+from featvis_func.messages import first_line
 from featvis_func.models import Model
-from featvis_func.objective import feature_axis
 from featvis_func.random import key
 from featvis_func.transform import chain, normalize, warp
 from featvis_func.types import Weights
@@ -35,7 +36,7 @@ class Features(NamedTuple):
     weights: Weights
     """The tensors that the layers depend on, detached: the module's own, unless folded, rearranged or cast."""
     shapes: dict[str, tuple[int, ...]]
-    """Layer name as asked for -> shape of its output for one image."""
+    """Layer name as asked for -> shape of its output for one image: ``(c, h, w)``, ``(t, d)`` or ``(d,)``."""
     paths: dict[str, str]
     """Layer name as asked for -> its full name."""
     exported: bool
@@ -50,6 +51,7 @@ class Layer(NamedTuple):
     shape: tuple[int, ...] | None
     """Of the output for one image; ``None`` where the module is not called or returns no tensor."""
     filters: int | None
+    """``None`` where there are no channels, or where it cannot be told which axis is theirs."""
 
 
 def make_features(
@@ -67,7 +69,8 @@ def make_features(
 
     Args:
         model: see :func:`~featvis_func.models.load_model`.
-        layers: names from ``named_modules()``; a unique ending is enough.
+        layers: names from ``named_modules()``; a unique ending is enough. Behind it ``[0]`` or ``[key]`` chooses from
+            an output of several tensors, and ``@`` with one of :data:`~featvis_func.layers.AXES` states its axes.
         device: where to compute. Default: where the module is.
         precision: of the weights and the activations, one of :data:`~featvis_func.verification.PRECISIONS`.
         verify: compare the truncated graph with the module once.
@@ -94,27 +97,50 @@ def make_features(
 def _make_features(
     model: Model, layers: Sequence[str], device: torch.device | str | None, precision: str, verify: bool
 ) -> Features:
-    paths = {name: resolve_layer(model.module, name) for name in layers}
-    if not paths:
+    sites = {name: find_site(model.module, name) for name in layers}
+    if not sites:
         raise ValueError("no layers were asked for")
+    paths = {name: site.path for name, site in sites.items()}
     module = private_copy(model.module, device)
     images = example_images(model, module)
-    calls = count_calls(model, module, list(paths.values()), images)
+    different = list(dict.fromkeys(site._replace(axes=None) for site in sites.values()))
+    calls, channels_last = count_calls(model, module, different, images)
     reference = reference_of(module, calls, images)
     check_outputs(model, paths, reference)
-    shapes = {name: tuple(reference.values[path].shape[1:]) for name, path in paths.items()}
+    axes, shapes = {}, {}
+    for name, site in sites.items():
+        value = reference.values[site.path]
+        axes[name] = _axes(model, module, site, tuple(value.shape[1:]), channels_last)
+        shapes[name] = tuple(canonical(value, axes[name]).shape[1:])
     core, exported = _backbone(model, module, calls, reference, verify)
     dtype, weights = in_precision(model, core, precision, reference)
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         found = core.apply(weights, images.to(dtype))
-        return {name: found[path] for name, path in paths.items()}
+        return {name: canonical(found[path], axes[name]) for name, path in paths.items()}
 
     return Features(apply, weights, shapes, paths, exported)
 
 
+def _axes(model: Model, module: nn.Module, site: Site, shape: tuple[int, ...], channels_last: bool) -> str:
+    """What the axes of a layer mean: as stated, or as can be told."""
+    if site.axes is not None:
+        if len(site.axes) != len(shape):
+            raise ValueError(f"layer {site.path!r} gives {shape} per image, which is not {' x '.join(site.axes)}")
+        return site.axes
+    # Of an output of several tensors, the kind of module tells nothing.
+    child = nn.Identity() if site.parts else module.get_submodule(site.module)
+    found = axes_of(child, shape, model.size, channels_last=channels_last)
+    if found is None:
+        raise ValueError(
+            f"layer {site.path!r} gives {shape} per image, of which the first or the last could be the channels; say"
+            f" which: '{site.path}@chw' or '{site.path}@hwc'"
+        )
+    return found
+
+
 def _backbone(
-    model: Model, module: nn.Module, calls: dict[str, int], reference: Reference, verify: bool
+    model: Model, module: nn.Module, calls: Mapping[Site, int], reference: Reference, verify: bool
 ) -> tuple[Backbone, bool]:
     """The module as a graph, and True; where there is none that gives the same, through a hook, and False."""
     try:
@@ -166,41 +192,10 @@ def activations_of(
         return {name: values[0].float() for name, values in features.apply(features.weights, seen[None]).items()}
 
 
-def resolve_layer(module: nn.Module, name: str) -> str:
-    """The full name of a layer from a unique ending.
-
-    Args:
-        module: the model.
-        name: a name from ``named_modules()``, or the end of exactly one. Whole components (``conv`` in ``a.conv``) go
-            before parts of one (``4c.conv`` in ``inception4c.conv``).
-
-    Returns:
-        The full name.
-
-    Raises:
-        ValueError: no layer, or more than one, ends so; the message lists what exists.
-
-    >>> resolve_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0")
-    '0.0'
-    """
-    names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
-    if name in names:
-        return name
-    for matches in (
-        [n for n in names if name and n.endswith("." + name)],
-        [n for n in names if name and n.endswith(name)],
-    ):
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            shown = ", ".join(repr(n) for n in matches[:10]) + (", ..." if len(matches) > 10 else "")
-            raise ValueError(f"layer {name!r} is ambiguous; it could be {shown}")
-    hint = suggest(name, names) or f"; the layers are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-    raise ValueError(f"no layer {name!r}{hint}")
-
-
 def list_layers(model: Model) -> list[Layer]:
     """Every named module with its type, the shape of its output for one image, and its number of filters.
+
+    Of an output of several tensors, each has a line: ``"attention[0]"``.
 
     >>> from featvis_func.models import load_model
     >>> list_layers(load_model("texturenet"))[-1].name
@@ -208,21 +203,26 @@ def list_layers(model: Model) -> list[Layer]:
     """
     module = private_copy(model.module, None)
     names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in names.values()}
+    last: list[nn.Module] = []
 
     def note(child: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim > 0:
-            shapes[names[child]] = tuple(output.shape[1:])
+        shapes[names[child]] = {part: tuple(v.shape[1:]) for part, v in tensors_in(output).items() if v.ndim > 0}
+        if works_channels_last(child, output):
+            last.append(child)
 
     for child in names:
         child.register_forward_hook(note)
     forward_once(model, module, example_images(model, module)[:1])
+
+    def width(child: nn.Module, part: str, shape: tuple[int, ...]) -> int | None:
+        if not 1 <= len(shape) <= 3:
+            return None
+        axes = axes_of(nn.Identity() if part else child, shape, model.size, channels_last=bool(last))
+        return None if axes is None else shape[feature_axis_of(axes)]
+
     return [
-        Layer(
-            name,
-            type(child).__name__,
-            shape := shapes.get(name),
-            shape[feature_axis(shape)] if shape is not None and 1 <= len(shape) <= 3 else None,
-        )
+        Layer(name + part, type(child).__name__, shape, shape and width(child, part, shape))
         for child, name in names.items()
+        for part, shape in (shapes[name] or {"": None}).items()
     ]

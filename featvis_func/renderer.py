@@ -39,6 +39,8 @@ class Renderer(NamedTuple):
     weights: Weights
     start: Callable[[Sequence[int], int], tuple[State, Target]]
     """(filter numbers, seed) -> their state before the first step, and their targets."""
+    together: bool = False
+    """Whether its filters depend on each other, by the objective or by what their images have in common."""
 
     def __call__(
         self,
@@ -47,7 +49,7 @@ class Renderer(NamedTuple):
         seed: int | None = None,
         progress: bool | Callable[[int], object] | None = False,
     ) -> Result:
-        """Renders filters: the same images whichever others are rendered with them.
+        """Renders filters: the same images whichever others are rendered with them, unless they belong together.
 
         Args:
             filters: among ``self.filters``; ``None``: all of them.
@@ -87,8 +89,9 @@ class Renderer(NamedTuple):
                 lambda chosen: self.start(chosen, start),
                 numbers,
                 steps=steps,
-                slots=self.slots,
+                slots=len(numbers) if self.together else self.slots,
                 pad=True,
+                together=self.together,
                 tolerance=config["tolerance"],
                 progress=progress if callable(progress) else bar.update,
             )
@@ -114,6 +117,7 @@ def make_renderer(
     features: Features | None = None,
     compile: bool | str = "auto",
     deterministic: bool = False,
+    transparency: bool = False,
 ) -> Renderer:
     """Traces the model up to a layer and composes the step, once for any number of renderings.
 
@@ -168,21 +172,31 @@ def make_renderer(
     if isinstance(view, str):
         view = views_by_name(view, image=(h, w), size=found.size, deterministic=deterministic)
     shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
-    if shown != (found.channels, *found.size):
+    if len(shown) > 4 or shown[-3:] != (found.channels, *found.size):
         raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
-    plain = make_step(features, parameterisation, transform, goal, rule)
+    if goal.picture is not None and goal.picture.shape != decoded.shape:
+        raise ValueError(f"the picture of {goal} is {tuple(goal.picture.shape)}, the images {tuple(decoded.shape)}")
+    plain = make_step(features, parameterisation, transform, goal, rule, transparency=transparency)
     pixels = len(numbers) * steps * h * w
     step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
     layer = features.paths[goal.layers[0]]
 
     def start(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
         keys = filter_keys(seed, layer, chosen, device=where)
-        state = init_state(features, parameterisation, goal, rule, keys)
+        state = init_state(features, parameterisation, goal, rule, keys, transparency=transparency)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=where)
 
     slots = batch_size if isinstance(batch_size, int) else CPU_SLOTS
-    if batch_size == "auto" and where.type == "cuda" and not deterministic:
+    together = goal.across is not None or parameterisation.couple is not None
+    if together and (tolerance is not None or (batch_size != "auto" and slots < len(numbers))):
+        raise ValueError(
+            f"the {len(numbers)} images of {goal} belong together: they need one batch, and no tolerance; got"
+            f" batch_size={batch_size}, tolerance={tolerance}"
+        )
+    if together:
+        slots = len(numbers)
+    elif batch_size == "auto" and where.type == "cuda" and not deterministic:
         slots = slots_for_memory(plain, features.weights, lambda some: start(some, seed), numbers, device=where)
     dtype = next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32)
     config = {
@@ -206,15 +220,18 @@ def make_renderer(
         "compile": compile,
         "deterministic": deterministic,
         "device": where.type,
+        **({"transparency": True} if transparency else {}),
     }
-    return Renderer(tuple(numbers), min(slots, len(numbers)), config, step, features.weights, start)
+    return Renderer(tuple(numbers), min(slots, len(numbers)), config, step, features.weights, start, together)
 
 
 def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> list[int]:
     """The filter numbers, checked against the layers in which they pick a channel; ``None`` means all."""
     widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
     if numbers is None:
-        return list(range(min(widths.values()))) if widths else [0]
+        return list(range(min(widths.values()) if widths else goal.variants or 1))
+    if goal.variants is not None and max(numbers) >= goal.variants:
+        raise ValueError(f"{goal} describes images 0 to {goal.variants - 1}, got {max(numbers)}")
     for name, width in widths.items():
         outside = [f for f in numbers if not 0 <= f < width]
         if outside:
@@ -239,5 +256,6 @@ def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) ->
         status=status,
         history=info.score.float(),
         steps=outcome.steps,
+        transparency=outcome.transparency,
         config=config,
     )

@@ -32,6 +32,7 @@ def render(
     features: Features | None = None,
     compile: bool | str = "auto",
     deterministic: bool = False,
+    transparency: bool = False,
     progress: bool | None = None,
 ) -> Result:
     """One image per filter: what each looks for.
@@ -71,6 +72,8 @@ def render(
         deterministic: bit-equal reruns on CUDA, too: samples the views by a slower route, under
             ``torch.use_deterministic_algorithms(True)``, which names what the model has that cannot be repeated. Holds
             for equal batch sizes. On a CPU reruns are bit-equal without it.
+        transparency: whether to add up, over the steps, how much the score's gradient was at each pixel, a map of what
+            the run cared for: :attr:`Result.transparency`.
         progress: a progress bar on the standard error. Default: if that is a terminal.
 
     Returns:
@@ -101,5 +104,6 @@ def render(
         features=features,
         compile=compile,
         deterministic=deterministic,
+        transparency=transparency,
     )
     return renderer(progress=progress)

@@ -44,6 +44,8 @@ class Result:
     """int64 ``(n,)``: how many steps each filter took."""
     config: dict[str, Any] = field(default_factory=dict)
     """What it takes to make it again."""
+    transparency: Tensor | None = None
+    """float32 ``(n, h, w)``, where asked for: over all steps, how much the score's gradient was at each pixel."""
 
     def __repr__(self) -> str:
         odd = {s: self.status.count(s) for s in sorted(set(self.status)) if s != "ok"}

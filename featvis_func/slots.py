@@ -6,10 +6,11 @@ image while others wait. Nothing here is random, and nothing that a filter gets 
 
 import functools
 import math
+import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ class Outcome(NamedTuple):
     """int64 ``(n,)``: how many each took."""
     slots: int
     """How many were at a time, in the end."""
+    transparency: Tensor | None = None
+    """``(n, h, w)``: of :class:`~featvis_func.types.State`, where that has it."""
+
+
+_Found: TypeAlias = tuple[Best, Info, Tensor | tuple[()]]
+"""What came of one filter: the third is its transparency."""
 
 
 class _Plan(NamedTuple):
@@ -56,6 +63,7 @@ def run_all(
     pad: bool = False,
     tolerance: float | None = None,
     patience: int = 8,
+    together: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Outcome:
     """Runs every filter to its end, ``slots`` at a time.
@@ -73,17 +81,22 @@ def run_all(
         tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
             ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
         patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
+        together: whether the filters depend on each other, so that all must be in one batch, come what may.
         progress: called with the number of filter-steps done, or saved; with a negative one where filters begin anew,
             so that the sum comes to ``steps`` for each.
 
     Raises:
-        ValueError: a number outside of these.
-        torch.OutOfMemoryError: one filter alone does not fit.
+        ValueError: a number outside of these, or filters that belong together in several batches, or with a tolerance.
+        torch.OutOfMemoryError: one filter alone does not fit, or those that belong together.
     """
     for name, value in (("filters", len(filters)), ("steps", steps), ("slots", slots), ("patience", patience)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_tolerance(tolerance)
+    if together and (slots != len(filters) or tolerance is not None):
+        raise ValueError(
+            f"{len(filters)} filters that belong together need as many slots, got {slots}, and no tolerance"
+        )
     done = 0
 
     def count(number: int) -> None:
@@ -92,15 +105,14 @@ def run_all(
         progress(number)
 
     plan = _Plan(step, weights, lambda some: begin([filters[i] for i in some]), steps, tolerance, patience, count)
-    found: dict[int, tuple[Best, Info]] = {}
+    found: dict[int, _Found] = {}
     slots = slots if pad else min(slots, len(filters))
     rest = list(range(len(filters)))
     while rest:
         try:
-            for i, best, info in _pass(plan, rest, slots):
-                found[i] = best, info
+            found.update(_pass(plan, rest, slots))
         except (RuntimeError, MemoryError) as error:
-            if slots == 1 or not is_out_of_memory(error):
+            if slots == 1 or together or not is_out_of_memory(error):
                 raise
         rest = [i for i in rest if i not in found]
         if rest:
@@ -109,7 +121,7 @@ def run_all(
             warnings.warn(f"out of memory with {slots} filters at a time; going on with {slots // 2}", stacklevel=3)
             slots //= 2
             count(steps * len(found) - done)
-    bests, infos = zip(*(found[i] for i in range(len(filters))), strict=True)
+    bests, infos, maps = zip(*(found[i] for i in range(len(filters))), strict=True)
     taken = torch.tensor([len(info.score) for info in infos])
     padded = [pytree.tree_map(lambda column: _padded(column, steps), info) for info in infos]
     return Outcome(
@@ -117,6 +129,7 @@ def run_all(
         Info(*(torch.stack(columns, dim=1) for columns in zip(*padded, strict=True))),
         taken,
         slots,
+        torch.stack(maps) if isinstance(maps[0], Tensor) else None,
     )
 
 
@@ -126,7 +139,7 @@ def check_tolerance(tolerance: float | None) -> None:
         raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
 
 
-def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int, Best, Info]]:
+def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int, _Found]]:
     """Runs some of the filters, by their indices, and yields each as it ends."""
     steps, patience = plan.steps, plan.patience
     waiting = deque(indices)
@@ -155,11 +168,13 @@ def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int
         if not ended:
             continue
         rows = torch.tensor(ended, device=state.step.device)
-        best = pytree.tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), state.best)
+        kept = (state.best, state.transparency)
+        best, maps = pytree.tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), kept)
         for row, slot in enumerate(ended):
             plan.progress(steps - age[slot])
             infos = parts.pop(held[slot])
-            yield held[slot], Best(*(leaf[row] for leaf in best)), Info(*map(torch.cat, zip(*infos, strict=True)))
+            its_best, its_map = pytree.tree_map(operator.itemgetter(row), (best, maps))
+            yield held[slot], (its_best, Info(*map(torch.cat, zip(*infos, strict=True))), its_map)
         active -= set(ended)
         refilled = ended[: len(waiting)]
         if refilled:

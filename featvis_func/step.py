@@ -4,7 +4,7 @@
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, TypeAlias, cast
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from featvis_func.features import Features
 from featvis_func.inductor import compile_graph
-from featvis_func.objective import IMAGE, Objective
+from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
 from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
@@ -29,7 +29,13 @@ _INIT, _OPTIMIZER, _VIEW = 0, 1, 2
 
 
 def make_step(
-    features: Features, image: Image, transform: Transform, objective: Objective, optimizer: Optimizer
+    features: Features,
+    image: Image,
+    transform: Transform,
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    transparency: bool = False,
 ) -> Step:
     """Composes one step of ascent over a batch of independent filters.
 
@@ -39,9 +45,11 @@ def make_step(
     Args:
         features: the truncated backbone; its layers include those of the objective, by the same names.
         image: the parameterisation.
-        transform: the random view, from the image to what the backbone takes, normalisation included.
+        transform: the random view, from the image to what the backbone takes, normalisation included: ``(c, h, w)``, or
+            ``(v, c, h, w)`` for several views a step, over which the score is averaged (the map is the first's).
         objective: what to raise.
         optimizer: how to climb.
+        transparency: whether to add up what the score's gradient was at each pixel; the state must have been made so.
 
     Returns:
         A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
@@ -55,12 +63,17 @@ def make_step(
     """
     check_layers(objective, features)
 
-    def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
+    def ascent(params: Params, nudge: Tensor | tuple[()], weights: Weights, draws: Any, target: Target) -> Any:
         decoded = vmap(image.decode)(params)
-        activations = features.apply(weights, vmap(transform.apply)(decoded, draws))
-        activations = {**{name: a.to(decoded.dtype) for name, a in activations.items()}, IMAGE: decoded}
-        scores = vmap(objective.score)(activations, target)
-        maps = vmap(objective.activation_map)(activations, target)
+        if transparency:
+            decoded = decoded + nudge
+        views = vmap(transform.apply)(decoded, draws)
+        activations = _activations(features, weights, views, decoded.dtype)
+        if objective.picture is not None:
+            beside = vmap(transform.apply, (None, 0))(objective.picture.to(decoded), draws)
+            seen = _activations(features, weights, beside, decoded.dtype)
+            activations |= {PICTURE + name: values for name, values in seen.items()}
+        scores, maps = _judged(objective, activations, decoded, target, several=views.ndim == 5)
         return scores.sum(), (scores, decoded, maps)
 
     def view_of(key: Key, step: Tensor) -> Any:
@@ -68,10 +81,16 @@ def make_step(
 
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         draws = vmap(view_of)(state.key, state.step)
-        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target)
+        nudge = torch.zeros_like(state.best.image) if transparency else ()
+        slopes, (scores, decoded, maps) = grad(ascent, argnums=(0, 1) if transparency else 0, has_aux=True)(
+            state.params, nudge, weights, draws, target
+        )
+        grads, pixels = slopes if transparency else (slopes, ())
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
         updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
+        if image.couple is not None:
+            updates, finite = image.couple(updates), finite.all().expand_as(finite)
         moved = pytree.tree_map(torch.add, state.params, updates)
         better = finite & (scores > state.best.score)
         reached = (scores, decoded, maps, state.step)
@@ -82,17 +101,26 @@ def make_step(
             state.key,
             state.step + 1,
             best,
+            state.transparency + where_rows(finite, pixels.abs().mean(1), 0.0) if transparency else (),
         )
         return new, Info(scores, norms, norms > 0, finite)
 
     return step
 
 
-def init_state(features: Features, image: Image, objective: Objective, optimizer: Optimizer, keys: Tensor) -> State:
+def init_state(
+    features: Features,
+    image: Image,
+    objective: Objective,
+    optimizer: Optimizer,
+    keys: Tensor,
+    *,
+    transparency: bool = False,
+) -> State:
     """The state before the first step.
 
     Args:
-        features, image, objective, optimizer: as in :func:`make_step`.
+        features, image, objective, optimizer, transparency: as in :func:`make_step`.
         keys: int64 ``(n, 2)``, one key per filter: see :func:`filter_keys`.
 
     Returns:
@@ -102,6 +130,7 @@ def init_state(features: Features, image: Image, objective: Objective, optimizer
     opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
     decoded = vmap(image.decode)(params)
     blank = {name: decoded.new_zeros(shape) for name, shape in features.shapes.items()}
+    blank |= {PICTURE + name: values for name, values in blank.items()}
     blank[IMAGE] = decoded[0]
     activation = objective.activation_map(blank, torch.zeros_like(keys[0, 0]))
     count = keys.shape[0]
@@ -111,7 +140,8 @@ def init_state(features: Features, image: Image, objective: Objective, optimizer
         activation=activation.expand(count, *activation.shape).clone(),
         step=torch.full_like(keys[:, 0], -1),
     )
-    state = State(params, opt, keys, torch.zeros_like(keys[:, 0]), best)
+    pixels = decoded.new_zeros((count, *decoded.shape[2:])) if transparency else ()
+    state = State(params, opt, keys, torch.zeros_like(keys[:, 0]), best, pixels)
     # The strides are those of every later state, or a compiled step would be compiled twice.
     return pytree.tree_map(torch.Tensor.contiguous, state)
 
@@ -202,6 +232,30 @@ def check_layers(objective: Objective, features: Features) -> None:
         raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
 
 
-def where_rows(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def _activations(features: Features, weights: Weights, views: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the layers make of views ``(n, [v,] c, h, w)``: each ``(n, [v,] ...)``."""
+    several = views.ndim == 5
+    found = features.apply(weights, views.flatten(0, 1) if several else views)
+    return {name: (a.unflatten(0, views.shape[:2]) if several else a).to(dtype) for name, a in found.items()}
+
+
+def _judged(
+    objective: Objective, activations: Mapping[str, Tensor], decoded: Tensor, target: Target, *, several: bool
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(n,)`` and maps ``(n, ...)`` of all filters; of several views the mean score, and the first's map."""
+    seen = {**activations, IMAGE: decoded}
+    first = {**{name: a[:, 0] for name, a in activations.items()}, IMAGE: decoded} if several else seen
+    maps = vmap(objective.activation_map)(first, target)
+    score, across = objective.score, objective.across
+    if several:
+        of_views = {**dict.fromkeys(activations, 0), IMAGE: None}
+        of_filters = {**dict.fromkeys(activations, 1), IMAGE: None}
+        scores = vmap(lambda a, t: vmap(score, (of_views, None))(a, t).mean(0))(seen, target)
+        return scores if across is None else scores + vmap(across, (of_filters, None))(seen, target).mean(0), maps
+    scores = vmap(score)(seen, target)
+    return scores if across is None else scores + across(seen, target), maps
+
+
+def where_rows(condition: Tensor, new: Tensor, old: Tensor | float) -> Tensor:
     """Per filter: ``new`` where the condition ``(n,)`` holds, else ``old``."""
     return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

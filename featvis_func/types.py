@@ -44,6 +44,9 @@ class Image(NamedTuple):
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
     """parameters -> ``(c, h, w)`` float, inside the valid range whatever the parameters."""
+    couple: Callable[[Params], Params] | None = None
+    """Where filters have a part in common: parameters, or updates, with the leading axis ``n`` -> the same, with that
+    part averaged over ``n``. Such filters are rendered together."""
 
 
 class Transform(NamedTuple):
@@ -52,7 +55,7 @@ class Transform(NamedTuple):
     draw: Callable[[Key], Draw]
     """key -> a sample."""
     apply: Callable[[Tensor, Draw], Tensor]
-    """(image ``(c, h, w)``, sample) -> view ``(c, h', w')``."""
+    """(image ``(c, h, w)``, sample) -> view ``(c, h', w')``, or several views ``(v, c, h', w')``."""
 
 
 class Optimizer(NamedTuple):
@@ -87,6 +90,8 @@ class State(NamedTuple):
     step: Tensor
     """int64 ``(n,)``: the number of the step to come."""
     best: Best
+    transparency: Tensor | tuple[()] = ()
+    """``(n, h, w)``, if it is wanted: the sum over the steps of how much the score's gradient was at each pixel."""
 
 
 class Info(NamedTuple):

@@ -4,13 +4,14 @@ The module itself says what is right, once, on a few example images.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from featvis_func.capture import Backbone, catch, wave
+from featvis_func.layers import Site
 from featvis_func.messages import first_line
 from featvis_func.models import Model
 from featvis_func.types import Weights
@@ -40,12 +41,12 @@ class Reference(NamedTuple):
     """To the images, of a fixed mixture of all values."""
 
 
-def reference_of(module: nn.Module, calls: dict[str, int], images: Tensor) -> Reference:
+def reference_of(module: nn.Module, calls: Mapping[Site, int], images: Tensor) -> Reference:
     """Runs the module through hooks.
 
     Args:
         module: in evaluation mode.
-        calls: full layer name -> how often one forward pass calls it.
+        calls: layer -> how often one forward pass calls it.
         images: at least 2, different ones.
     """
 

@@ -11,10 +11,12 @@ channel('layer3.1.conv2') - 0.5 * channel('layer2.0.conv1', 7)
 """
 
 from featvis_func.objective.base import IMAGE as IMAGE
+from featvis_func.objective.base import PICTURE as PICTURE
 from featvis_func.objective.base import Objective as Objective
 from featvis_func.objective.base import feature_axis as feature_axis
 from featvis_func.objective.content import activation_difference as activation_difference
 from featvis_func.objective.content import caricature as caricature
+from featvis_func.objective.content import departure as departure
 from featvis_func.objective.content import inversion as inversion
 from featvis_func.objective.content import style as style
 from featvis_func.objective.directions import channel_weights as channel_weights
@@ -25,6 +27,9 @@ from featvis_func.objective.penalties import boundary_complexity as boundary_com
 from featvis_func.objective.penalties import l1 as l1
 from featvis_func.objective.penalties import l2 as l2
 from featvis_func.objective.penalties import total_variation as total_variation
+from featvis_func.objective.together import alignment as alignment
+from featvis_func.objective.together import diversity as diversity
+from featvis_func.objective.together import interpolate as interpolate
 from featvis_func.objective.units import channel as channel
 from featvis_func.objective.units import deepdream as deepdream
 from featvis_func.objective.units import layer as layer

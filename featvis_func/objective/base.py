@@ -3,14 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from featvis_func.types import Activations, Target
 
+Across: TypeAlias = Callable[[Activations, Target], Tensor]
+"""(activations of all filters, targets) -> float ``(n,)``."""
+
 IMAGE = "<image>"
 """Where an objective finds the image itself among the activations: ``(c, h, w)``, in range, without the view."""
+
+PICTURE = "<picture>"
+"""What stands before a layer's name among the activations where they are those of the objective's own picture."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,6 +36,13 @@ class Objective:
     targeted: tuple[str, ...]
     """Those of its layers in which the target picks the channel."""
     name: str
+    across: Callable[[Activations, Target], Tensor] | None = None
+    """What couples the filters of a run, added to the score of each: (activations, target), both with the leading axis
+    ``n`` -> float ``(n,)``. Its filters are rendered together, in the order asked for."""
+    variants: int | None = None
+    """How many images it describes, if it picks no channel by the target; ``None``: any number."""
+    picture: Tensor | None = None
+    """``(c, h, w)`` in ``[0, 1]``, of the images' size: shown to the model beside each image, under the same view."""
 
     def __call__(self, activations: Activations, target: Target) -> Tensor:
         return self.score(activations, target)
@@ -57,6 +71,9 @@ class Objective:
             self.layers,
             self.targeted,
             f"{number(factor)} * {inner}",
+            _scaled(self.across, factor),
+            self.variants,
+            self.picture,
         )
 
     __rmul__ = __mul__
@@ -64,6 +81,11 @@ class Objective:
     def _combine(self, other: "Objective", sign: float) -> "Objective":
         if not isinstance(other, Objective):
             return NotImplemented
+        counts = {count for count in (self.variants, other.variants) if count is not None}
+        if len(counts) > 1:
+            raise ValueError(f"{self} and {other} describe different numbers of images: {sorted(counts)}")
+        if self.picture is not None and other.picture is not None and self.picture is not other.picture:
+            raise ValueError(f"{self} and {other} are about different pictures; build both from the same tensor")
         grouped = sign < 0 and (" + " in other.name or " - " in other.name)
         right = f"({other.name})" if grouped else other.name
         return Objective(
@@ -72,7 +94,20 @@ class Objective:
             tuple(dict.fromkeys(self.layers + other.layers)),
             tuple(dict.fromkeys(self.targeted + other.targeted)),
             f"{self.name} {'+' if sign > 0 else '-'} {right}",
+            _added(self.across, _scaled(other.across, sign)),
+            next(iter(counts), None),
+            self.picture if other.picture is None else other.picture,
         )
+
+
+def _scaled(across: Across | None, factor: float) -> Across | None:
+    return None if across is None else lambda a, t: factor * across(a, t)
+
+
+def _added(first: Across | None, second: Across | None) -> Across | None:
+    if first is None or second is None:
+        return first or second
+    return lambda a, t: first(a, t) + second(a, t)
 
 
 def feature_axis(shape: tuple[int, ...] | torch.Size) -> int:
@@ -98,6 +133,13 @@ def number(value: float) -> str:
 def features_last(values: Tensor) -> Tensor:
     """Activations with the channels as their last axis."""
     return values.movedim(feature_axis(values.shape), -1)
+
+
+def gram(values: Tensor) -> Tensor:
+    """How channels go together over the positions of one image: ``G_ab = mean_p x_ap x_bp``, ``(d, d)``."""
+    flat = features_last(values)
+    flat = flat.reshape(-1, flat.shape[-1])
+    return flat.T @ flat / flat.shape[0]
 
 
 def place(layer: str, positions: Sequence[int], position: tuple[int, int] | int | None) -> tuple[int, ...]:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from featvis_func.messages import check_name
-from featvis_func.objective.base import Objective, features_last
+from featvis_func.objective.base import PICTURE, Objective, features_last, gram
 from featvis_func.objective.directions import dot_cosine
 from featvis_func.types import Activations, Target
 
 Loss = Literal["l1", "l2"]
+
+# Under a root, where the gradient at zero would not be finite.
+_EPS = 1e-12
 
 
 def activation_difference(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
@@ -87,6 +90,44 @@ def caricature(reference: Mapping[str, Tensor], *, power: float = 1.0) -> Object
     return _sum_over(f"caricature({_named(reference)}{more})", reference, shown)
 
 
+def departure(layer: str, picture: Tensor) -> Objective:
+    """How far a layer is from what it makes of a picture under the same view: ``|x - r| / |r|``, over all positions.
+
+    Positive, and so a penalty: subtract it, for an image that stays near the picture where the layer looks. Unlike
+    :func:`activation_difference`, shift and turn of the view do not count.
+
+    Args:
+        layer: the layer's name.
+        picture: float ``(c, h, w)`` in ``[0, 1]``, of the images' size.
+
+    Raises:
+        ValueError: a picture of another form.
+
+    Gradient: finite where both are equal, too.
+
+    Source: Hamblin et al., "Feature Accentuation" (2024), and faccent's ``l2_compare``; relative, so that a weight
+    means the same in any layer.
+
+    >>> goal = departure("a", torch.rand(3, 8, 8))
+    >>> goal({"a": torch.ones(2), "<picture>a": torch.ones(2) / 2}, torch.tensor(0))
+    tensor(1.)
+    """
+    if picture.ndim != 3 or not picture.is_floating_point():
+        raise ValueError(
+            f"expected a picture (c, h, w) of floats in [0, 1], got {tuple(picture.shape)} {picture.dtype}"
+        )
+
+    def activation_map(activations: Activations, target: Target) -> Tensor:
+        apart = activations[layer] - activations[PICTURE + layer]
+        return features_last(apart).square().mean(-1).clamp_min(_EPS).sqrt()
+
+    def score(activations: Activations, target: Target) -> Tensor:
+        x, r = activations[layer], activations[PICTURE + layer]
+        return ((x - r).square().mean() + _EPS).sqrt() / (r.square().mean() + _EPS).sqrt()
+
+    return Objective(score, activation_map, (layer,), (), f"departure({layer!r}, <picture>)", picture=picture.detach())
+
+
 def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
     """How well a layer's correlations are matched, wherever they are: ``-mean |G(x) - G(r)|``, 0 at best.
 
@@ -103,10 +144,6 @@ def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
     tensor(-1.)
     """
     power = _power(loss)
-
-    def gram(x: Tensor) -> Tensor:
-        flat = features_last(x).reshape(-1, features_last(x).shape[-1])
-        return flat.T @ flat / flat.shape[0]
 
     def one(layer: str, r: Tensor) -> Objective:
         wanted = gram(r)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from featvis_func.execution import CPU_SLOTS
-from featvis_func.features import Layer, list_layers, resolve_layer
+from featvis_func.features import Layer, list_layers
+from featvis_func.layers import feature_axis_of, find_site
 from featvis_func.models import Model
 from featvis_func.options import whole, whole_filters
 from featvis_func.renderer import Renderer
@@ -140,11 +141,13 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
     usable = [layer for layer in found if layer.filters]
     if layers == "all":
         kinds = (nn.modules.conv._ConvNd, nn.Linear)
-        chosen = [layer for layer in usable if isinstance(model.module.get_submodule(layer.name), kinds)]
+        modules = dict(model.module.named_modules())
+        chosen = [layer for layer in usable if isinstance(modules.get(layer.name), kinds)]
         if not chosen:
             raise ValueError(f"{model.name} has no convolution and no linear layer; name its layers")
         return chosen
     names: set[str] = set()
+    stated: dict[str, str] = {}
     known = {layer.name for layer in usable}
     for pattern in [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers:
         if not isinstance(pattern, str):
@@ -155,13 +158,24 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
                 raise ValueError(f"no layer of {model.name} fits the pattern {pattern!r}; 'featvis layers' lists them")
             names.update(fitting)
         else:
-            name = resolve_layer(model.module, pattern)
-            if name not in known:
+            site = find_site(model.module, pattern)
+            name = site.path
+            if site.axes is not None:
+                stated[name] = site.axes
+            elif name not in known:
                 raise ValueError(f"layer {name!r} has no filters: a forward pass does not call it, or not as a layer")
             names.add(name)
     if not names:
         raise ValueError("no layers were asked for: the list is empty")
-    return [layer for layer in usable if layer.name in names]
+    named = [layer for layer in found if layer.name in names]
+    return [_with_axes(layer, stated[layer.name]) if layer.name in stated else layer for layer in named]
+
+
+def _with_axes(layer: Layer, axes: str) -> Layer:
+    """A layer whose axes the user states, under the name that says so."""
+    if layer.shape is None or len(layer.shape) != len(axes):
+        raise ValueError(f"layer {layer.name!r} gives {layer.shape or 'nothing'} per image, which is not {axes!r}")
+    return layer._replace(name=f"{layer.name}@{axes}", filters=layer.shape[feature_axis_of(axes)])
 
 
 class Estimate(NamedTuple):
