@@ -44,6 +44,11 @@ class Image(NamedTuple):
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
     """parameters -> ``(c, h, w)`` float, inside the valid range whatever the parameters."""
+    couple: Callable[[Params], Params] | None = None
+    """Parameters with a leading axis ``n`` -> the same, with what the filters have in common averaged over them;
+    ``None``: they have nothing in common."""
+    encode: Callable[[Tensor], Params] | None = None
+    """image ``(c, h, w)`` in ``[0, 1]`` -> parameters that decode to it; ``None``: there is no such way."""
 
 
 class Transform(NamedTuple):
