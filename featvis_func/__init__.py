@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from featvis_func.features import activations_of as activations_of
     from featvis_func.features import list_layers as list_layers
     from featvis_func.features import make_features as make_features
+    from featvis_func.image import alpha as alpha
+    from featvis_func.image import cppn as cppn
     from featvis_func.image import fourier as fourier
+    from featvis_func.image import from_image as from_image
+    from featvis_func.image import laplacian_pyramid as laplacian_pyramid
+    from featvis_func.image import phase as phase
     from featvis_func.image import pixel as pixel
+    from featvis_func.image import shared as shared
     from featvis_func.models import Model as Model
     from featvis_func.models import load_model as load_model
     from featvis_func.objective import Objective as Objective
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from featvis_func.result import Result as Result
     from featvis_func.slots import Outcome as Outcome
     from featvis_func.slots import run_all as run_all
+    from featvis_func.statistics import image_statistics as image_statistics
     from featvis_func.step import compile_step as compile_step
     from featvis_func.step import filter_keys as filter_keys
     from featvis_func.step import init_state as init_state
@@ -50,7 +57,7 @@ if TYPE_CHECKING:
 _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "zoo")
 _HOMES = {
     "features": ("Features", "activations_of", "list_layers", "make_features"),
-    "image": ("fourier", "pixel"),
+    "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
     "presets": ("default_optimizer", "published_optimizer", "views"),
@@ -58,6 +65,7 @@ _HOMES = {
     "rendering": ("render",),
     "result": ("Result",),
     "slots": ("Outcome", "run_all"),
+    "statistics": ("image_statistics",),
     "step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
 }

@@ -4,7 +4,7 @@ import argparse
 
 DEFAULT_MODEL = "texturenet"
 RENDER_OPTIONS = (
-    "steps", "size", "seed", "views", "optimizer", "lr", "tolerance", "precision", "compile", "deterministic"
+    "steps", "size", "seed", "views", "image", "optimizer", "lr", "tolerance", "precision", "compile", "deterministic"
 )  # fmt: skip
 """What :func:`add_options` adds, but for the device."""
 
@@ -27,6 +27,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
     command.add_argument(
         "--views", default="default", help="random views: default, published, lucid or none (default: default)"
+    )
+    command.add_argument(
+        "--image",
+        default="fourier",
+        help="what stands for the image: fourier, pixel, phase, laplacian_pyramid or cppn (default: fourier)",
     )
     command.add_argument("--optimizer", default="default", help="default or published (default: default)")
     command.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")

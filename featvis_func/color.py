@@ -18,6 +18,9 @@ IMAGENET_CORRELATION: tuple[tuple[float, ...], ...] = tuple(
 )
 
 
+# Of the largest variance of a colour's direction, what counts as none.
+_NO_VARIANCE = 1e-10
+
 Correlation: TypeAlias = Sequence[Sequence[float]] | Tensor | str | None
 """``"auto"``, ``"imagenet"``, ``None`` or a matrix: see :func:`correlation_matrix`."""
 
@@ -57,6 +60,32 @@ def correlation_matrix(
             f" got shape {tuple(matrix.shape)}"
         )
     return matrix
+
+
+def correlation_of(covariance: Tensor) -> Tensor:
+    """The matrix from decorrelated colour to channels, of images with this covariance of colours.
+
+    ``U @ sqrt(S)`` of the eigenvectors and eigenvalues ``covariance = U @ S @ U.T``, the largest first, divided by the
+    largest norm of a column; in each column the entry of largest magnitude is above 0.
+
+    Args:
+        covariance: float ``(c, c)``, symmetric, not all zero.
+
+    Returns:
+        Of the same shape and dtype; a column of zeros for each direction in which the colours do not vary.
+
+    Source: ``color_correlation_svd_sqrt`` in lucid/optvis/param/color.py; the signs are chosen here.
+
+    >>> correlation_of(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+    tensor([[0.0000, 0.5000],
+            [1.0000, 0.0000]])
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
+    # What rounding leaves where nothing varies.
+    values = torch.where(values > _NO_VARIANCE * values[0], values, 0.0)
+    signs = torch.take_along_dim(vectors, vectors.abs().argmax(0, keepdim=True), 0).sign()
+    return vectors * signs * torch.sqrt(values / values[0])
 
 
 def correlate(image: Tensor, matrix: Tensor | None) -> Tensor:

@@ -10,7 +10,13 @@ from featvis_func.presets import OPTIMIZERS, default_optimizer, published_optimi
 from featvis_func.random import key
 from featvis_func.types import Optimizer
 
-IMAGES = {"fourier": images.fourier, "pixel": images.pixel}
+IMAGES = {
+    "fourier": images.fourier,
+    "pixel": images.pixel,
+    "phase": images.phase,
+    "laplacian_pyramid": images.laplacian_pyramid,
+    "cppn": images.cppn,
+}
 """The parameterisations known by name."""
 
 

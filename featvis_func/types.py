@@ -47,6 +47,8 @@ class Image(NamedTuple):
     couple: Callable[[Params], Params] | None = None
     """Where filters have a part in common: parameters, or updates, with the leading axis ``n`` -> the same, with that
     part averaged over ``n``. Such filters are rendered together."""
+    encode: Callable[[Tensor], Params] | None = None
+    """image ``(c, h, w)`` in ``[0, 1]`` -> parameters that decode to it; ``None``: there is no such way."""
 
 
 class Transform(NamedTuple):

@@ -79,6 +79,7 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
         "--size": "12x20",
         "--seed": "7",
         "--views": "lucid",
+        "--image": "phase",
         "--lr": "0.15",
         "--batch-size": "3",
         "--tolerance": "0.5",
@@ -99,6 +100,7 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
         "size": [12, 20],
         "seed": 7,
         "views": "lucid",
+        "image": "phase",
         "lr": 0.15,
         "batch_size": 3,
         "tolerance": 0.5,
@@ -114,7 +116,7 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
     assert tensors["images"].shape == (4, 3, 12, 20)
     assert tensors["history"].shape == (2, 4)
     options: dict[str, Any] = {"steps": 2, "size": (12, 20), "seed": 7, "views": "lucid", "lr": 0.15, "batch_size": 3}
-    library = rendering.render(texturenet, "block4.conv", [5, 1, 2, 3], deterministic=True, **options)
+    library = rendering.render(texturenet, "block4.conv", [5, 1, 2, 3], image="phase", deterministic=True, **options)
     assert torch.equal(tensors["images"], library.images)
 
 

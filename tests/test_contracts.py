@@ -1,6 +1,7 @@
 """One table of every component of the functional core, through the properties that all of them promise."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -41,10 +42,28 @@ def of_key(function: Callable[..., Any], *, random_result: bool = True) -> Case:
     return Case(function, lambda seed, _: (random.key(seed),), random=random_result, backend="aot_eager")
 
 
-def image_cases(name: str, image: Image) -> dict[str, Case]:
-    shape = tuple(image.init(random.key(0)).shape)
-    decode = Case(image.decode, lambda seed, dtype: (floats(seed, shape, dtype),), smooth=(0,))
-    return {f"{name} init": of_key(image.init), f"{name} decode": decode}
+def image_cases(name: str, image: Image, *, random_start: bool = True, backend: str = "aot_eager") -> dict[str, Case]:
+    start = image.init(random.key(0))
+    leaves, layout = pytree.tree_flatten(start)
+    shape = tuple(image.decode(start).shape)
+
+    def params(seed: int, dtype: torch.dtype, *, many: tuple[int, ...] = ()) -> tuple[Any, ...]:
+        drawn = [floats(seed + 7 * i, (*many, *leaf.shape), dtype) for i, leaf in enumerate(leaves)]
+        return (pytree.tree_unflatten(drawn, layout),)
+
+    def picture(seed: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        return (torch.sigmoid(floats(seed, shape, dtype)),)
+
+    cases = {
+        f"{name} init": of_key(image.init, random_result=random_start),
+        f"{name} decode": Case(image.decode, params, smooth=(0,), backend=backend),
+    }
+    if image.encode is not None:
+        cases[f"{name} encode"] = Case(image.encode, picture, smooth=(0,), backend="aot_eager")
+    if image.couple is not None:
+        several = partial(params, many=(3,))
+        cases[f"{name} couple"] = Case(image.couple, several, smooth=(0,), backend="aot_eager")
+    return cases
 
 
 def transform_cases(
@@ -98,14 +117,31 @@ WARPS: dict[str, tuple[transforms.Affine, ...]] = {
 }
 
 CASES: dict[str, Case] = {
-    **image_cases("fourier even", images.fourier((4, 6))),
-    **image_cases("fourier odd 1 channel", images.fourier((5, 7), channels=1)),
+    **image_cases("fourier even", images.fourier((4, 6)), backend="inductor"),
+    **image_cases("fourier odd 1 channel", images.fourier((5, 7), channels=1), backend="inductor"),
     **image_cases("fourier mixed 4 channels", images.fourier((3, 4), channels=4, decay=0.5)),
     **image_cases("fourier 1 pixel", images.fourier(1)),
     **image_cases("fourier own matrix", images.fourier((4, 3), channels=2, correlation=[[1.0, 0.5], [0.0, 2.0]])),
-    **image_cases("pixel", images.pixel((3, 4))),
+    **image_cases("pixel", images.pixel((3, 4)), backend="inductor"),
     **image_cases("pixel 1 channel", images.pixel(3, channels=1)),
     **image_cases("pixel 4 channels", images.pixel((1, 5), channels=4)),
+    **image_cases("phase even", images.phase((4, 6)), backend="inductor"),
+    **image_cases("phase odd 2 channels", images.phase((5, 3), channels=2, decay=0.5, contrast=2.0)),
+    **image_cases("phase own magnitude", images.phase((3, 4), magnitude=torch.arange(9.0).reshape(3, 3))),
+    **image_cases("pyramid", images.laplacian_pyramid((4, 6), levels=3), backend="inductor"),
+    **image_cases("pyramid odd 1 channel", images.laplacian_pyramid((5, 3), channels=1)),
+    **image_cases("cppn", images.cppn((3, 4), hidden=3, layers=2), backend="inductor"),
+    **image_cases("cppn unbiased 4 channels", images.cppn(3, channels=4, hidden=2, layers=1, activation="unbiased")),
+    **image_cases("alpha", images.alpha((3, 4))),
+    **image_cases("alpha of grey", images.alpha((4, 3), channels=1)),
+    **image_cases(
+        "shared", images.shared(images.fourier_canvas((4, 5)), images.pyramid_canvas((4, 5), levels=2, first=1))
+    ),
+    **image_cases(
+        "shared low", images.shared(images.pixel_canvas(4, channels=1), images.fourier_canvas(4, channels=1, below=0.3))
+    ),
+    **image_cases("start", images.from_image(images.fourier((3, 4)), torch.full((3, 3, 4), 0.3)), random_start=False),
+    **image_cases("noisy start", images.from_image(images.laplacian_pyramid(4), torch.full((3, 4, 4), 0.3), noise=0.1)),
     **{
         name: case
         for label, steps in WARPS.items()

@@ -9,10 +9,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.func import grad
+from torch.utils import _pytree as pytree
 
 from featvis_func import random
 from featvis_func.color import correlation_matrix
-from featvis_func.image import fourier, image_size, pixel
+from featvis_func.image import (
+    alpha,
+    cppn,
+    fourier,
+    fourier_canvas,
+    image_size,
+    laplacian_pyramid,
+    phase,
+    pixel,
+    pyramid_canvas,
+    shared,
+)
 from featvis_func.types import Image
 
 
@@ -80,20 +93,36 @@ def test_one_frequency_is_one_wave() -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("factory", [fourier, pixel])
+def aligned(size: tuple[int, int], *, channels: int) -> Image:
+    return shared(fourier_canvas(size, channels=channels), pyramid_canvas(size, channels=channels, levels=2, first=1))
+
+
+FACTORIES = [fourier, pixel, phase, laplacian_pyramid, cppn, alpha, aligned]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
 @pytest.mark.parametrize("size", [(6, 6), (5, 7)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("magnitude", [0.0, 1.0, 1e6, -1e6, 1e30])
 def test_any_parameters_give_a_valid_image(
     factory: Callable[..., Image], size: tuple[int, int], channels: int, magnitude: float
 ) -> None:
+    """And a gradient that is finite, of which no step makes a parameter that is not."""
     image = factory(size, channels=channels)
-    start = image.init(random.key(0))
-    for params in (magnitude * start / start.abs().max(), torch.full_like(start, magnitude)):
-        decoded = image.decode(params)
+    start = pytree.tree_map(torch.Tensor.detach, image.init(random.key(0)))
+    scaled = pytree.tree_map(lambda leaf: magnitude * leaf / leaf.abs().max().clamp_min(1e-30), start)
+    for params in (scaled, pytree.tree_map(lambda leaf: torch.full_like(leaf, magnitude), start)):
+        weights = torch.linspace(-1.0, 1.0, steps=math.prod(size)).reshape(size)
+
+        def brightness(params: Any, weights: torch.Tensor = weights) -> tuple[torch.Tensor, torch.Tensor]:
+            decoded = image.decode(params)
+            return (weights * decoded).sum(), decoded
+
+        slope, decoded = grad(brightness, has_aux=True)(params)
         assert decoded.isfinite().all()
         assert decoded.min() >= 0
         assert decoded.max() <= 1
+        assert all(leaf.isfinite().all() for leaf in pytree.tree_leaves(slope))
 
 
 @pytest.mark.parametrize("factory", [fourier, pixel])
@@ -126,7 +155,7 @@ def test_image_size(size: Any, expected: tuple[int, int]) -> None:
     assert image_size(size) == expected
 
 
-@pytest.mark.parametrize("factory", [fourier, pixel])
+@pytest.mark.parametrize("factory", [fourier, pixel, phase, laplacian_pyramid, cppn])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

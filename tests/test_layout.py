@@ -19,14 +19,14 @@ CORE: dict[str, set[str]] = {
     "types": set(),
     "random": {"types"},
     "color": {"types", "random"},
-    "image": {"types", "random", "color"},
+    "image": {"types", "random", "color", "image"},
     "transform": {"types", "random"},
     "objective": {"types", "random", "objective", "messages"},
     "optimizer": {"types", "random"},
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "weights", "zoo"},
+    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "statistics", "weights", "zoo"},
     {"models", "presets"},
     {"options"},
     {"capture"},

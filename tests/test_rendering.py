@@ -21,6 +21,7 @@ from featvis_func import transform as transforms
 from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
+from featvis_func.options import IMAGES
 from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
 from featvis_func.rendering import render
 from featvis_func.result import Result
@@ -167,7 +168,7 @@ def test_the_last_batch_is_padded_and_the_padding_gone(tiny: Model, batch_size: 
 
 
 @pytest.mark.parametrize(("size", "shape"), [(7, (7, 7)), ((9, 30), (9, 30)), ((40, 13), (40, 13)), (1, (1, 1))])
-@pytest.mark.parametrize("image", ["fourier", "pixel"])
+@pytest.mark.parametrize("image", IMAGES)
 def test_any_size(tiny: Model, size: int | tuple[int, int], shape: tuple[int, int], image: str) -> None:
     result = render(tiny, "5", [0, 2], steps=2, size=size, image=image)
     is_consistent(result, 2)
@@ -250,7 +251,7 @@ def test_own_image_transform_and_optimizer(tiny: Model) -> None:
         ({"size": (4, -2)}, r"image size must be .*4.*-2"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*64\), got -1"),
         ({"views": "sideways"}, r"unknown views 'sideways'; expected one of default, published, lucid, none"),
-        ({"image": "oil"}, r"unknown image parameterisation 'oil'; expected one of fourier, pixel"),
+        ({"image": "oil"}, r"unknown image parameterisation 'oil'; expected one of fourier, pixel, phase, "),
         ({"lr": 0.0}, r"above 0, got 0\.0|start > 0"),
         ({"lr": float("nan")}, r"got nan|start > 0"),
         ({"lr": float("inf")}, r"got inf|start > 0"),
