@@ -29,7 +29,13 @@ _INIT, _OPTIMIZER, _VIEW = 0, 1, 2
 
 
 def make_step(
-    features: Features, image: Image, transform: Transform, objective: Objective, optimizer: Optimizer
+    features: Features,
+    image: Image,
+    transform: Transform,
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    redirect: int = 0,
 ) -> Step:
     """Composes one step of ascent over a batch of independent filters.
 
@@ -42,6 +48,8 @@ def make_step(
         transform: the random view, from the image to what the backbone takes, normalisation included.
         objective: what to raise.
         optimizer: how to climb.
+        redirect: in how many first steps of each filter gradients are redirected past activations that let none
+            through, see :mod:`featvis_func.redirect`. No filter counts as alive in them.
 
     Returns:
         A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
@@ -51,13 +59,14 @@ def make_step(
     Gradient: a filter whose score or gradient is not finite stands still; the others go on.
 
     Raises:
-        ValueError: the features lack a layer of the objective.
+        ValueError: the features lack a layer of the objective, or cannot redirect gradients.
     """
     check_layers(objective, features)
+    backbone = _redirecting(features, redirect)
 
-    def ascent(params: Params, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
+    def ascent(params: Params, weights: Weights, draws: Any, target: Target, step: Tensor) -> tuple[Tensor, Any]:
         decoded = vmap(image.decode)(params)
-        activations = features.apply(weights, vmap(transform.apply)(decoded, draws))
+        activations = backbone(weights, vmap(transform.apply)(decoded, draws), step)
         activations = {**{name: a.to(decoded.dtype) for name, a in activations.items()}, IMAGE: decoded}
         scores = vmap(objective.score)(activations, target)
         maps = vmap(objective.activation_map)(activations, target)
@@ -68,7 +77,7 @@ def make_step(
 
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         draws = vmap(view_of)(state.key, state.step)
-        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target)
+        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target, state.step)
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
         updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
@@ -83,9 +92,27 @@ def make_step(
             state.step + 1,
             best,
         )
-        return new, Info(scores, norms, norms > 0, finite)
+        alive = norms > 0
+        if redirect:
+            alive = alive & (state.step >= redirect)  # until then the gradient may not be the filter's own
+        return new, Info(scores, norms, alive, finite)
 
     return step
+
+
+def _redirecting(features: Features, redirect: int) -> Callable[[Weights, Tensor, Tensor], dict[str, Tensor]]:
+    """(weights, images ``(n v)``, each filter's step ``(n)``) -> activations, redirected in a filter's first steps."""
+    redirected = features.redirected
+    if not redirect:
+        return lambda weights, images, step: features.apply(weights, images)
+    if redirected is None:
+        raise ValueError(f"redirect={redirect}: the model runs through a hook, where no gradient can be redirected")
+
+    def apply(weights: Weights, images: Tensor, step: Tensor) -> dict[str, Tensor]:
+        views = images.shape[0] // step.shape[0]
+        return redirected(weights, images, (step < redirect)[:, None].expand(-1, views).reshape(-1))
+
+    return apply
 
 
 def init_state(features: Features, image: Image, objective: Objective, optimizer: Optimizer, keys: Tensor) -> State:
