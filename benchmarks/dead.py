@@ -1,15 +1,16 @@
 """Filters behind a rectifier that start dead: how many there are, and which cure wakes how many, to what images.
 
-Of three rectified layers of SqueezeNet, with its ImageNet weights, all filters are asked for their gradient at the first
-step, under the default view and from the default start; so are those of the convolutions before the rectifiers. Then
-every filter that starts dead is rendered with each cure, and of the others some, which a cure must not harm. The
+Of three rectified layers of SqueezeNet, with its ImageNet weights, all filters are asked for their gradient at the
+first step, under the default view and from the default start; so are those of the convolutions before the rectifiers.
+Then every filter that starts dead is rendered with each cure, and of the others some, which a cure must not harm. The
 optimiser is the default one in all else. Scores are those of :mod:`benchmarks.evaluate`, of the best image of the run.
-Images and the network's input are 128 pixels wide, so that it takes minutes; how many start dead is counted at 224, too.
+Images and the network's input are 128 pixels wide, so that it takes minutes; how many start dead at 224 is counted,
+too.
 """
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -96,7 +97,7 @@ def scored(case: Case, result: fv.Result) -> tuple[Tensor, Tensor]:
     return robust, saturation
 
 
-def measure(case: Case, dead: Sequence[int], alive: Sequence[int]) -> tuple[list[dict[str, object]], list[Tensor]]:
+def measure(case: Case, dead: Sequence[int], alive: Sequence[int]) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """Renders with each cure.
 
     Returns:
@@ -104,7 +105,7 @@ def measure(case: Case, dead: Sequence[int], alive: Sequence[int]) -> tuple[list
     """
     features = fv.make_features(case.model, [case.layer])
     chosen = [*dead, *alive]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     pictures = []
     images: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for cure in cures():

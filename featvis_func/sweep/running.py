@@ -85,7 +85,8 @@ def sweep(
         threads: processors of each process or actor; default: what torch takes (``ray``: 2, or 1 beside a GPU).
         progress: a progress bar on the standard error. Default: if that is a terminal.
         **options: ``steps``, ``size``, ``seed``, ``views``, ``lr``, ``image``, ``optimizer``, ``tolerance``,
-            ``redirect``, ``precision``, ``compile`` and ``deterministic``, as for :func:`~featvis_func.rendering.render`.
+            ``redirect``, ``precision``, ``compile`` and ``deterministic``, as for
+            :func:`~featvis_func.rendering.render`.
 
     Returns:
         How far the run is: see :class:`~featvis_func.sweep.reading.Status`. Of the units that failed, why; they are
