@@ -3,7 +3,7 @@
 import argparse
 from importlib import import_module
 
-NAMES = ("step", "quality", "scaling", "overhead")
+NAMES = ("step", "quality", "dead", "scaling", "overhead")
 
 
 def main() -> None:

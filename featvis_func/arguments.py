@@ -4,7 +4,8 @@ import argparse
 
 DEFAULT_MODEL = "texturenet"
 RENDER_OPTIONS = (
-    "steps", "size", "seed", "views", "image", "optimizer", "lr", "tolerance", "precision", "compile", "deterministic"
+    "steps", "size", "seed", "views", "image", "optimizer", "lr", "tolerance", "redirect", "precision", "compile",
+    "deterministic",
 )  # fmt: skip
 """What :func:`add_options` adds, but for the device."""
 
@@ -37,6 +38,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
     command.add_argument(
         "--tolerance", type=float, metavar="SHARE", help="stop a filter that rises by less than this share in 8 steps"
+    )
+    command.add_argument(
+        "--redirect", type=int, default=0, metavar="STEPS", help="first steps that redirect gradients of dead filters"
     )
     command.add_argument(
         "--precision", default="auto", help="of the model: auto, float32 or bfloat16 (default: %(default)s)"

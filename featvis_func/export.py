@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from featvis_func import ops
 from featvis_func.capture import Backbone, catch
 from featvis_func.layers import Site
+from featvis_func.redirect import redirect_graph
 from featvis_func.types import Weights
 
 _aten = torch.ops.aten
@@ -75,16 +76,22 @@ def export_backbone(module: nn.Module, calls: Mapping[Site, int], example: Tenso
     # In the order in which the graph takes them; under the module's own names, where they have one.
     taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
     names = [held[name].removeprefix("module.") for name in taken]
-    call = fx.GraphModule(program.graph_module, graph)
+    arranged = {name: _arranged(weights[node]) for name, node in zip(names, taken, strict=True)}
     paths = [site.path for site in calls]
-    _release(graph)
 
-    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return dict(zip(paths, call(*(weights[name] for name in names), images), strict=True))
+    def backbone(graph: fx.Graph) -> Callable[..., dict[str, Tensor]]:
+        call = fx.GraphModule(program.graph_module, graph)
+        _release(graph)
 
-    return Backbone(apply, {name: _arranged(weights[node]) for name, node in zip(names, taken, strict=True)})
+        def apply(weights: Weights, images: Tensor, *redirect: Tensor) -> dict[str, Tensor]:
+            if images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            return dict(zip(paths, call(*(weights[name] for name in names), images, *redirect), strict=True))
+
+        return apply
+
+    redirected = backbone(redirect_graph(graph))  # of the graph as it is rewritten: both take the same weights
+    return Backbone(backbone(graph), arranged, redirected)
 
 
 def _release(graph: fx.Graph) -> None:
@@ -228,6 +235,7 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> 
         with graph.inserting_before(convs[0]):
             whole = graph.call_function(_aten.conv2d.default, (images, stacks[0][0], stacks[1][0]))
             whole = graph.call_function(_aten.relu_.default, (whole,))
+            whole.meta["merged"] = True  # for redirect_graph
             parts = graph.call_function(_aten.split_with_sizes.default, (whole, widths, 1))
             parts = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(convs))]
         for conv, part in zip(convs, parts, strict=True):

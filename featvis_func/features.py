@@ -41,6 +41,9 @@ class Features(NamedTuple):
     """Layer name as asked for -> its full name."""
     exported: bool
     """False: runs through a hook, because ``torch.export`` could not trace the module; such features do not compile."""
+    redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
+    """(weights, images, bool ``(n,)``) -> what ``apply`` gives, with the gradients of these images redirected past
+    activations that let none through: see :mod:`featvis_func.redirect`. None where the module is not exported."""
 
 
 class Layer(NamedTuple):
@@ -115,11 +118,15 @@ def _make_features(
     core, exported = _backbone(model, module, calls, reference, verify)
     dtype, weights = in_precision(model, core, precision, reference)
 
-    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-        found = core.apply(weights, images.to(dtype))
-        return {name: canonical(found[path], axes[name]) for name, path in paths.items()}
+    def named(run: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        def apply(weights: Weights, images: Tensor, *redirect: Tensor) -> dict[str, Tensor]:
+            found = run(weights, images.to(dtype), *redirect)
+            return {name: canonical(found[path], axes[name]) for name, path in paths.items()}
 
-    return Features(apply, weights, shapes, paths, exported)
+        return apply
+
+    redirected = None if core.redirected is None else named(core.redirected)
+    return Features(named(core.apply), weights, shapes, paths, exported, redirected)
 
 
 def _axes(model: Model, module: nn.Module, site: Site, shape: tuple[int, ...], channels_last: bool) -> str:

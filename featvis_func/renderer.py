@@ -16,7 +16,7 @@ from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import split_layer
 from featvis_func.objective import Objective
-from featvis_func.options import IMAGES, optimizer_for, seed_number, whole, whole_filters
+from featvis_func.options import IMAGES, optimizer_for, redirect_steps, seed_number, whole, whole_filters
 from featvis_func.presets import VIEWS
 from featvis_func.presets import views as views_by_name
 from featvis_func.random import key
@@ -112,6 +112,7 @@ def make_renderer(
     optimizer: str | Optimizer = "default",
     batch_size: int | str = "auto",
     tolerance: float | None = None,
+    redirect: int = 0,
     device: torch.device | str | None = None,
     precision: str = "auto",
     features: Features | None = None,
@@ -147,6 +148,7 @@ def make_renderer(
     if not isinstance(image, Image):
         check_name("image parameterisation", image, IMAGES)
     steps, seed = whole("steps", steps, 1), seed_number(seed)
+    redirect = redirect_steps(redirect, steps)
     if batch_size != "auto":
         batch_size = whole("batch_size", batch_size, 1)
     tolerance = None if tolerance is None else float(tolerance)
@@ -177,7 +179,7 @@ def make_renderer(
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
     if goal.picture is not None and goal.picture.shape != decoded.shape:
         raise ValueError(f"the picture of {goal} is {tuple(goal.picture.shape)}, the images {tuple(decoded.shape)}")
-    plain = make_step(features, parameterisation, transform, goal, rule, transparency=transparency)
+    plain = make_step(features, parameterisation, transform, goal, rule, redirect=redirect, transparency=transparency)
     pixels = len(numbers) * steps * h * w
     step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
     layer = features.paths[goal.layers[0]]
@@ -216,6 +218,7 @@ def make_renderer(
         "optimizer": optimizer if isinstance(optimizer, str) else "custom",
         "batch_size": batch_size,
         "tolerance": tolerance,
+        "redirect": redirect,
         "precision": str(dtype).removeprefix("torch."),
         "compile": compile,
         "deterministic": deterministic,

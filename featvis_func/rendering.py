@@ -27,6 +27,7 @@ def render(
     optimizer: str | Optimizer = "default",
     batch_size: int | str = "auto",
     tolerance: float | None = None,
+    redirect: int = 0,
     device: torch.device | str | None = None,
     precision: str = "auto",
     features: Features | None = None,
@@ -62,6 +63,8 @@ def render(
             run shall be deterministic). Where memory runs out, half as many go on.
         tolerance: stops a filter once its best score has risen by no more than this share of itself over 8 steps; the
             next one takes its place in the batch. ``None``: every filter takes all steps.
+        redirect: in how many first steps of each filter gradients are redirected past rectifiers that let none through
+            (:mod:`featvis_func.redirect`; Lucid: 16); fewer than ``steps``. Not for a model that cannot be exported.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
         precision: of the backbone alone, one of :data:`~featvis_func.verification.PRECISIONS`. ``"auto"``: bfloat16 for
             a float32 model where the hardware has it.
@@ -100,6 +103,7 @@ def render(
         optimizer=optimizer,
         batch_size=batch_size,
         tolerance=tolerance,
+        redirect=redirect,
         device=device,
         precision=precision,
         features=features,

@@ -35,6 +35,7 @@ def make_step(
     objective: Objective,
     optimizer: Optimizer,
     *,
+    redirect: int = 0,
     transparency: bool = False,
 ) -> Step:
     """Composes one step of ascent over a batch of independent filters.
@@ -49,6 +50,8 @@ def make_step(
             ``(v, c, h, w)`` for several views a step, over which the score is averaged (the map is the first's).
         objective: what to raise.
         optimizer: how to climb.
+        redirect: in how many first steps of each filter gradients are redirected past activations that let none
+            through, see :mod:`featvis_func.redirect`. No filter counts as alive in them.
         transparency: whether to add up what the score's gradient was at each pixel; the state must have been made so.
 
     Returns:
@@ -59,19 +62,22 @@ def make_step(
     Gradient: a filter whose score or gradient is not finite stands still; the others go on.
 
     Raises:
-        ValueError: the features lack a layer of the objective.
+        ValueError: the features lack a layer of the objective, or cannot redirect gradients.
     """
     check_layers(objective, features)
+    backbone = _redirecting(features, redirect)
 
-    def ascent(params: Params, nudge: Tensor | tuple[()], weights: Weights, draws: Any, target: Target) -> Any:
+    def ascent(
+        params: Params, nudge: Tensor | tuple[()], weights: Weights, draws: Any, target: Target, step: Tensor
+    ) -> Any:
         decoded = vmap(image.decode)(params)
         if transparency:
             decoded = decoded + nudge
         views = vmap(transform.apply)(decoded, draws)
-        activations = _activations(features, weights, views, decoded.dtype)
+        activations = _activations(lambda seen: backbone(weights, seen, step), views, decoded.dtype)
         if objective.picture is not None:
             beside = vmap(transform.apply, (None, 0))(objective.picture.to(decoded), draws)
-            seen = _activations(features, weights, beside, decoded.dtype)
+            seen = _activations(lambda seen: features.apply(weights, seen), beside, decoded.dtype)
             activations |= {PICTURE + name: values for name, values in seen.items()}
         scores, maps = _judged(objective, activations, decoded, target, several=views.ndim == 5)
         return scores.sum(), (scores, decoded, maps)
@@ -83,7 +89,7 @@ def make_step(
         draws = vmap(view_of)(state.key, state.step)
         nudge = torch.zeros_like(state.best.image) if transparency else ()
         slopes, (scores, decoded, maps) = grad(ascent, argnums=(0, 1) if transparency else 0, has_aux=True)(
-            state.params, nudge, weights, draws, target
+            state.params, nudge, weights, draws, target, state.step
         )
         grads, pixels = slopes if transparency else (slopes, ())
         norms = vmap(global_norm)(grads)
@@ -103,9 +109,27 @@ def make_step(
             best,
             state.transparency + where_rows(finite, pixels.abs().mean(1), 0.0) if transparency else (),
         )
-        return new, Info(scores, norms, norms > 0, finite)
+        alive = norms > 0
+        if redirect:
+            alive = alive & (state.step >= redirect)  # until then the gradient may not be the filter's own
+        return new, Info(scores, norms, alive, finite)
 
     return step
+
+
+def _redirecting(features: Features, redirect: int) -> Callable[[Weights, Tensor, Tensor], dict[str, Tensor]]:
+    """(weights, images ``(n v)``, each filter's step ``(n)``) -> activations, redirected in a filter's first steps."""
+    redirected = features.redirected
+    if not redirect:
+        return lambda weights, images, step: features.apply(weights, images)
+    if redirected is None:
+        raise ValueError(f"redirect={redirect}: the model runs through a hook, where no gradient can be redirected")
+
+    def apply(weights: Weights, images: Tensor, step: Tensor) -> dict[str, Tensor]:
+        views = images.shape[0] // step.shape[0]
+        return redirected(weights, images, (step < redirect)[:, None].expand(-1, views).reshape(-1))
+
+    return apply
 
 
 def init_state(
@@ -232,10 +256,12 @@ def check_layers(objective: Objective, features: Features) -> None:
         raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
 
 
-def _activations(features: Features, weights: Weights, views: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def _activations(
+    backbone: Callable[[Tensor], dict[str, Tensor]], views: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """What the layers make of views ``(n, [v,] c, h, w)``: each ``(n, [v,] ...)``."""
     several = views.ndim == 5
-    found = features.apply(weights, views.flatten(0, 1) if several else views)
+    found = backbone(views.flatten(0, 1) if several else views)
     return {name: (a.unflatten(0, views.shape[:2]) if several else a).to(dtype) for name, a in found.items()}
 
 

@@ -83,6 +83,7 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
         "--lr": "0.15",
         "--batch-size": "3",
         "--tolerance": "0.5",
+        "--redirect": "1",
         "--precision": "float32",
         "--compile": "no",
         "--device": "cpu",
@@ -104,6 +105,7 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
         "lr": 0.15,
         "batch_size": 3,
         "tolerance": 0.5,
+        "redirect": 1,
         "precision": "float32",
         "compile": "no",
         "deterministic": True,
@@ -116,6 +118,7 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
     assert tensors["images"].shape == (4, 3, 12, 20)
     assert tensors["history"].shape == (2, 4)
     options: dict[str, Any] = {"steps": 2, "size": (12, 20), "seed": 7, "views": "lucid", "lr": 0.15, "batch_size": 3}
+    options["redirect"] = 1
     library = rendering.render(texturenet, "block4.conv", [5, 1, 2, 3], image="phase", deterministic=True, **options)
     assert torch.equal(tensors["images"], library.images)
 
@@ -411,7 +414,7 @@ def test_the_help_names_every_flag() -> None:
     assert done.returncode == 0
     flags = (
         *("--layer", "--filters", "--steps", "--size", "--seed", "--views"),
-        *("--lr", "--batch-size", "--tolerance", "--precision", "--compile", "--deterministic"),
+        *("--lr", "--batch-size", "--tolerance", "--redirect", "--precision", "--compile", "--deterministic"),
         *("--device", "--weights", "--out"),
     )
     assert all(flag in done.stdout for flag in flags)

@@ -26,7 +26,7 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "statistics", "weights", "zoo"},
+    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "redirect", "statistics", "weights", "zoo"},
     {"models", "presets"},
     {"options"},
     {"capture"},

@@ -35,6 +35,7 @@ class RenderOptions(TypedDict, total=False):
     image: str
     optimizer: str
     tolerance: float | None
+    redirect: int
     precision: str
     compile: bool | str
     deterministic: bool

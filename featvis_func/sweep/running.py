@@ -15,7 +15,7 @@ from featvis_func.image import image_size
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import ranges
-from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
+from featvis_func.options import IMAGES, optimizer_for, redirect_steps, seed_number, whole
 from featvis_func.presets import OPTIMIZERS, VIEWS
 from featvis_func.slots import check_tolerance
 from featvis_func.sweep import cluster, engines
@@ -35,6 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "image": "fourier",
     "optimizer": "default",
     "tolerance": None,
+    "redirect": 0,
     "precision": "auto",
     "compile": "auto",
     "deterministic": False,
@@ -84,7 +85,8 @@ def sweep(
         threads: processors of each process or actor; default: what torch takes (``ray``: 2, or 1 beside a GPU).
         progress: a progress bar on the standard error. Default: if that is a terminal.
         **options: ``steps``, ``size``, ``seed``, ``views``, ``lr``, ``image``, ``optimizer``, ``tolerance``,
-            ``precision``, ``compile`` and ``deterministic``, as for :func:`~featvis_func.rendering.render`.
+            ``redirect``, ``precision``, ``compile`` and ``deterministic``, as for
+            :func:`~featvis_func.rendering.render`.
 
     Returns:
         How far the run is: see :class:`~featvis_func.sweep.reading.Status`. Of the units that failed, why; they are
@@ -206,6 +208,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         "seed": seed_number(options["seed"]),
         "lr": None if lr is None else float(lr),
         "tolerance": None if tolerance is None else float(tolerance),
+        "redirect": redirect_steps(options["redirect"], whole("steps", steps, 1)),
         "compile": compile_word(options["compile"]),
         "size": None if size is None else list(_size(size)),
         "deterministic": bool(options["deterministic"]),

@@ -1,0 +1,172 @@
+"""Gradients past activations that let none through, so that units which start dead come to life.
+
+Where a rectifier is shut at every position that an image's score depends on, no gradient reaches the image, and it
+stays grey. Redirected, such a rectifier passes on what pushes its input towards the part where it rises. For one image,
+with ``y = f(x)``, ``g`` the gradient of a score that is to RISE with respect to ``y``, and ``R`` the part where ``f``
+rises::
+
+    gradient = f'(x) g            as ever, if g != 0 at some x in R
+               g where x lies below R and g > 0, or above R and g < 0; else 0            otherwise
+
+``R`` is ``x > 0`` for ReLU and ``0 < x < 6`` for ReLU6. GELU, SiLU, Mish and hardswish have a minimum a little below
+zero, and fall, ever flatter, from 0 at minus infinity down to it; ``R`` is what lies above. Left of it their own
+gradient is no way out, however large it is: to raise the value it pushes the input still further from where the unit
+fires. Leaky ReLU, ELU and the like rise everywhere and are never shut.
+
+Source: ``redirected_relu_grad`` and ``redirected_relu6_grad`` of Lucid v0.3.8, ``misc/redirected_relu_grad.py``, which
+gives the rule for these two, each image of the batch and each operation by itself. Deviations: the score rises, where
+Lucid's loss falls; ``x = 0`` (and 6) counts as shut, as in torch's own gradient, where Lucid lets it through; whether
+something got through is asked of the entries, where Lucid asks their Euclidean norm, which underflows; a ReLU before a
+maximum pool is taken behind it (see ``export.py``), so that the push goes to the position nearest to firing.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+
+_FORWARD: dict[str, Callable[..., Tensor]] = {
+    "relu": lambda x, lower, upper: F.relu(x),
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": lambda x, lower, upper: F.hardsigmoid(x),
+    "hardswish": lambda x, lower, upper: F.hardswish(x),
+    "gelu": lambda x, lower, upper: F.gelu(x),
+    "gelu_tanh": lambda x, lower, upper: F.gelu(x, approximate="tanh"),
+    "silu": lambda x, lower, upper: F.silu(x),
+    "mish": lambda x, lower, upper: F.mish(x),
+}
+# Of the gradient, and of the input; ReLU's of the output, of which one is held for the backward pass anyway.
+_BACKWARD: dict[str, Callable[..., Tensor]] = {
+    "relu": lambda g, y, lower, upper: _aten.threshold_backward(g, y, 0),
+    "hardtanh": _aten.hardtanh_backward,
+    "hardsigmoid": lambda g, x, lower, upper: _aten.hardsigmoid_backward(g, x),
+    "hardswish": lambda g, x, lower, upper: _aten.hardswish_backward(g, x),
+    "gelu": lambda g, x, lower, upper: _aten.gelu_backward(g, x),
+    "gelu_tanh": lambda g, x, lower, upper: _aten.gelu_backward(g, x, approximate="tanh"),
+    "silu": lambda g, x, lower, upper: _aten.silu_backward(g, x),
+    "mish": lambda g, x, lower, upper: _aten.mish_backward(g, x),
+}
+# Where f does not rise its gradient is zero, and not merely of the wrong sign.
+_FLAT = ("relu", "hardtanh", "hardsigmoid")
+
+# The part where f rises, from above the first to below the second; the smooth ones' first is where f' = 0.
+_RISES: dict[str, tuple[float, float | None]] = {
+    "relu": (0.0, None),
+    "hardsigmoid": (-3.0, 3.0),
+    "hardswish": (-1.5, None),
+    "gelu": (-0.7517915, None),
+    "gelu_tanh": (-0.7524614, None),
+    "silu": (-1.2784645, None),
+    "mish": (-1.1924312, None),
+}
+_KINDS = {
+    _aten.relu.default: "relu",
+    _aten.relu_.default: "relu",
+    _aten.relu6.default: "hardtanh",
+    _aten.hardtanh.default: "hardtanh",
+    _aten.hardsigmoid.default: "hardsigmoid",
+    _aten.hardswish.default: "hardswish",
+    _aten.gelu.default: "gelu",
+    _aten.silu.default: "silu",
+    _aten.mish.default: "mish",
+}
+
+
+def redirected(values: Tensor, redirect: Tensor, kind: str, lower: float, upper: float | None) -> Tensor:
+    """An activation, of unchanged value, whose gradient is redirected for some images.
+
+    Args:
+        values: ``(n, ...)``.
+        redirect: bool ``(n,)``: for which images.
+        kind: a key of the tables above.
+        lower, upper: the part where it rises; ``None``: without end.
+
+    Gradient: of something that shall rise, see above. Once differentiable; not under ``vmap``.
+
+    >>> x = torch.tensor([[-1.0, -2.0], [-1.0, 3.0], [-1.0, -2.0]], requires_grad=True)
+    >>> y = redirected(x, torch.tensor([True, True, False]), "relu", 0.0, None)
+    >>> torch.autograd.grad((y * torch.tensor([0.5, -0.5])).sum(), x)[0]
+    tensor([[ 0.5000,  0.0000],
+            [ 0.0000, -0.5000],
+            [ 0.0000,  0.0000]])
+    """
+    return _Redirected.apply(values, redirect, kind, lower, upper)
+
+
+class _Redirected(torch.autograd.Function):
+    @staticmethod
+    def forward(values: Tensor, redirect: Tensor, kind: str, lower: float, upper: float | None) -> Tensor:  # type: ignore[override]
+        return _FORWARD[kind](values, lower, upper)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        values, redirect, *ctx.settings = inputs
+        ctx.save_for_backward(output if ctx.settings[0] == "relu" else values, redirect)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[override]
+        (saved, redirect), (kind, lower, upper) = ctx.saved_tensors, ctx.settings
+        own = _BACKWARD[kind](gradient, saved, lower, upper)
+        through = own if kind in _FLAT else torch.where(saved > lower, gradient, 0.0)
+        # NaN is not zero: it gets through.
+        shut = torch.linalg.vector_norm(through, torch.inf, dim=tuple(range(1, through.ndim))) == 0
+        up = gradient.clamp_min(0.0)
+        # Where f rises there is no gradient, if it is shut.
+        pushed = up if upper is None else torch.where(saved <= lower, up, gradient.clamp_max(0.0))
+        woken = (redirect & shut).reshape(-1, *(1,) * (gradient.ndim - 1))
+        return torch.where(woken, pushed, own), None, None, None, None
+
+
+def redirect_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph that takes one more argument, bool ``(n,)``: the images whose gradients are redirected.
+
+    Args:
+        graph: with the traced values in its nodes' ``meta``; its last placeholder takes the images. Activations whose
+            first axis is not the images' stay as they are. A node marked ``meta["merged"]`` does the work of several
+            before a split: each part decides for itself.
+    """
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    images = [node for node in copy.nodes if node.op == "placeholder"][-1]
+    with copy.inserting_after(images):
+        redirect = copy.placeholder("redirect")
+    for node in [n for n in copy.nodes if n.target in _KINDS]:
+        if node.meta.get("merged"):
+            (split,) = node.users
+            split.replace_input_with(node, node.args[0])
+            shown = list(split.users)
+        elif _is_of_images(node, images):
+            shown = [node]
+        else:
+            continue
+        for part in shown:
+            users = list(part.users)
+            with copy.inserting_after(part):
+                source = node.args[0] if part is node else part
+                new = copy.call_function(redirected, (source, redirect, *_settings(node)))
+            for user in users:
+                user.replace_input_with(part, new)
+        copy.erase_node(node)
+    return copy
+
+
+def _settings(node: fx.Node) -> tuple[str, float, float | None]:
+    """Kind and bounds of an activation, as :func:`redirected` takes them."""
+    kind = _KINDS[node.target]  # type: ignore[index]
+    if node.target == _aten.relu6.default:
+        return kind, 0.0, 6.0
+    if kind == "hardtanh":
+        _, lower, upper = (*node.args, *(-1.0, 1.0)[len(node.args) - 1 :])
+        return kind, float(lower), float(upper)  # type: ignore[arg-type]
+    if node.kwargs.get("approximate") == "tanh":
+        kind = "gelu_tanh"
+    return kind, *_RISES[kind]
+
+
+def _is_of_images(node: fx.Node, images: fx.Node) -> bool:
+    """Whether the first axis is that of the images, which the trace left open."""
+    shape, open_shape = (n.meta["val"].shape for n in (node, images))
+    return len(shape) > 1 and str(shape[0]) == str(open_shape[0])
