@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featvis_func import random as random
     from featvis_func import transform as transform
     from featvis_func import zoo as zoo
+    from featvis_func.accentuation import accentuate as accentuate
     from featvis_func.features import Features as Features
     from featvis_func.features import activations_of as activations_of
     from featvis_func.features import list_layers as list_layers
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "zoo")
 _HOMES = {
+    "accentuation": ("accentuate",),
     "features": ("Features", "activations_of", "list_layers", "make_features"),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "models": ("Model", "load_model"),

@@ -166,7 +166,12 @@ def _backbone(
 
 
 def activations_of(
-    model: Model, layers: Sequence[str], image: Tensor, *, device: torch.device | str | None = None
+    model: Model,
+    layers: Sequence[str],
+    image: Tensor,
+    *,
+    device: torch.device | str | None = None,
+    features: Features | None = None,
 ) -> dict[str, Tensor]:
     """What some layers make of an image: the reference of :func:`~featvis_func.objective.inversion` and the like.
 
@@ -175,6 +180,7 @@ def activations_of(
         layers: names of layers, or unique ends of names.
         image: float ``(c, h, w)`` in ``[0, 1]``; brought to the model's input size.
         device: where to compute. Default: where the model is.
+        features: the model's, from :func:`make_features`, if they are there; their layers include these.
 
     Returns:
         layer, by the name given -> its activations, without a gradient.
@@ -190,13 +196,15 @@ def activations_of(
         raise ValueError(
             f"expected an image ({model.channels}, h, w) of floats in [0, 1], got {tuple(image.shape)} {image.dtype}"
         )
-    features = make_features(model, layers, device=device, precision="float32")
+    if features is None:
+        features = make_features(model, layers, device=device, precision="float32")
     where = next((w.device for w in features.weights.values()), image.device)
     view = chain(warp(size=model.size), normalize(model.mean, model.std, device=where))
     image = image.detach().to(where, torch.float32)
     with torch.no_grad():
         seen = view.apply(image, view.draw(key(0, device=where)))
-        return {name: values[0].float() for name, values in features.apply(features.weights, seen[None]).items()}
+        found = features.apply(features.weights, seen[None])
+        return {name: found[name][0].float() for name in layers}
 
 
 def list_layers(model: Model) -> list[Layer]:

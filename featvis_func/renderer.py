@@ -21,8 +21,9 @@ from featvis_func.presets import VIEWS
 from featvis_func.presets import views as views_by_name
 from featvis_func.random import key
 from featvis_func.result import Result
+from featvis_func.scoring import check_layers
 from featvis_func.slots import Outcome, check_tolerance, run_all
-from featvis_func.step import Step, check_layers, filter_keys, init_state, make_step
+from featvis_func.step import Step, filter_keys, init_state, make_step
 from featvis_func.types import Image, Optimizer, State, Target, Transform, Weights
 
 
@@ -129,15 +130,7 @@ def make_renderer(
         ValueError: bad input, with what was given, what was expected and what exists.
     """
     found = load_model(model)
-    if isinstance(objective, str):
-        layer, numbers, stated = split_layer(objective)
-        if stated and filters is not None:
-            raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
-        goal, filters = objectives.channel(layer), numbers if stated else filters
-    else:
-        goal = objective
-    if not isinstance(goal, Objective):
-        raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
+    goal, filters = goal_and_filters(objective, filters)
     if not goal.layers:
         raise ValueError(f"{goal} reads no layer of the model; add an objective that does")
     # Whatever can be told now is not left until after the model was traced.
@@ -226,6 +219,20 @@ def make_renderer(
         **({"transparency": True} if transparency else {}),
     }
     return Renderer(tuple(numbers), min(slots, len(numbers)), config, step, features.weights, start, together)
+
+
+def goal_and_filters(
+    objective: str | Objective, filters: Iterable[int] | int | None
+) -> tuple[Objective, Iterable[int] | int | None]:
+    """An objective, and the filters asked for, from what :func:`~featvis_func.rendering.render` is given."""
+    if isinstance(objective, str):
+        layer, numbers, stated = split_layer(objective)
+        if stated and filters is not None:
+            raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
+        return objectives.channel(layer), numbers if stated else filters
+    if not isinstance(objective, Objective):
+        raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
+    return objective, filters
 
 
 def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> list[int]:

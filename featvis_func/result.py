@@ -4,7 +4,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -78,6 +79,34 @@ class Result:
             sheet[y : y + h, x : x + w] = tile
         return PIL.Image.fromarray(sheet)
 
+    def transparent(self, *, percentile: float = 90.0) -> "Result":
+        """The images with their transparency as a fourth channel: opaque where the run cared for the pixels.
+
+        The map is smoothed over a 32nd of the image, and divided by its percentile.
+
+        Args:
+            percentile: of the map, in ``(0, 100]``; from there on the image is opaque.
+
+        Returns:
+            The same result with RGBA images ``(n, 4, h, w)`` (or one channel more than there were).
+
+        Raises:
+            ValueError: rendered without ``transparency=True``, or a percentile out of range.
+
+        Source: Fel et al., MACO (arXiv 2306.06805), section 4; without its noise, by smoothing.
+        """
+        if self.transparency is None:
+            raise ValueError("this result has no transparency; render with transparency=True")
+        if not 0 < percentile <= 100:
+            raise ValueError(f"the percentile must be above 0 and at most 100, got {percentile}")
+        h, w = self.transparency.shape[1:]
+        radius = max(h, w) // 64
+        edged = F.pad(self.transparency[:, None], (radius,) * 4, mode="replicate")
+        smooth = F.avg_pool2d(edged, 2 * radius + 1, stride=1).flatten(1)
+        full = torch.quantile(smooth, percentile / 100, dim=1, keepdim=True).clamp_min(torch.finfo(smooth.dtype).tiny)
+        opacity = (smooth / full).clamp(0, 1).reshape(-1, 1, h, w)
+        return replace(self, images=torch.cat([self.images, opacity], dim=1))
+
     def _repr_png_(self) -> bytes:
         return _png(self.grid())
 
@@ -97,6 +126,8 @@ class Result:
             ValueError: the folder cannot be made or written.
         """
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        if self.transparency is not None:
+            tensors["transparency"] = self.transparency.contiguous()
         files = {
             "grid.png": _png(self.grid()),
             **{name: _png(picture(image)) for name, image in zip(_image_names(self.filters), self.images, strict=True)},

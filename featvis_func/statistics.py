@@ -107,6 +107,25 @@ def image_statistics(
 _Pictures = Callable[[], Iterator[Tensor]]
 
 
+def read_picture(path: str | Path, size: int | tuple[int, int], *, channels: int = 3) -> Tensor:
+    """An image file as a tensor, upright, resized and cropped about its centre.
+
+    Args:
+        path: of a file that Pillow reads, of 8 bits per channel.
+        size: pixels, ``h = w`` or ``(h, w)``.
+        channels: 1 (grey), 3 or 4.
+
+    Returns:
+        float32 ``(channels, h, w)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: a file that is not there or cannot be read, or another number of channels.
+    """
+    if channels not in _MODES:
+        raise ValueError(f"files can be read with 1 (grey), 3 or 4 channels, got {channels}; give a tensor instead")
+    return _read(Path(path), image_size(size), _MODES[channels]).float()
+
+
 def _colors(pictures: _Pictures) -> tuple[int, int, Tensor, Tensor]:
     """How many pictures, their width, and the mean ``(c,)`` and covariance ``(c, c)`` of their pixels, in float64."""
     count, width, total, products = 0, 0, torch.zeros(()), torch.zeros(())

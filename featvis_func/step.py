@@ -4,7 +4,7 @@
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, TypeAlias, cast
@@ -19,6 +19,7 @@ from featvis_func.inductor import compile_graph
 from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
+from featvis_func.scoring import make_scoring
 from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
 
 Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
@@ -64,22 +65,13 @@ def make_step(
     Raises:
         ValueError: the features lack a layer of the objective, or cannot redirect gradients.
     """
-    check_layers(objective, features)
-    backbone = _redirecting(features, redirect)
+    scoring = make_scoring(features, transform, objective, redirect=redirect)
 
-    def ascent(
-        params: Params, nudge: Tensor | tuple[()], weights: Weights, draws: Any, target: Target, step: Tensor
-    ) -> Any:
+    def ascent(params: Params, nudge: Tensor | tuple[()], *given: Any) -> tuple[Tensor, Any]:
         decoded = vmap(image.decode)(params)
         if transparency:
             decoded = decoded + nudge
-        views = vmap(transform.apply)(decoded, draws)
-        activations = _activations(lambda seen: backbone(weights, seen, step), views, decoded.dtype)
-        if objective.picture is not None:
-            beside = vmap(transform.apply, (None, 0))(objective.picture.to(decoded), draws)
-            seen = _activations(lambda seen: features.apply(weights, seen), beside, decoded.dtype)
-            activations |= {PICTURE + name: values for name, values in seen.items()}
-        scores, maps = _judged(objective, activations, decoded, target, several=views.ndim == 5)
+        scores, maps = scoring(decoded, *given)
         return scores.sum(), (scores, decoded, maps)
 
     def view_of(key: Key, step: Tensor) -> Any:
@@ -115,21 +107,6 @@ def make_step(
         return new, Info(scores, norms, alive, finite)
 
     return step
-
-
-def _redirecting(features: Features, redirect: int) -> Callable[[Weights, Tensor, Tensor], dict[str, Tensor]]:
-    """(weights, images ``(n v)``, each filter's step ``(n)``) -> activations, redirected in a filter's first steps."""
-    redirected = features.redirected
-    if not redirect:
-        return lambda weights, images, step: features.apply(weights, images)
-    if redirected is None:
-        raise ValueError(f"redirect={redirect}: the model runs through a hook, where no gradient can be redirected")
-
-    def apply(weights: Weights, images: Tensor, step: Tensor) -> dict[str, Tensor]:
-        views = images.shape[0] // step.shape[0]
-        return redirected(weights, images, (step < redirect)[:, None].expand(-1, views).reshape(-1))
-
-    return apply
 
 
 def init_state(
@@ -247,39 +224,6 @@ def run(
         if callback is not None:
             callback(info)
     return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
-
-
-def check_layers(objective: Objective, features: Features) -> None:
-    """Raises ValueError if the features lack a layer of the objective."""
-    missing = [name for name in objective.layers if name not in features.shapes]
-    if missing:
-        raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
-
-
-def _activations(
-    backbone: Callable[[Tensor], dict[str, Tensor]], views: Tensor, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """What the layers make of views ``(n, [v,] c, h, w)``: each ``(n, [v,] ...)``."""
-    several = views.ndim == 5
-    found = backbone(views.flatten(0, 1) if several else views)
-    return {name: (a.unflatten(0, views.shape[:2]) if several else a).to(dtype) for name, a in found.items()}
-
-
-def _judged(
-    objective: Objective, activations: Mapping[str, Tensor], decoded: Tensor, target: Target, *, several: bool
-) -> tuple[Tensor, Tensor]:
-    """Scores ``(n,)`` and maps ``(n, ...)`` of all filters; of several views the mean score, and the first's map."""
-    seen = {**activations, IMAGE: decoded}
-    first = {**{name: a[:, 0] for name, a in activations.items()}, IMAGE: decoded} if several else seen
-    maps = vmap(objective.activation_map)(first, target)
-    score, across = objective.score, objective.across
-    if several:
-        of_views = {**dict.fromkeys(activations, 0), IMAGE: None}
-        of_filters = {**dict.fromkeys(activations, 1), IMAGE: None}
-        scores = vmap(lambda a, t: vmap(score, (of_views, None))(a, t).mean(0))(seen, target)
-        return scores if across is None else scores + vmap(across, (of_filters, None))(seen, target).mean(0), maps
-    scores = vmap(score)(seen, target)
-    return scores if across is None else scores + across(seen, target), maps
 
 
 def where_rows(condition: Tensor, new: Tensor, old: Tensor | float) -> Tensor:

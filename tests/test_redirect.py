@@ -13,10 +13,13 @@ from torch import Tensor, nn
 import featvis_func as fv
 from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
+from featvis_func.objective import l2
 from featvis_func.presets import default_optimizer
 from featvis_func.redirect import _FORWARD, _RISES
 from featvis_func.rendering import render
-from featvis_func.step import _redirecting, init_state, make_step
+from featvis_func.scoring import make_scoring
+from featvis_func.step import init_state, make_step
+from featvis_func.types import Transform
 
 
 class Lucid(torch.autograd.Function):
@@ -371,7 +374,9 @@ def test_all_views_of_a_filter_are_redirected_alike() -> None:
         return {}
 
     features = Features(lambda weights, images: {}, {}, {}, {}, True, run)
-    _redirecting(features, 2)({}, torch.zeros(6, 3, 4, 4), torch.tensor([1, 2, 0]))
+    view = Transform(lambda k: k, lambda image, draw: torch.stack([image, image]))
+    scoring = make_scoring(features, view, l2(), redirect=2)
+    scoring(torch.zeros(3, 3, 4, 4), {}, torch.zeros(3, 2), torch.arange(3), torch.tensor([1, 2, 0]))
     assert seen[0].tolist() == [True, True, False, False, True, True]
 
 
