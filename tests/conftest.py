@@ -1,5 +1,7 @@
 """Models that several test modules share."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,13 @@ from benchmarks.evaluate import load_squeezenet
 from featvis_func.models import Model, load_model
 
 TINY_SIZE = 20
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers that share the cores take one each, and so does what they start."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def make_tiny() -> nn.Sequential:
