@@ -18,8 +18,6 @@ from featvis_func.image import (
     fourier,
     fourier_canvas,
     laplacian_pyramid,
-    maco,
-    network,
     phase,
     pyramid_canvas,
 )
@@ -76,7 +74,7 @@ def test_phase_equals_the_sum_of_its_waves(size: tuple[int, int], channels: int)
     r = (r + twins) / 2  # waves that a column has twice have one magnitude
     expected = sigmoid(np.einsum("ij,jhw->ihw", own_matrix(channels), plain_waves(phi, r, size)))
     image = phase(size, channels=channels, magnitude=torch.from_numpy(r), contrast=None)
-    decoded = image.decode(torch.from_numpy(phi / maco._RADIANS))
+    decoded = image.decode(torch.from_numpy(phi))
     assert decoded.shape == (channels, h, w)
     np.testing.assert_allclose(decoded.numpy(), expected, rtol=0, atol=1e-6)
 
@@ -110,7 +108,7 @@ def test_contrast_is_the_root_mean_square(size: tuple[int, int], contrast: float
 
 
 def test_first_phases_are_uniform_and_the_mean_is_grey() -> None:
-    turns = phase(32).init(random.key(0)) * (maco._RADIANS / (2 * math.pi))
+    turns = phase(32).init(random.key(0)) / (2 * math.pi)
     assert turns.abs().max().item() <= 0.5 + 1e-6
     assert turns.std().item() == pytest.approx(12**-0.5, rel=0.05)
     assert abs(turns.mean().item()) < 0.03
@@ -144,7 +142,7 @@ def test_pyramid_is_a_sum_of_bilinear_resizings(size: tuple[int, int], levels: i
     assert [leaf.shape[1:] for leaf in params] == [(max(1, h // 2**n), max(1, w // 2**n)) for n in range(levels)]
     total = sum(F.interpolate(leaf[None], size=size, mode="bilinear", align_corners=False)[0] for leaf in params)
     assert isinstance(total, torch.Tensor)
-    expected = sigmoid(np.einsum("ij,jhw->ihw", own_matrix(channels), total.numpy()))
+    expected = sigmoid(np.einsum("ij,jhw->ihw", own_matrix(channels), total.numpy() / 2))
     np.testing.assert_allclose(image.decode(params).numpy(), expected, rtol=0, atol=1e-6)
 
 
@@ -181,21 +179,19 @@ def test_cppn_equals_its_network(size: tuple[int, int], channels: int, activatio
             for weight, bias in params[:-1]:
                 a = np.arctan(weight @ z + bias)
                 z = np.concatenate([a / 0.67, (a**2 - mean) / deviation])
-            expected[:, i, j] = sigmoid(params[-1][0] @ z + params[-1][1])
-    scaled = tuple(tuple(torch.from_numpy(leaf / network._WEIGHT) for leaf in pair) for pair in params)
+            expected[:, i, j] = sigmoid(own_matrix(channels) @ (params[-1][0] @ z + params[-1][1]))
+    scaled = tuple(tuple(torch.from_numpy(leaf * 64) for leaf in pair) for pair in params)
     np.testing.assert_allclose(image.decode(scaled).numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_cppn_starts_as_an_even_picture_from_weights_of_its_own() -> None:
+def test_cppn_starts_from_weights_of_its_own() -> None:
     image = cppn(16, channels=2)
     first, second = image.init(random.key(0)), image.init(random.key(1))
     assert len(first) == 9
-    decoded = image.decode(first)
-    assert (decoded - decoded[:, :1, :1]).abs().max() < 1e-6
-    assert (decoded - 0.5).abs().max() < 0.2
     assert not torch.equal(first[3][0], second[3][0])
-    deviation = torch.stack([pair[0] for pair in first[1:8]]).std() * network._WEIGHT
-    assert deviation.item() == pytest.approx(48**-0.5, rel=0.05)
+    assert torch.stack([pair[0] for pair in first[1:8]]).std().item() / 64 == pytest.approx(48**-0.5, rel=0.05)
+    assert torch.stack([pair[1] for pair in first[:8]]).std().item() / 64 == pytest.approx(0.1, rel=0.15)
+    assert 0.02 < image.decode(first).std().item() < 0.3
 
 
 def test_cppn_takes_a_function() -> None:
