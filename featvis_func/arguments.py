@@ -27,14 +27,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=size, help="pixels of the images, N or HxW (default: the model's input)")
     command.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
     command.add_argument(
-        "--views", default="default", help="random views: default, published, lucid or none (default: default)"
+        "--views", default="default", help="random views: default, published, lucid, maco or none (default: default)"
+    )
+    command.add_argument(
+        "--optimizer", default="default", help="default, published, adam, adamw, nadam or sgd (default: default)"
     )
     command.add_argument(
         "--image",
         default="fourier",
         help="what stands for the image: fourier, pixel, phase, laplacian_pyramid or cppn (default: fourier)",
     )
-    command.add_argument("--optimizer", default="default", help="default or published (default: default)")
     command.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
     command.add_argument(
         "--tolerance", type=float, metavar="SHARE", help="stop a filter that rises by less than this share in 8 steps"

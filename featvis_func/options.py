@@ -6,7 +6,7 @@ from typing import Any
 
 from featvis_func import image as images
 from featvis_func.messages import check_name
-from featvis_func.presets import OPTIMIZERS, default_optimizer, published_optimizer
+from featvis_func.presets import OPTIMIZERS, default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.random import key
 from featvis_func.types import Optimizer
 
@@ -70,4 +70,6 @@ def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> O
     check_name("optimizer", optimizer, OPTIMIZERS)
     if optimizer == "default":
         return default_optimizer(steps, lr=lr)
-    return published_optimizer(lr=0.05 if lr is None else lr)
+    if optimizer == "published":
+        return published_optimizer(lr=0.05 if lr is None else lr)
+    return plain_optimizer(optimizer, lr=lr)

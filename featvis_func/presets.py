@@ -2,16 +2,37 @@
 
 import functools
 import math
+from collections.abc import Callable
 
+from featvis_func import transform as transforms
 from featvis_func.messages import check_name
-from featvis_func.optimizer import adam, add_drift, add_noise, chain, clip_norm, linear_decay, normalize_gradient
-from featvis_func.transform import jitter, pad, rotate, scale, warp
+from featvis_func.optimizer import (
+    adam,
+    adamw,
+    add_drift,
+    add_noise,
+    chain,
+    clip_norm,
+    linear_decay,
+    nadam,
+    normalize_gradient,
+    sgd,
+)
+from featvis_func.transform import box_crop, jitter, normal_noise, pad, rotate, scale, uniform_noise, warp
 from featvis_func.types import Optimizer, Transform
 
-VIEWS = ("default", "published", "lucid", "none")
+VIEWS = ("default", "published", "lucid", "maco", "none")
 """The names that :func:`views` knows."""
 
-OPTIMIZERS = ("default", "published")
+_RULES: dict[str, tuple[Callable[[float], Optimizer], float]] = {
+    # Lucid's and Lucent's learning rate.
+    "adam": (adam, 0.05),
+    "adamw": (adamw, 0.05),
+    "nadam": (nadam, 0.05),
+    # The drift alone has no size of its own: what sleeps takes whole steps along it.
+    "sgd": (lambda lr: chain(normalize_gradient(), sgd(lr, momentum=0.9)), 5.0),
+}
+OPTIMIZERS = ("default", "published", *_RULES)
 """The optimisers that :func:`render` knows by name."""
 
 
@@ -22,6 +43,9 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
     * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
       224: the outer eighth is hardly seen and stays grey. One bilinear sampling where the script resamples six times.
     * ``"lucid"``: pad 12, jitter 8, scale 0.9 to 1.1, rotate 10 degrees (zero more often), jitter 4.
+    * ``"maco"``: a random box of about a quarter of the sides, normal noise of 0.04 and uniform noise of 0.02 on
+      values in ``[0, 1]``. MACO takes 32 such views a step, as :func:`~featvis_func.transform.multiview` makes them,
+      of an image larger than the model's input.
     * ``"none"``: the image, resized.
 
     Args:
@@ -32,6 +56,10 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
 
     Raises:
         ValueError: an unknown name.
+
+    Source: of ``"lucid"``, ``optvis/transform.py`` of tensorflow/lucid; of ``"maco"``, arXiv 2306.06805 and
+    ``xplique/features_visualizations/maco.py``, whose noise of 0.08 is for values in ``[-1, 1]``: see
+    :func:`~featvis_func.transform.box_crop`.
 
     >>> import torch
     >>> view = views("lucid", image=(128, 128), size=(224, 224))
@@ -53,6 +81,8 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
         sizes = [1 + (i - 5) / 50 for i in range(11)]
         angles = [*range(-10, 11), 0, 0, 0, 0, 0]
         return show(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2))
+    if name == "maco":
+        return transforms.chain(show(box_crop()), normal_noise(0.04), uniform_noise(0.02))
     return show()
 
 
@@ -93,3 +123,32 @@ def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:
     """
     wake = (add_noise(noise),) if noise else ()
     return chain(normalize_gradient(), *wake, clip_norm(0.1), adam(lr))
+
+
+def plain_optimizer(name: str, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
+    """A rule of the textbooks behind the unit gradient: ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"``.
+
+    The gradient's size differs between layers, models and filters by orders of magnitude. Its norm divided out, a
+    learning rate of steepest ascent is the length of a step everywhere, Adam's ``eps`` is small beside every gradient
+    that there is, and the drift that wakes dead filters is small beside those that live (for ``"sgd"`` the sum of both
+    is divided by its norm once more). The learning rate is constant.
+
+    Args:
+        name: one of these.
+        lr: learning rate, above 0. Default: 0.05, as in Lucid and Lucent; of ``"sgd"``, which has a momentum of 0.9, 5.
+        drift: wakes filters that start without a gradient, see :func:`~featvis_func.optimizer.add_drift`; 0 leaves it
+            out.
+
+    Raises:
+        ValueError: another name, or a learning rate that is not above 0.
+
+    >>> import torch
+    >>> rule = plain_optimizer("adam", lr=0.1)
+    >>> state = rule.init(torch.zeros(1), torch.tensor([0, 1]))
+    >>> round(rule.update(torch.full((1,), 1e-6), state, torch.zeros(1))[0].item(), 3)
+    0.1
+    """
+    check_name("optimizer", name, _RULES)
+    rule, usual = _RULES[name]
+    wake = (add_drift(drift),) if drift else ()
+    return chain(normalize_gradient(), *wake, rule(usual if lr is None else lr))

@@ -52,12 +52,13 @@ def render(
         steps: steps of ascent, at least 1; more give more activation at less saturation.
         size: pixels of the images, ``h = w`` or ``(h, w)``. Default: the model's input size.
         seed: in ``[0, 2**64)``.
-        views: ``"default"``, ``"published"``, ``"lucid"``, ``"none"``, or a :class:`Transform` from the image to the
-            model's input size, in ``[0, 1]``; normalisation is added.
+        views: ``"default"``, ``"published"``, ``"lucid"``, ``"maco"``, ``"none"``, or a :class:`Transform` from the
+            image to the model's input size, in ``[0, 1]``; normalisation is added.
         lr: learning rate; default: what the optimiser's preset says.
         image: ``"fourier"``, ``"pixel"``, ``"phase"``, ``"laplacian_pyramid"``, ``"cppn"`` (see
             :mod:`featvis_func.image`), or an :class:`Image`.
-        optimizer: ``"default"`` or ``"published"`` (see :mod:`featvis_func.presets`), or an :class:`Optimizer`.
+        optimizer: ``"default"``, ``"published"``, ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"`` (see
+            :mod:`featvis_func.presets`), or an :class:`Optimizer`.
         batch_size: filters rendered at once, or all if there are fewer; the last batch is padded to the shape of the
             others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (8 where the
             run shall be deterministic). Where memory runs out, half as many go on.

@@ -18,6 +18,7 @@ from torchvision.models import _api as torchvision_api
 
 from featvis_func import cli, renderer, rendering
 from featvis_func.models import Model, load_model
+from featvis_func.presets import OPTIMIZERS, VIEWS
 
 QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
 
@@ -232,7 +233,7 @@ def refused(
         (["--seed", "-1"], "seed must be in [0, 2**64), got -1"),
         (["--lr", "0"], "got 0.0"),
         (["--lr", "nan"], "got nan"),
-        (["--views", "sideways"], "unknown views 'sideways'; expected one of default, published, lucid, none"),
+        (["--views", "sideways"], "unknown views 'sideways'; expected one of default, published, lucid, maco, none"),
         (["--device", "abacus"], "no device 'abacus' here"),
         (["--device", ""], "no device '' here"),
     ],
@@ -409,7 +410,7 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     assert "featvis" in done.stdout
 
 
-def test_the_help_names_every_flag() -> None:
+def test_the_help_names_every_flag_and_every_preset() -> None:
     done = python("-m", "featvis_func", "render", "--help")
     assert done.returncode == 0
     flags = (
@@ -418,6 +419,8 @@ def test_the_help_names_every_flag() -> None:
         *("--device", "--weights", "--out"),
     )
     assert all(flag in done.stdout for flag in flags)
+    for names in (VIEWS, OPTIMIZERS):
+        assert f"{', '.join(names[:-1])} or {names[-1]}" in " ".join(done.stdout.split())
 
 
 def test_as_a_module(tmp_path: Path) -> None:

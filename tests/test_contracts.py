@@ -67,13 +67,18 @@ def image_cases(name: str, image: Image, *, random_start: bool = True, backend: 
 
 
 def transform_cases(
-    name: str, transform: Transform, shape: tuple[int, ...] = (2, 4, 5), *, random_draw: bool = True
+    name: str,
+    transform: Transform,
+    shape: tuple[int, ...] = (2, 4, 5),
+    *,
+    random_draw: bool = True,
+    backend: str = "inductor",
 ) -> dict[str, Case]:
     def inputs(seed: int, dtype: torch.dtype) -> tuple[Any, ...]:
         return floats(seed, shape, dtype), transform.draw(random.key(seed))
 
     draw = of_key(transform.draw, random_result=random_draw)
-    return {f"{name} draw": draw, f"{name} apply": Case(transform.apply, inputs, smooth=(0,))}
+    return {f"{name} draw": draw, f"{name} apply": Case(transform.apply, inputs, smooth=(0,), backend=backend)}
 
 
 def objective_cases(goal: objectives.Objective, **shapes: tuple[int, ...]) -> dict[str, Case]:
@@ -115,6 +120,50 @@ WARPS: dict[str, tuple[transforms.Affine, ...]] = {
     "crop and shift": (transforms.pad(-0.5), transforms.jitter(0.5)),
     "all steps": (transforms.pad(1), transforms.jitter(1), transforms.scale(), transforms.rotate(), transforms.pad(-1)),
 }
+CROPS: dict[str, tuple[transforms.Affine, ...]] = {
+    "flip": (transforms.flip(vertical=True),),
+    "crop": (transforms.crop((3, 2)),),
+    "box": (transforms.box_crop(),),
+    "uniform box": (transforms.box_crop(0.2, 0.9, normal=None, centre_sd=None),),
+    "crops among others": (
+        transforms.rotate(20),
+        transforms.crop((3, 4)),
+        transforms.jitter(1),
+        transforms.box_crop(),
+        transforms.crop_or_pad((2, 5)),
+        transforms.flip(),
+    ),
+}
+VIEWS_OF_PIXELS: dict[str, tuple[Transform, tuple[int, ...]]] = {
+    "blur": (transforms.gaussian_blur((0.5, 1.5)), (2, 4, 5)),
+    "roll": (transforms.roll(3), (2, 4, 5)),
+    "normal noise": (transforms.normal_noise(0.1), (2, 3, 5)),
+    "uniform noise": (transforms.uniform_noise(0.1), (2, 3, 5)),
+    "color jitter": (transforms.color_jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2), (3, 4, 5)),
+    "blur of views": (transforms.gaussian_blur(0.7), (2, 3, 4, 5)),
+    "roll of views": (transforms.roll(2), (2, 3, 4, 5)),
+    "color jitter of views": (transforms.color_jitter(contrast=0.2, hue=0.1), (2, 3, 2, 3)),
+    "color jitter 4 channels": (transforms.color_jitter(brightness=(0.5, 2.0)), (4, 2, 3)),
+    **{f"over {kind} background": (transforms.over_background(kind), (3, 4, 5)) for kind in transforms.BACKGROUNDS},
+    "multiview": (
+        transforms.chain(
+            transforms.multiview(
+                transforms.chain(transforms.warp(transforms.crop(3), size=(4, 3)), transforms.roll(1)), 2
+            ),
+            transforms.uniform_noise(0.1),
+            transforms.normalize((0.1, 0.2, 0.3), (0.5, 2.0, 1.0)),
+        ),
+        (3, 4, 5),
+    ),
+}
+SCHEDULES: dict[str, optimizers.Schedule] = {
+    "constant": optimizers.constant(0.1),
+    "linear_decay": optimizers.linear_decay(0.4, 0.2, 3),
+    "cosine_decay": optimizers.cosine_decay(0.4, 0.2, 3),
+    "exponential_decay": optimizers.exponential_decay(0.4, 0.5),
+    "warmup": optimizers.warmup(optimizers.linear_decay(0.4, 0.2, 3), 2),
+    "piecewise": optimizers.piecewise([0.4, optimizers.cosine_decay(0.2, 0.1, 3)], [2]),
+}
 
 CASES: dict[str, Case] = {
     **image_cases("fourier even", images.fourier((4, 6)), backend="inductor"),
@@ -147,6 +196,24 @@ CASES: dict[str, Case] = {
         for label, steps in WARPS.items()
         for name, case in transform_cases(f"warp {label}", transforms.warp(*steps, size=(3, 4))).items()
     },
+    **{
+        name: case
+        for label, steps in CROPS.items()
+        for name, case in transform_cases(
+            f"warp {label}", transforms.warp(*steps, size=(3, 4)), backend="aot_eager"
+        ).items()
+    },
+    **transform_cases(
+        "warp crop or pad",
+        transforms.warp(transforms.crop_or_pad(3), size=(3, 3)),
+        random_draw=False,
+        backend="aot_eager",
+    ),
+    **{
+        name: case
+        for label, (view, shape) in VIEWS_OF_PIXELS.items()
+        for name, case in transform_cases(label, view, shape, backend="aot_eager").items()
+    },
     **transform_cases("warp of nothing", transforms.warp(size=(3, 4)), random_draw=False),
     **transform_cases("warp far down", transforms.warp(transforms.jitter(2), size=(2, 3)), (1, 9, 10)),
     **transform_cases(
@@ -162,6 +229,7 @@ CASES: dict[str, Case] = {
             views(preset, image=(24, 20), size=(16, 12)),
             (1, 24, 20),
             random_draw=preset != "none",
+            backend="aot_eager" if preset == "maco" else "inductor",
         ).items()
     },
     **{
@@ -215,6 +283,19 @@ CASES: dict[str, Case] = {
     },
     **optimizer_cases("adam", optimizers.adam(0.05)),
     **optimizer_cases("adam schedule", optimizers.adam(lambda step: 0.1 / (1 + step), betas=(0.5, 0.9), eps=1e-3)),
+    **optimizer_cases("adam with decay", optimizers.adam(0.05, weight_decay=0.1), backend="aot_eager"),
+    **optimizer_cases("adamw", optimizers.adamw(optimizers.linear_decay(0.4, 0.2, 3)), backend="aot_eager"),
+    **optimizer_cases("nadam", optimizers.nadam(optimizers.cosine_decay(0.4, 0.2, 3)), backend="aot_eager"),
+    **optimizer_cases("sgd", optimizers.sgd(0.05), backend="aot_eager"),
+    **optimizer_cases(
+        "sgd nesterov",
+        optimizers.sgd(optimizers.constant(0.05), momentum=0.9, nesterov=True, weight_decay=0.1),
+        backend="aot_eager",
+    ),
+    **{
+        f"schedule {name}": Case(schedule, lambda seed, _: (torch.tensor(seed),), backend="aot_eager")
+        for name, schedule in SCHEDULES.items()
+    },
     **optimizer_cases("normalize_gradient", optimizers.normalize_gradient()),
     **optimizer_cases("clip_norm", optimizers.clip_norm(0.5)),
     **optimizer_cases("add_drift", optimizers.add_drift(0.1)),

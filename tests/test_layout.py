@@ -20,9 +20,9 @@ CORE: dict[str, set[str]] = {
     "random": {"types"},
     "color": {"types", "random"},
     "image": {"types", "random", "color", "image"},
-    "transform": {"types", "random"},
+    "transform": {"types", "random", "transform", "messages"},
     "objective": {"types", "random", "objective", "messages"},
-    "optimizer": {"types", "random"},
+    "optimizer": {"types", "random", "optimizer"},
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (

@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,8 +13,20 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from featvis_func import random
-from featvis_func.optimizer import adam, add_noise, chain, clip_norm, global_norm, linear_decay, normalize_gradient
-from featvis_func.presets import default_optimizer, published_optimizer
+from featvis_func.optimizer import (
+    adam,
+    adamw,
+    add_drift,
+    add_noise,
+    chain,
+    clip_norm,
+    exponential_decay,
+    global_norm,
+    nadam,
+    normalize_gradient,
+    sgd,
+)
+from featvis_func.presets import OPTIMIZERS, default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.types import Optimizer
 
 KEY = random.key(0)
@@ -109,7 +121,17 @@ def test_normalize_gradient_formula(eps: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [normalize_gradient(), clip_norm(0.1), adam(), default_optimizer(8), published_optimizer()]
+    "rule",
+    [
+        normalize_gradient(),
+        clip_norm(0.1),
+        adam(),
+        adamw(),
+        nadam(),
+        sgd(0.1, momentum=0.9),
+        default_optimizer(8),
+        published_optimizer(),
+    ],
 )
 def test_a_zero_gradient_stays_finite(rule: Optimizer) -> None:
     params = torch.zeros(4)
@@ -244,8 +266,17 @@ def test_filters_draw_their_own_noise() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [adam, normalize_gradient, lambda: clip_norm(0.1), lambda: add_noise(1e-3), published_optimizer],
-    ids=["adam", "normalize", "clip", "noise", "default"],
+    [
+        adam,
+        adamw,
+        nadam,
+        lambda: sgd(0.1, momentum=0.9, nesterov=True),
+        normalize_gradient,
+        lambda: clip_norm(0.1),
+        lambda: add_noise(1e-3),
+        published_optimizer,
+    ],
+    ids=["adam", "adamw", "nadam", "sgd", "normalize", "clip", "noise", "published"],
 )
 def test_params_may_be_any_pytree(make: Callable[[], Optimizer]) -> None:
     tree = {"a": [noise(2), noise(1, seed=1)], "b": (noise(2, 3, seed=2),)}
@@ -284,6 +315,16 @@ def test_global_norm() -> None:
         (lambda: adam(math.nan), "the learning rate must be finite and above 0, got nan"),
         (lambda: adam(betas=(1.0, 0.9)), "betas must be in [0, 1), got (1.0, 0.9)"),
         (lambda: adam(betas=(0.9, -0.1)), "betas must be in [0, 1), got (0.9, -0.1)"),
+        (lambda: adam(weight_decay=-0.1), "the weight decay must be finite and at least 0, got -0.1"),
+        (lambda: adamw(weight_decay=math.nan), "the weight decay must be finite and at least 0, got nan"),
+        (lambda: nadam(math.inf), "the learning rate must be finite and above 0, got inf"),
+        (lambda: nadam(betas=(1.0, 0.9)), "betas must be in [0, 1), got (1.0, 0.9)"),
+        (lambda: nadam(momentum_decay=-1), "the momentum decay must be finite and at least 0, got -1"),
+        (lambda: sgd(0), "the learning rate must be finite and above 0, got 0"),
+        (lambda: sgd(0.1, momentum=1.0), "the momentum must be in [0, 1), got 1.0"),
+        (lambda: sgd(0.1, nesterov=True), "nesterov=True needs a momentum above 0"),
+        (lambda: plain_optimizer("lion"), "unknown optimizer 'lion'; expected one of adam, adamw, nadam, sgd"),
+        (lambda: plain_optimizer("sgd", lr=0.0), "the learning rate must be finite and above 0, got 0.0"),
         (lambda: clip_norm(0), "the largest norm must be above 0, got 0"),
         (lambda: clip_norm(math.nan), "the largest norm must be above 0, got nan"),
         (lambda: add_noise(-1), "the standard deviation of the noise must be at least 0, got -1"),
@@ -332,7 +373,100 @@ def test_default_optimizer_wakes_a_filter_only_with_drift() -> None:
         assert bool((updates.abs() > 0.01).any()) == moves
 
 
-@pytest.mark.parametrize("arguments", [(0.0, 0.1, 5), (0.1, -0.1, 5), (0.1, 0.1, 0), (math.inf, 0.1, 5)])
-def test_linear_decay_refuses(arguments: tuple[float, float, int]) -> None:
-    with pytest.raises(ValueError, match="expected start > 0, end >= 0 and steps >= 1, got"):
-        linear_decay(*arguments)
+def three(seed: int) -> list[Tensor]:
+    """Several tensors, whose sizes and magnitudes differ."""
+    return [noise(4, seed=seed), 1e-3 * noise(2, 3, seed=seed + 1000), 10 * noise(1, seed=seed + 2000)]
+
+
+RULES: dict[str, tuple[Optimizer, Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
+    "adam": (
+        adam(0.05, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, 0.05, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1, maximize=True),
+    ),
+    "adamw": (adamw(0.05), lambda p: torch.optim.AdamW(p, 0.05, maximize=True)),
+    "adamw, not by default": (
+        adamw(0.02, betas=(0.0, 0.95), eps=1e-4, weight_decay=0.3),
+        lambda p: torch.optim.AdamW(p, 0.02, betas=(0.0, 0.95), eps=1e-4, weight_decay=0.3, maximize=True),
+    ),
+    "nadam": (nadam(0.05), lambda p: torch.optim.NAdam(p, 0.05, maximize=True)),
+    "nadam, not by default": (
+        nadam(1.0, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1, momentum_decay=0.05),
+        lambda p: torch.optim.NAdam(
+            p, 1.0, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1, momentum_decay=0.05, maximize=True
+        ),
+    ),
+    "nadam without momentum": (
+        nadam(0.05, betas=(0.0, 0.9)),
+        lambda p: torch.optim.NAdam(p, 0.05, betas=(0.0, 0.9), maximize=True),
+    ),
+    "sgd": (sgd(0.05), lambda p: torch.optim.SGD(p, 0.05, maximize=True)),
+    "sgd with momentum and decay": (
+        sgd(0.05, momentum=0.9, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.1, maximize=True),
+    ),
+    "sgd of nesterov": (
+        sgd(0.05, momentum=0.7, nesterov=True, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.7, nesterov=True, weight_decay=0.1, maximize=True),
+    ),
+}
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """torch keeps NAdam's product of momenta in the default precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", RULES)
+def test_rules_equal_torch_to_float64_rounding(name: str) -> None:
+    rule, make = RULES[name]
+    ours = three(-1)
+    theirs = [leaf.clone().requires_grad_() for leaf in ours]
+    reference, state = make(theirs), rule.init(ours, KEY)
+    for step in range(100):
+        grads = three(step)
+        for leaf, gradient in zip(theirs, grads, strict=True):
+            leaf.grad = gradient.clone()
+        reference.step()
+        updates, state = rule.update(grads, state, ours)
+        ours = pytree.tree_map(torch.add, ours, updates)
+        for own, leaf in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(own, leaf.detach(), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rule", [adamw, nadam, sgd])
+def test_rules_take_a_schedule(rule: Callable[..., Optimizer]) -> None:
+    """A rate that is halved at each step makes the n-th step of constant rate, halved so often."""
+    params, grads = noise(3), [noise(3, seed=seed) for seed in range(4)]
+    halving, steady = rule(exponential_decay(0.4, 0.5)), rule(0.4)
+    one, other = halving.init(params, KEY), steady.init(params, KEY)
+    for step, gradient in enumerate(grads):
+        updates, one = halving.update(gradient, one, params)
+        expected, other = steady.update(gradient, other, params)
+        torch.testing.assert_close(updates, expected * 0.5**step, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS[2:])
+@pytest.mark.parametrize("lr", [None, 0.3])
+def test_plain_rules_climb_by_the_unit_gradient_and_wake_what_sleeps(name: str, lr: float | None) -> None:
+    unit_steps = lambda lr: chain(normalize_gradient(), sgd(lr, momentum=0.9))  # noqa: E731
+    rules = {"adam": adam, "adamw": adamw, "nadam": nadam, "sgd": unit_steps}
+    usual = 5.0 if name == "sgd" else 0.05
+    expected = chain(normalize_gradient(), add_drift(1e-6), rules[name](usual if lr is None else lr))
+    grads = [10.0**seed * noise(5, seed=seed) for seed in range(-2, 3)]
+    start = noise(5, seed=9)
+    assert torch.equal(climb(plain_optimizer(name, lr=lr), start, grads), climb(expected, start, grads))
+    asleep = torch.zeros(5)
+    for drift, moves in ((1e-6, True), (0.0, False)):
+        assert bool((climb(plain_optimizer(name, drift=drift), asleep, [asleep]).abs() > 0.01).any()) == moves
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("name", OPTIMIZERS[2:])
+def test_plain_rules_do_not_know_the_size_of_the_gradient(name: str, scale: float) -> None:
+    start, grads = noise(5, seed=9), [noise(5, seed=seed) for seed in range(5)]
+    scaled = climb(plain_optimizer(name), start, [scale * gradient for gradient in grads])
+    torch.testing.assert_close(scaled, climb(plain_optimizer(name), start, grads), rtol=0.05, atol=0.05)

@@ -22,7 +22,7 @@ from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.options import IMAGES
-from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, published_optimizer
+from featvis_func.presets import OPTIMIZERS, VIEWS, default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.rendering import render
 from featvis_func.result import Result
 from featvis_func.step import Step, compile_step, filter_keys, init_state, make_step, run
@@ -250,7 +250,7 @@ def test_own_image_transform_and_optimizer(tiny: Model) -> None:
         ({"size": 0}, r"image size must be .*0"),
         ({"size": (4, -2)}, r"image size must be .*4.*-2"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*64\), got -1"),
-        ({"views": "sideways"}, r"unknown views 'sideways'; expected one of default, published, lucid, none"),
+        ({"views": "sideways"}, r"unknown views 'sideways'; expected one of default, published, lucid, maco, none"),
         ({"image": "oil"}, r"unknown image parameterisation 'oil'; expected one of fourier, pixel, phase, "),
         ({"lr": 0.0}, r"above 0, got 0\.0|start > 0"),
         ({"lr": float("nan")}, r"got nan|start > 0"),
@@ -507,7 +507,8 @@ def test_optimizers_by_name(tiny: Model, name: str) -> None:
     result = render(tiny, "5", [0, 1], steps=4, optimizer=name, views="none")
     is_consistent(result, 4)
     assert result.config["optimizer"] == name
-    own = default_optimizer(4) if name == "default" else published_optimizer()
+    presets = {"default": default_optimizer(4), "published": published_optimizer()}
+    own = presets[name] if name in presets else plain_optimizer(name)
     assert torch.equal(render(tiny, "5", [0, 1], steps=4, optimizer=own, views="none").images, result.images)
     other = render(tiny, "5", [0, 1], steps=4, optimizer=name, lr=0.01, views="none")
     assert not torch.equal(other.images, result.images)
@@ -692,7 +693,9 @@ def test_squeezenet_filters_rise(squeezenet: Model) -> None:
     assert (gain.argmax(0) == torch.arange(4)).all()
 
 
-@pytest.mark.parametrize("rule", [default_optimizer(4, drift=1e-6), published_optimizer()], ids=OPTIMIZERS)
+@pytest.mark.parametrize(
+    "rule", [default_optimizer(4), published_optimizer(), *map(plain_optimizer, OPTIMIZERS[2:])], ids=OPTIMIZERS
+)
 def test_what_wakes_is_keyed_and_moves_what_has_no_gradient(rule: Optimizer) -> None:
     params = torch.zeros(50)
     update, again, other = (rule.update(params, rule.init(params, random.key(k)), params)[0] for k in (1, 1, 2))
@@ -762,7 +765,7 @@ def test_filters_behind_a_silent_rectifier_wake() -> None:
         ({"batch_size": "2"}, "batch_size must be a whole number, got '2'"),
         ({"seed": None}, "seed must be a whole number, got None"),
         ({"lr": float("nan")}, "the learning rate must be finite and above 0, got nan"),
-        ({"views": None}, "views must be one of default, published, lucid, none or a Transform, got None"),
+        ({"views": None}, "views must be one of default, published, lucid, maco, none or a Transform, got None"),
         ({"filters": [1, 1]}, "filter 1 is asked for more than once"),
         ({"views": fv.views("none", image=(20, 20), size=(8, 8))}, "the views must be (3, 20, 20)"),
     ],

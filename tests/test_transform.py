@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
+from torch.utils import _pytree as pytree
 
 from featvis_func import random
 from featvis_func.presets import VIEWS, views
@@ -361,8 +362,9 @@ def test_choices_are_picked_evenly_even_at_the_ends(count: int) -> None:
 
 @pytest.mark.parametrize("preset", [name for name in VIEWS if name != "none"])
 def test_every_key_has_its_own_view(preset: str) -> None:
-    matrices = many(views(preset, image=(64, 64), size=(64, 64)), 100)
-    assert len(matrices.unique(dim=0)) == 100
+    draws = pytree.tree_leaves(many(views(preset, image=(64, 64), size=(64, 64)), 100))
+    assert len(draws) == (3 if preset == "maco" else 1)
+    assert all(len(draw.unique(dim=0)) == 100 for draw in draws)
 
 
 def test_normalize() -> None:
@@ -413,7 +415,7 @@ def test_chain_of_nothing_is_the_identity() -> None:
         ),
         (
             lambda: views("lucent", image=(8, 8), size=(8, 8)),
-            "unknown views 'lucent'; expected one of default, published, lucid, none",
+            "unknown views 'lucent'; expected one of default, published, lucid, maco, none",
         ),
     ],
 )

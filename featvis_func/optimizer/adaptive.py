@@ -1,0 +1,203 @@
+"""Adam and its kin: each parameter moves by about the learning rate, whatever the size of its gradient."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from featvis_func.optimizer.gradients import check_decay, decayed
+from featvis_func.optimizer.schedules import Schedule, rate_at
+from featvis_func.types import Key, Optimizer, OptState, Params
+
+
+class AdamState(NamedTuple):
+    """Symbols of Kingma and Ba: first moment (nothing without momentum), second moment, steps taken."""
+
+    m: Params
+    v: Params
+    t: Tensor
+
+
+class NadamState(NamedTuple):
+    """As :class:`AdamState`, with the product of all momenta so far: float ``()``."""
+
+    m: Params
+    v: Params
+    t: Tensor
+    mu_product: Tensor
+
+
+def adam(
+    learning_rate: float | Schedule = 0.05,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Adam, ascending: ``lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)``.
+
+    Args:
+        learning_rate: a number above 0, or a schedule.
+        betas: the decay of the two moments, each in ``[0, 1)``.
+        eps: keeps the division finite.
+        weight_decay: at least 0; so many times the parameters are subtracted from the gradient.
+
+    Returns:
+        An :class:`Optimizer` with :class:`AdamState`.
+
+    Raises:
+        ValueError: a learning rate not above 0, a beta outside ``[0, 1)``, or a negative weight decay.
+
+    Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1; equal to ``torch.optim.Adam(maximize=True)``.
+
+    >>> rule = adam(0.1)
+    >>> updates, _ = rule.update(torch.ones(1), rule.init(torch.zeros(1), torch.tensor([0, 1])), torch.zeros(1))
+    >>> round(updates.item(), 4)
+    0.1
+    """
+    check_decay(weight_decay)
+    rate = rate_at(learning_rate)
+    b1, b2 = _checked(betas)
+
+    def init(params: Params, key: Key) -> AdamState:
+        # Without momentum the first moment is the gradient, and is not carried.
+        m = pytree.tree_map(torch.zeros_like, params) if b1 else ()
+        return AdamState(m, pytree.tree_map(torch.zeros_like, params), torch.zeros_like(key[0]))
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, AdamState]:
+        grads = decayed(grads, params, weight_decay)
+        m, v = _moments(grads, state, betas)
+        t, lr = state.t + 1, rate(state.t)
+
+        def ascent(m: Tensor, v: Tensor) -> Tensor:
+            # The bias of v is taken out of the fraction, so that it costs one number and not one for each parameter.
+            bias = torch.sqrt(_bias(b2, t.to(v.dtype)))
+            rate = lr * bias / _bias(b1, t.to(m.dtype))
+            return (m / (torch.sqrt(v) + eps * bias) * rate).to(m.dtype)
+
+        return pytree.tree_map(ascent, m, v), AdamState(m if b1 else (), v, t)
+
+    return Optimizer(init, update)
+
+
+def adamw(
+    learning_rate: float | Schedule = 0.05,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """Adam that also shrinks the parameters, apart from the gradient: ``adam - lr * weight_decay * params``.
+
+    Args:
+        learning_rate, betas, eps: as of :func:`adam`.
+        weight_decay: at least 0.
+
+    Returns:
+        An :class:`Optimizer` with :class:`AdamState`.
+
+    Raises:
+        ValueError: as of :func:`adam`.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2; equal to
+    ``torch.optim.AdamW(maximize=True)``.
+
+    >>> rule = adamw(0.1, weight_decay=0.5)
+    >>> updates, _ = rule.update(torch.ones(1), rule.init(torch.ones(1), torch.tensor([0, 1])), torch.ones(1))
+    >>> round(updates.item(), 4)
+    0.05
+    """
+    check_decay(weight_decay)
+    rate = rate_at(learning_rate)
+    plain = adam(learning_rate, betas=betas, eps=eps)
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
+        updates, new = plain.update(grads, state, params)
+        # The same step's rate: the decay is a share of the way.
+        return decayed(updates, params, rate(state.t) * weight_decay), new
+
+    return Optimizer(plain.init, update)
+
+
+def nadam(
+    learning_rate: float | Schedule = 0.05,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum_decay: float = 0.004,
+) -> Optimizer:
+    """Adam with Nesterov's momentum, which looks a step ahead.
+
+    ``lr * ((1 - mu_t) / (1 - p_t) * g + mu_(t+1) / (1 - p_t * mu_(t+1)) * m) / (sqrt(v / (1 - b2^t)) + eps)``, with
+    ``mu_t = b1 * (1 - 0.96^(t * momentum_decay) / 2)`` and ``p_t`` the product of ``mu_1`` to ``mu_t``.
+
+    Args:
+        learning_rate: a number above 0, or a schedule. (MACO takes 1.0, for phases.)
+        betas, eps, weight_decay: as of :func:`adam`.
+        momentum_decay: at least 0; how soon the momentum grows from half of ``b1`` to the whole.
+
+    Returns:
+        An :class:`Optimizer` with :class:`NadamState`.
+
+    Raises:
+        ValueError: as of :func:`adam`, or a negative momentum decay.
+
+    Source: Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016; equal to
+    ``torch.optim.NAdam(maximize=True)``.
+
+    >>> rule = nadam(0.1)
+    >>> updates, _ = rule.update(torch.ones(1), rule.init(torch.zeros(1), torch.tensor([0, 1])), torch.zeros(1))
+    >>> round(updates.item(), 3)
+    0.106
+    """
+    check_decay(weight_decay)
+    rate = rate_at(learning_rate)
+    b1, b2 = _checked(betas)
+    if not 0 <= momentum_decay < math.inf:
+        raise ValueError(f"the momentum decay must be finite and at least 0, got {momentum_decay}")
+
+    def init(params: Params, key: Key) -> NadamState:
+        m, v = (pytree.tree_map(torch.zeros_like, params) for _ in range(2))
+        return NadamState(m, v, torch.zeros_like(key[0]), pytree.tree_leaves(params)[0].new_ones(()))
+
+    def momentum(t: Tensor) -> Tensor:
+        return b1 * (1.0 - 0.5 * torch.exp(t * (momentum_decay * math.log(0.96))))
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, NadamState]:
+        grads = decayed(grads, params, weight_decay)
+        m, v = _moments(grads, state, betas)
+        t, lr = state.t + 1, rate(state.t)
+        steps = t.to(state.mu_product.dtype)
+        now, ahead = momentum(steps), momentum(steps + 1)
+        product = state.mu_product * now
+        of_gradient, of_moment = lr * (1.0 - now) / (1.0 - product), lr * ahead / (1.0 - product * ahead)
+
+        def ascent(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
+            bias = torch.sqrt(_bias(b2, t.to(v.dtype)))
+            return ((of_gradient * g + of_moment * m) / (torch.sqrt(v) + eps * bias) * bias).to(g.dtype)
+
+        return pytree.tree_map(ascent, grads, m, v), NadamState(m, v, t, product)
+
+    return Optimizer(init, update)
+
+
+def _moments(grads: Params, state: OptState, betas: tuple[float, float]) -> tuple[Params, Params]:
+    """The running averages of the gradient and of its square."""
+    b1, b2 = betas
+    m = pytree.tree_map(lambda m, g: torch.lerp(m, g, 1 - b1), state.m, grads) if b1 else grads
+    v = pytree.tree_map(lambda v, g: torch.addcmul(b2 * v, g, g, value=1 - b2), state.v, grads)
+    return m, v
+
+
+def _bias(beta: float, t: Tensor) -> Tensor:
+    """``1 - beta**t``, without the cancellation."""
+    return -torch.expm1(t * math.log(beta)) if beta > 0 else torch.ones_like(t)
+
+
+def _checked(betas: tuple[float, float]) -> tuple[float, float]:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be in [0, 1), got {betas}")
+    return betas
