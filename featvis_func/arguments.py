@@ -16,7 +16,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         default=DEFAULT_MODEL,
-        help="texturenet, or torchvision:NAME[@WEIGHTS] (@none: random)",
+        help="texturenet, torchvision:NAME[@WEIGHTS] or timm:NAME (@none: random weights), hf-hub:ORG/NAME (of timm),"
+        " or transformers:ORG/NAME; after timm: and transformers: also a ./folder",
     )
     parser.add_argument("--weights", metavar="FILE", help="a state dict for the model: .safetensors, .pth or .pt")
 

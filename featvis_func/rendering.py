@@ -42,7 +42,7 @@ def render(
     filters are rendered, in which order or in which batches (up to the rounding of the backbone).
 
     Args:
-        model: a module, a name (``"texturenet"``, ``"torchvision:NAME[@WEIGHTS]"``) or a
+        model: a module, a name (``"texturenet"``, ``"torchvision:NAME[@WEIGHTS]"``, ``"timm:NAME"``, ...) or a
             :class:`~featvis_func.models.Model`; see :func:`~featvis_func.models.load_model`. Left exactly as it was.
         objective: the name of a layer, or the unique end of one, for the mean of each channel; also with its filters,
             as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an

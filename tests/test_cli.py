@@ -250,7 +250,7 @@ def test_a_layer_without_channels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Unflatten(1, (2, 2)))
-    monkeypatch.setattr("featvis_func.models._by_name", lambda *_: load_model(module, size=8))
+    monkeypatch.setattr("featvis_func.models.loading.by_name", lambda *_, **__: load_model(module, size=8))
     arguments = ["render", "texturenet", "--layer", "1", *QUICK, "--out", str(tmp_path / "out")]
     refused(arguments, "gives (2, 2, 6, 6) per image, which has no channels", capsys, folder=tmp_path / "out")
 

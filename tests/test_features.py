@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from featvis_func import ops
+from featvis_func.export import cut, export_backbone, release, trace
 from featvis_func.features import Features, Layer, list_layers, make_features, resolve_layer
+from featvis_func.layers import Site
 from featvis_func.models import Model, load_model
 
 
@@ -756,3 +758,32 @@ def test_a_model_that_does_not_run_in_bfloat16(monkeypatch: pytest.MonkeyPatch) 
 def test_an_unknown_precision(tiny: Model) -> None:
     with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):
         make_features(tiny, ["5"], precision="half")
+
+
+def test_without_rewrites_the_graph_gives_the_modules_values_bit_for_bit(tiny: Model) -> None:
+    """With them, batch norms are folded, which rounds otherwise."""
+    module, images = tiny.module.eval(), images_for(tiny, 3)
+    expected = by_hook(module, ["5", "1"], images)
+    plain = export_backbone(module, {Site("5"): 1, Site("1"): 1}, images, optimize=False)
+    rewritten = export_backbone(module, {Site("5"): 1, Site("1"): 1}, images)
+    found = plain.apply(plain.weights, images)
+    assert all(torch.equal(found[path], expected[path]) for path in expected)
+    assert set(plain.weights) > {"1.running_mean", "1.running_var"}
+    assert not any("running" in name for name in make_features(tiny, ["5"]).weights)
+    assert not torch.equal(rewritten.apply(rewritten.weights, images)["5"], expected["5"])
+
+
+def test_a_traced_module_can_be_cut_more_than_once(tiny: Model) -> None:
+    module, images = tiny.module.eval(), images_for(tiny, 2)
+    expected = by_hook(module, ["5", "1"], images)
+    traced = trace(module, {Site("5"): 1, Site("1"): 1}, images)
+    backbones = [
+        cut(traced, layers, optimize=optimize) for layers in (["1"], ["5"], ["1", "5"]) for optimize in (False, True)
+    ]
+    release(traced)
+    for backbone, layers in zip(backbones, (["1"], ["1"], ["5"], ["5"], ["1", "5"], ["1", "5"]), strict=True):
+        found = backbone.apply(backbone.weights, images)
+        assert list(found) == layers
+        for path in layers:
+            close(found[path], expected[path])
+    assert not any(name.startswith(("3.", "5.")) for name in backbones[0].weights)

@@ -26,7 +26,8 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "redirect", "statistics", "weights", "zoo"},
+    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "redirect", "rewrites", "statistics"}
+    | {"weights", "zoo"},
     {"models", "presets"},
     {"options"},
     {"capture"},
@@ -97,6 +98,15 @@ def test_features_know_the_model_and_the_core_alone() -> None:
     }
 
 
+def test_models_know_messages_weights_and_the_zoo_alone() -> None:
+    assert {other for path in files_of("models") for other in imported(path)} <= {
+        "models",
+        "messages",
+        "weights",
+        "zoo",
+    }
+
+
 def test_the_zoo_stands_alone() -> None:
     assert {other for path in files_of("zoo") for other in imported(path)} <= {"zoo"}
 
@@ -145,7 +155,13 @@ def test_torch_is_not_imported_for(code: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
+def test_libraries_that_not_everybody_has_are_imported_when_they_are_asked_for() -> None:
+    code = "import sys, featvis_func; featvis_func.load_model('texturenet'); featvis_func.render"
+    code += "; sys.exit(3 * any(name in sys.modules for name in ('timm', 'transformers', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", [*(module for module in MODULES if module != "__main__"), *FOLDERS])
 def test_a_module_can_be_imported_first_and_draws_nothing(module: str) -> None:
     """No cycle is hidden by the order of imports, and an import configures nothing of torch."""
     code = f"import featvis_func.{module}, torch; assert torch.initial_seed() == torch.default_generator.initial_seed()"

@@ -169,10 +169,12 @@ def test_a_download_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatc
     ("name", "message"),
     [
         ("resnet18", r"unknown model 'resnet18'; did you mean 'torchvision:resnet18'\?$"),
-        ("texturnet", r"unknown model 'texturnet'; .*'texturenet' or 'torchvision:NAME.*did you mean 'texturenet'"),
-        ("", r"unknown model ''; expected 'texturenet' or 'torchvision:NAME"),
+        ("texturnet", r"unknown model 'texturnet'; .*'texturenet', 'torchvision:NAME.*did you mean 'texturenet'"),
+        ("", r"unknown model ''; expected 'texturenet', 'torchvision:NAME.*'timm:NAME.* or 'transformers:ORG"),
         ("torchvision:resnet81", r"no model 'resnet81'; did you mean .*'resnet18'"),
         ("torchvision:", r"no model ''"),
+        ("torchvison:resnet18", r"unknown model 'torchvison:resnet18'; expected .*'torchvision:NAME"),
+        ("torchvision:quantized_resnet50", r"is quantised, .*did you mean 'torchvision:resnet50'\?$"),
         ("torchvision:qqqqqqqq", r"no model 'qqqqqqqq'$"),
         ("torchvision:resnet50@IMAGENET1K_V3", r"'IMAGENET1K_V3'; it has IMAGENET1K_V1, IMAGENET1K_V2$"),
         (

@@ -1,0 +1,176 @@
+"""The traced graph, rewritten to do the same in less time."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from featvis_func import ops
+from featvis_func.types import Weights
+
+_aten = torch.ops.aten
+
+# Of conv2d: images, kernel, bias, stride, padding, dilation, groups.
+_CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+
+
+def optimise(graph: fx.Graph, weights: Weights, held: dict[str, str], *, cpu: bool) -> None:
+    """Rewrites a graph in place; its values and gradients change by rounding alone.
+
+    Args:
+        graph: of aten operations, without in-place ones, whose nodes tell shapes in ``meta["val"]``.
+        weights: placeholder's name -> tensor; changed in place.
+        held: placeholder's name -> name in the module; changed in place.
+        cpu: whether it will run on one, where some rewrites were measured.
+    """
+    _fold_batch_norm(graph, weights, held)
+    prune(graph)
+    _rectify_late(graph)
+    _rectify_in_place(graph)
+    if cpu:
+        _widen_stem(graph, weights)
+        _merge_siblings(graph, weights, held)
+        _keep_pools_whole(graph)
+
+
+def prune(graph: fx.Graph) -> None:
+    """Removes what the layers do not depend on, and ties to one memory layout."""
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function":
+            continue
+        if "assert" in str(node.target) or "sym_constrain" in str(node.target):
+            graph.erase_node(node)  # checks of the batch size, which torch.fx would keep
+        elif node.target in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default  # traced for one memory layout, run in another
+    # Everything here is pure; torch.fx by itself would keep what could draw random numbers, such as attention.
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for node in [n for n in graph.nodes if n.op == "placeholder" and not n.users]:
+        if node.name != "images":
+            graph.erase_node(node)
+
+
+def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
+    """Folds each batch norm that directly follows a convolution into that convolution, in float64."""
+    for norm in [n for n in graph.nodes if n.target == _aten._native_batch_norm_legit_no_training.default]:
+        conv, gamma, beta, mean, var, _, eps = norm.args
+        kernel, bias = (*conv.args, None)[1:3] if conv.target == _aten.conv2d.default else (None, None)
+        if kernel is None or len(conv.users) > 1 or len(kernel.users) > 1 or (bias is not None and len(bias.users) > 1):
+            continue
+        if any(n is not None and n.name not in weights for n in (kernel, bias, gamma, beta, mean, var)):
+            continue  # computed in the graph, as by weight_norm
+        scale = 1 / torch.sqrt(weights[var.name].double() + eps)
+        if gamma is not None:
+            scale = scale * weights[gamma.name].double()
+        shift = -weights[mean.name].double()
+        if bias is not None:
+            shift = shift + weights[bias.name].double()
+        shift = shift * scale
+        if beta is not None:
+            shift = shift + weights[beta.name].double()
+        old = weights[kernel.name]
+        weights[kernel.name] = (old.double() * scale[:, None, None, None]).to(old.dtype)
+        if bias is None:
+            with graph.inserting_before(kernel):
+                bias = graph.placeholder(f"{kernel.name}_folded_bias")
+            held[bias.name] = f"{held[kernel.name]}.folded_bias"
+        weights[bias.name] = shift.to(old.dtype)
+        conv.args = (*conv.args[:2], bias, *conv.args[3:])
+        for output in list(norm.users):  # getitem 0, the values; the statistics have no use in evaluation
+            if output.args[1] == 0:
+                output.replace_all_uses_with(conv)
+
+
+def _rectify_late(graph: fx.Graph) -> None:
+    """The maximum of rectified values is the rectified maximum, of which there are fewer; so for the gradients."""
+    for pool in graph.nodes:
+        relu = pool.args[0] if pool.target == _aten.max_pool2d.default else None
+        if relu is not None and relu.target == _aten.relu.default and len(relu.users) == 1:
+            pool.replace_input_with(relu, relu.args[0])
+            pool.replace_all_uses_with(relu)
+            pool.append(relu)
+            relu.args = (pool,)
+            relu.meta = dict(pool.meta)
+
+
+def _rectify_in_place(graph: fx.Graph) -> None:
+    """A ReLU overwrites what nobody else reads: one tensor less to write, and to hold until the backward pass."""
+    fresh = (_aten.conv2d.default, _aten.add.Tensor, _aten.cat.default, _aten.max_pool2d.default)
+    for node in graph.nodes:
+        if node.target == _aten.relu.default and node.args[0].target in fresh and len(node.args[0].users) == 1:
+            node.target = _aten.relu_.default
+
+
+def _widen_stem(graph: fx.Graph, weights: Weights) -> None:
+    """A strided convolution of the few channels of an image, as one without strides of the blocks' many channels.
+
+    The sums are the same; the backward pass to three channels fills no vector register, that to sixteen does.
+    """
+    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
+        images, kernel, bias, stride, padding, dilation, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+        old, shape = weights.get(kernel.name), getattr(images.meta.get("val"), "shape", ())
+        if (
+            old is None
+            or len(kernel.users) > 1
+            or old.shape[1] > 4
+            or not stride[0] == stride[1] > 1
+            or isinstance(padding, str)
+            or list(dilation) != [1, 1]
+            or groups != 1
+            or not all(isinstance(side, int) for side in shape[2:])
+        ):
+            continue
+        block, (_, c, *sides) = stride[0], old.shape
+        channels = c if c * block**2 % 8 == 0 else 4
+        blocks = [-(-side // block) for side in sides]  # of the kernel
+        widths = zip(sides, shape[2:], padding, blocks, strict=True)
+        pads = [(pad, ((w + 2 * pad - k) // block + b) * block - w - pad) for k, w, pad, b in widths]
+        kernel_pads = [p for k, b in zip(reversed(sides), reversed(blocks), strict=True) for p in (0, b * block - k)]
+        wide = nn.functional.pad(old, (*kernel_pads, 0, channels - c))
+        wide = wide.reshape(-1, channels, blocks[0], block, blocks[1], block).permute(0, 3, 5, 1, 2, 4)
+        weights[kernel.name] = wide.reshape(-1, block**2 * channels, *blocks)
+        with graph.inserting_before(node):
+            deep = graph.call_function(ops.space_to_depth, (images, block, [*pads[1], *pads[0]], channels))
+        node.args = (deep, kernel, bias)
+
+
+def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
+    """Rectified 1 x 1 convolutions of one tensor, as one: it is read once, and its gradient written once."""
+    siblings: dict[fx.Node, list[fx.Node]] = {}
+    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
+        images, kernel, bias, *settings = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+        relus = [user for user in node.users if user.target == _aten.relu_.default]
+        if (
+            bias is not None
+            and all(n.name in weights and len(n.users) == 1 for n in (kernel, bias))
+            and weights[kernel.name].shape[2:] == (1, 1)
+            and tuple(settings) == _CONV_DEFAULTS[3:]
+            and len(relus) == len(node.users) == 1
+        ):
+            siblings.setdefault(images, []).append(node)
+    for images, convs in siblings.items():
+        if len(convs) == 1:
+            continue
+        _, *stacks = zip(*(conv.args[:3] for conv in convs), strict=True)
+        widths = [len(weights[kernel.name]) for kernel in stacks[0]]
+        for first, *others in stacks:
+            weights[first.name] = torch.cat([weights[n.name] for n in (first, *others)])
+            held[first.name] = "+".join(held[n.name] for n in (first, *others))
+        with graph.inserting_before(convs[0]):
+            whole = graph.call_function(_aten.conv2d.default, (images, stacks[0][0], stacks[1][0]))
+            whole = graph.call_function(_aten.relu_.default, (whole,))
+            parts = graph.call_function(_aten.split_with_sizes.default, (whole, widths, 1))
+            parts = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(convs))]
+        for conv, part in zip(convs, parts, strict=True):
+            (relu,) = conv.users
+            relu.replace_all_uses_with(part)
+            graph.erase_node(relu)
+            graph.erase_node(conv)
+        for unused in (n for stack in stacks for n in stack[1:]):
+            graph.erase_node(unused)
+
+
+def _keep_pools_whole(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.target == _aten.max_pool2d.default:
+            node.target = ops.max_pool2d
