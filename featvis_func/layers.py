@@ -179,7 +179,7 @@ def _tensors(output: Any, where: str) -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(value, f"{where}[{key}]")
 
 
-def _ends_in_channels(child: nn.Module, shape: Sequence[int]) -> bool:
+def _ends_in_channels(child: Any, shape: Sequence[int]) -> bool:
     if isinstance(child, nn.Linear):
         return shape[-1] == child.out_features
     # Not of a subclass, whose forward pass may permute, as torchvision's LayerNorm2d does.

@@ -161,11 +161,13 @@ def make_renderer(
     )
     decoded = parameterisation.decode(parameterisation.init(key(seed, device=where)))
     channels, h, w = decoded.shape
-    if channels != found.channels:
+    if channels not in (found.channels, found.channels + 1):
         raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
     view = views
     if isinstance(view, str):
         view = views_by_name(view, image=(h, w), size=found.size, deterministic=deterministic)
+        if channels > found.channels:  # an opacity, which shows only over something
+            view = transforms.chain(transforms.over_background(), view)
     shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
     if len(shown) > 4 or shown[-3:] != (found.channels, *found.size):
         raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")

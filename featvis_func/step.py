@@ -67,7 +67,7 @@ def make_step(
     """
     scoring = make_scoring(features, transform, objective, redirect=redirect)
 
-    def ascent(params: Params, nudge: Tensor | tuple[()], *given: Any) -> tuple[Tensor, Any]:
+    def ascent(params: Params, nudge: Any, *given: Any) -> tuple[Tensor, Any]:
         decoded = vmap(image.decode)(params)
         if transparency:
             decoded = decoded + nudge
@@ -83,7 +83,7 @@ def make_step(
         slopes, (scores, decoded, maps) = grad(ascent, argnums=(0, 1) if transparency else 0, has_aux=True)(
             state.params, nudge, weights, draws, target, state.step
         )
-        grads, pixels = slopes if transparency else (slopes, ())
+        grads, pixels = slopes if transparency else (slopes, decoded)
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
         updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)

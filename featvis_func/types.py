@@ -92,8 +92,8 @@ class State(NamedTuple):
     step: Tensor
     """int64 ``(n,)``: the number of the step to come."""
     best: Best
-    transparency: Tensor | tuple[()] = ()
-    """``(n, h, w)``, if it is wanted: the sum over the steps of how much the score's gradient was at each pixel."""
+    transparency: Any = ()
+    """``(n, h, w)``, or nothing if not wanted: how much the score's gradient was at each pixel, over all steps."""
 
 
 class Info(NamedTuple):

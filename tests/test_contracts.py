@@ -271,6 +271,10 @@ CASES: dict[str, Case] = {
     **objective_cases(objectives.inversion({"a": floats(9, (5, 3), torch.float64)}), a=(5, 3)),
     **objective_cases(objectives.caricature({"a": floats(9, (3, 2, 4), torch.float64)}), a=(3, 2, 4)),
     **objective_cases(objectives.style({"a": floats(9, (3, 2, 2), torch.float64)}, loss="l2"), a=(3, 2, 4)),
+    **objective_cases(objectives.departure("a", torch.zeros(3, 8, 8)), **{"a": (3, 2, 4), "<picture>a": (3, 2, 4)}),
+    **objective_cases(
+        objectives.interpolate(objectives.channel("a", 0), objectives.neuron("b", 1), count=4), a=(3, 2, 4), b=(2, 3, 3)
+    ),
     **{
         name: case
         for penalty in (
@@ -278,6 +282,7 @@ CASES: dict[str, Case] = {
             objectives.l1(2.0),
             objectives.l2(),
             objectives.boundary_complexity(1),
+            objectives.opacity(),
         )
         for name, case in objective_cases(penalty, **{objectives.IMAGE: (2, 4, 5)}).items()
     },

@@ -1,5 +1,7 @@
 """What a layer's name says: a part of its output, and the meaning of its axes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,16 +122,17 @@ def test_parts_of_outputs() -> None:
     }
     assert features.paths["attention[0]"] == "attention[0]"
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    module: Any = model.module
     with torch.no_grad():
         found = features.apply(features.weights, images)
-        tokens = model.module.embed(images).flatten(2).transpose(1, 2)
-        attended = model.module.attention(tokens, tokens, tokens, need_weights=False)[0]
-        both = model.module.both(attended)
+        tokens = module.embed(images).flatten(2).transpose(1, 2)
+        attended = module.attention(tokens, tokens, tokens, need_weights=False)[0]
+        both = module.both(attended)
     torch.testing.assert_close(found["attention[0]"], attended, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["both[narrow]"], both["narrow"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["both[deep][1]"], both["deep"][1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        found["mix"], model.module.mix(both["deep"][1].transpose(1, 2)).transpose(1, 2).detach(), rtol=1e-4, atol=1e-5
+        found["mix"], module.mix(both["deep"][1].transpose(1, 2)).transpose(1, 2).detach(), rtol=1e-4, atol=1e-5
     )
     listed = {layer.name: (layer.shape, layer.filters) for layer in fv.list_layers(model)}
     assert listed["attention[0]"] == ((16, 8), 8)

@@ -105,6 +105,7 @@ CASES: list[tuple[Objective, str, Tensor, Callable[[Tensor], Tensor]]] = [
     (o.l2(), IMAGE, PIXELS, lambda x: ((x - 0.5) ** 2).mean().sqrt()),
     (o.blur(), IMAGE, PIXELS, lambda x: 0.5 * ((x - blurred(x).detach()) ** 2).mean()),
     (o.boundary_complexity(2, 0.25), IMAGE, PIXELS, border),
+    (o.opacity(), IMAGE, PIXELS, lambda x: x[2].sum() / 72),
     (o.boundary_complexity(9), IMAGE, PIXELS, lambda x: ((x - blurred(x)) ** 2 + 0.8 * (x - 0.5) ** 2).mean()),
 ]
 

@@ -176,10 +176,7 @@ def test_compiled_equals_eager_across_images_and_views() -> None:
     target = torch.tensor([0, 3])
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        plain, quick = state, state
-        for _ in range(2):
-            plain, info = step(features.weights, plain, target)
-            quick, fast = compiled(features.weights, quick, target)
+        (plain, info), (quick, fast) = (fv.run(f, features.weights, state, target, steps=2) for f in (step, compiled))
     torch.testing.assert_close(fast.score, info.score, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(quick.transparency, plain.transparency, rtol=1e-3, atol=1e-5)
 

@@ -26,6 +26,7 @@ from featvis_func.objective.penalties import blur as blur
 from featvis_func.objective.penalties import boundary_complexity as boundary_complexity
 from featvis_func.objective.penalties import l1 as l1
 from featvis_func.objective.penalties import l2 as l2
+from featvis_func.objective.penalties import opacity as opacity
 from featvis_func.objective.penalties import total_variation as total_variation
 from featvis_func.objective.together import alignment as alignment
 from featvis_func.objective.together import diversity as diversity

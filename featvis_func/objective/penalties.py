@@ -103,6 +103,17 @@ def boundary_complexity(width: int = 20, value: float = 0.5) -> Objective:
     return _penalty(f"boundary_complexity({arguments(width, _finite(value))})", pixels)
 
 
+def opacity() -> Objective:
+    """How much of an image with an alpha channel is there: the mean of its last channel.
+
+    Subtracted, it leaves in the picture what the objective needs, and the rest transparent.
+
+    >>> opacity()({IMAGE: torch.tensor([[[0.5]], [[0.5]], [[0.5]], [[0.25]]])}, torch.tensor(0))
+    tensor(0.2500)
+    """
+    return _penalty("opacity()", lambda x: x[-1:])
+
+
 def _penalty(name: str, pixels: Callable[[Tensor], Tensor]) -> Objective:
     """The mean of a map ``(c, h, w) -> (c, h, w)`` of the image."""
 
