@@ -49,7 +49,7 @@ def make_step(
         objective: what to raise.
         optimizer: how to climb.
         redirect: in how many first steps of each filter gradients are redirected past activations that let none
-            through, see :mod:`featvis_func.redirect`. No filter counts as alive in them.
+            through, see :mod:`featvis_func.redirect`.
 
     Returns:
         A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
@@ -64,9 +64,9 @@ def make_step(
     check_layers(objective, features)
     backbone = _redirecting(features, redirect)
 
-    def ascent(params: Params, weights: Weights, draws: Any, target: Target, step: Tensor) -> tuple[Tensor, Any]:
+    def ascent(params: Params, young: Tensor, weights: Weights, draws: Any, target: Target) -> tuple[Tensor, Any]:
         decoded = vmap(image.decode)(params)
-        activations = backbone(weights, vmap(transform.apply)(decoded, draws), step)
+        activations = backbone(weights, vmap(transform.apply)(decoded, draws), young)
         activations = {**{name: a.to(decoded.dtype) for name, a in activations.items()}, IMAGE: decoded}
         scores = vmap(objective.score)(activations, target)
         maps = vmap(objective.activation_map)(activations, target)
@@ -77,7 +77,10 @@ def make_step(
 
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         draws = vmap(view_of)(state.key, state.step)
-        grads, (scores, decoded, maps) = grad(ascent, has_aux=True)(state.params, weights, draws, target, state.step)
+        young = (state.step < redirect).to(state.best.score.dtype)
+        (grads, redirected), (scores, decoded, maps) = grad(ascent, argnums=(0, 1), has_aux=True)(
+            state.params, young, weights, draws, target
+        )
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
         updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
@@ -92,25 +95,22 @@ def make_step(
             state.step + 1,
             best,
         )
-        alive = norms > 0
-        if redirect:
-            alive = alive & (state.step >= redirect)  # until then the gradient may not be the filter's own
-        return new, Info(scores, norms, alive, finite)
+        return new, Info(scores, norms, (norms > 0) & (redirected == 0), finite)
 
     return step
 
 
 def _redirecting(features: Features, redirect: int) -> Callable[[Weights, Tensor, Tensor], dict[str, Tensor]]:
-    """(weights, images ``(n v)``, each filter's step ``(n)``) -> activations, redirected in a filter's first steps."""
+    """(weights, images ``(n v)``, float ``(n)``: 1 for a filter in its first steps) -> activations."""
     redirected = features.redirected
     if not redirect:
-        return lambda weights, images, step: features.apply(weights, images)
+        return lambda weights, images, young: features.apply(weights, images)
     if redirected is None:
         raise ValueError(f"redirect={redirect}: the model runs through a hook, where no gradient can be redirected")
 
-    def apply(weights: Weights, images: Tensor, step: Tensor) -> dict[str, Tensor]:
-        views = images.shape[0] // step.shape[0]
-        return redirected(weights, images, (step < redirect)[:, None].expand(-1, views).reshape(-1))
+    def apply(weights: Weights, images: Tensor, young: Tensor) -> dict[str, Tensor]:
+        views = images.shape[0] // young.shape[0]
+        return redirected(weights, images, young[:, None].expand(-1, views).reshape(-1))
 
     return apply
 
