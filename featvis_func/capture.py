@@ -26,7 +26,7 @@ class Backbone(NamedTuple):
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
     weights: Weights
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
-    """As ``apply``, with a bool ``(n,)``: the images whose gradients are redirected. None: only a graph can that."""
+    """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. None: only a graph can that."""
 
 
 class _Caught(Exception):  # noqa: N818 - a signal, not an error

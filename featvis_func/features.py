@@ -42,7 +42,7 @@ class Features(NamedTuple):
     exported: bool
     """False: runs through a hook, because ``torch.export`` could not trace the module; such features do not compile."""
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
-    """(weights, images, bool ``(n,)``) -> what ``apply`` gives, with the gradients of these images redirected past
+    """(weights, images, float ``(n,)``) -> what ``apply`` gives; for images with 1 gradients are redirected past
     activations that let none through: see :mod:`featvis_func.redirect`. None where the module is not exported."""
 
 

@@ -31,14 +31,6 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-def redirect_steps(value: Any, steps: int) -> int:
-    """The number of first steps whose gradients are redirected, at least one fewer than all."""
-    number = whole("redirect", value, 0)
-    if number >= steps:
-        raise ValueError(f"redirect must be below the {steps} steps, of which the last must be the filter's own")
-    return number
-
-
 def seed_number(value: Any) -> int:
     """A seed that :func:`~featvis_func.random.key` takes."""
     seed = whole("seed", value)

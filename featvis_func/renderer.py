@@ -16,7 +16,7 @@ from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import split_layer
 from featvis_func.objective import Objective
-from featvis_func.options import IMAGES, optimizer_for, redirect_steps, seed_number, whole, whole_filters
+from featvis_func.options import IMAGES, optimizer_for, seed_number, whole, whole_filters
 from featvis_func.presets import VIEWS
 from featvis_func.presets import views as views_by_name
 from featvis_func.random import key
@@ -141,7 +141,7 @@ def make_renderer(
     if not isinstance(image, Image):
         check_name("image parameterisation", image, IMAGES)
     steps, seed = whole("steps", steps, 1), seed_number(seed)
-    redirect = redirect_steps(redirect, steps)
+    redirect = whole("redirect", redirect, 0)
     if batch_size != "auto":
         batch_size = whole("batch_size", batch_size, 1)
     tolerance = None if tolerance is None else float(tolerance)

@@ -65,7 +65,7 @@ def render(
         tolerance: stops a filter once its best score has risen by no more than this share of itself over 8 steps; the
             next one takes its place in the batch. ``None``: every filter takes all steps.
         redirect: in how many first steps of each filter gradients are redirected past rectifiers that let none through
-            (:mod:`featvis_func.redirect`; Lucid: 16); fewer than ``steps``. Not for a model that cannot be exported.
+            (:mod:`featvis_func.redirect`; Lucid: 16). Not for a model that cannot be exported.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
         precision: of the backbone alone, one of :data:`~featvis_func.verification.PRECISIONS`. ``"auto"``: bfloat16 for
             a float32 model where the hardware has it.

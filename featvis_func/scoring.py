@@ -11,8 +11,9 @@ from featvis_func.features import Features
 from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.types import Draw, Target, Transform, Weights
 
-Scoring: TypeAlias = Callable[[Tensor, Weights, Draw, Target, Tensor], tuple[Tensor, Tensor]]
-"""(images ``(n, c, h, w)``, weights, draws, targets, each filter's step ``(n,)``) -> scores ``(n,)`` and maps."""
+Scoring: TypeAlias = Callable[[Tensor, Tensor, Weights, Draw, Target], tuple[Tensor, Tensor]]
+"""(images ``(n, c, h, w)``, float ``(n,)``: 1 for a filter in its first steps, weights, draws, targets) -> scores
+``(n,)``, maps."""
 
 
 def make_scoring(features: Features, transform: Transform, objective: Objective, *, redirect: int = 0) -> Scoring:
@@ -28,12 +29,11 @@ def make_scoring(features: Features, transform: Transform, objective: Objective,
     if redirect and redirected is None:
         raise ValueError(f"redirect={redirect}: the model runs through a hook, where no gradient can be redirected")
 
-    def score(images: Tensor, weights: Weights, draws: Draw, target: Target, step: Tensor) -> tuple[Tensor, Tensor]:
+    def score(images: Tensor, young: Tensor, weights: Weights, draws: Draw, target: Target) -> tuple[Tensor, Tensor]:
         def backbone(views: Tensor) -> dict[str, Tensor]:
             if not redirect or redirected is None:
                 return plain(weights, views)
-            first = (step < redirect)[:, None].expand(-1, len(views) // len(step))
-            return redirected(weights, views, first.reshape(-1))
+            return redirected(weights, views, young[:, None].expand(-1, len(views) // len(young)).reshape(-1))
 
         views = vmap(transform.apply)(images, draws)
         activations = _of_views(backbone, views, images.dtype)

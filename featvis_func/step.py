@@ -52,7 +52,7 @@ def make_step(
         objective: what to raise.
         optimizer: how to climb.
         redirect: in how many first steps of each filter gradients are redirected past activations that let none
-            through, see :mod:`featvis_func.redirect`. No filter counts as alive in them.
+            through, see :mod:`featvis_func.redirect`.
         transparency: whether to add up what the score's gradient was at each pixel; the state must have been made so.
 
     Returns:
@@ -67,11 +67,12 @@ def make_step(
     """
     scoring = make_scoring(features, transform, objective, redirect=redirect)
 
-    def ascent(params: Params, nudge: Any, *given: Any) -> tuple[Tensor, Any]:
+    def ascent(params: Params, probes: Any, *given: Any) -> tuple[Tensor, Any]:
+        nudge, young = probes
         decoded = vmap(image.decode)(params)
         if transparency:
             decoded = decoded + nudge
-        scores, maps = scoring(decoded, *given)
+        scores, maps = scoring(decoded, young, *given)
         return scores.sum(), (scores, decoded, maps)
 
     def view_of(key: Key, step: Tensor) -> Any:
@@ -79,11 +80,14 @@ def make_step(
 
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         draws = vmap(view_of)(state.key, state.step)
-        nudge = torch.zeros_like(state.best.image) if transparency else ()
-        slopes, (scores, decoded, maps) = grad(ascent, argnums=(0, 1) if transparency else 0, has_aux=True)(
-            state.params, nudge, weights, draws, target, state.step
+        # Of what is no parameter, the gradient tells: where the pixels mattered, and whose gradient was redirected.
+        probes = (
+            torch.zeros_like(state.best.image) if transparency else (),
+            (state.step < redirect).to(state.best.score.dtype),
         )
-        grads, pixels = slopes if transparency else (slopes, decoded)
+        (grads, (pixels, redirected)), (scores, decoded, maps) = grad(ascent, argnums=(0, 1), has_aux=True)(
+            state.params, probes, weights, draws, target
+        )
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
         updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
@@ -101,10 +105,7 @@ def make_step(
             best,
             state.transparency + where_rows(finite, pixels.abs().mean(1), 0.0) if transparency else (),
         )
-        alive = norms > 0
-        if redirect:
-            alive = alive & (state.step >= redirect)  # until then the gradient may not be the filter's own
-        return new, Info(scores, norms, alive, finite)
+        return new, Info(scores, norms, (norms > 0) & (redirected == 0), finite)
 
     return step
 

@@ -104,6 +104,6 @@ class Info(NamedTuple):
     grad_norm: Tensor
     """The norm of the parameters' raw gradient."""
     alive: Tensor
-    """bool: some gradient was not zero; False in steps in which gradients may be redirected."""
+    """bool: some gradient was not zero, and none was redirected."""
     finite: Tensor
     """bool: the score and the gradient were finite; where not, the filter stood still."""

@@ -99,7 +99,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--unit-size", "0"], "unit_size must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--tolerance", "-1"], "tolerance"),
-        (["--redirect", "32"], "redirect must be below the 32 steps"),
+        (["--redirect", "-1"], "redirect must be at least 0, got -1"),
         (["--size", "0"], "0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -15,7 +15,7 @@ from featvis_func.image import image_size
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import ranges
-from featvis_func.options import IMAGES, optimizer_for, redirect_steps, seed_number, whole
+from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
 from featvis_func.presets import OPTIMIZERS, VIEWS
 from featvis_func.slots import check_tolerance
 from featvis_func.sweep import cluster, engines
@@ -208,7 +208,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         "seed": seed_number(options["seed"]),
         "lr": None if lr is None else float(lr),
         "tolerance": None if tolerance is None else float(tolerance),
-        "redirect": redirect_steps(options["redirect"], whole("steps", steps, 1)),
+        "redirect": whole("redirect", options["redirect"], 0),
         "compile": compile_word(options["compile"]),
         "size": None if size is None else list(_size(size)),
         "deterministic": bool(options["deterministic"]),
