@@ -159,6 +159,7 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> 
         with graph.inserting_before(convs[0]):
             whole = graph.call_function(_aten.conv2d.default, (images, stacks[0][0], stacks[1][0]))
             whole = graph.call_function(_aten.relu_.default, (whole,))
+            whole.meta["merged"] = True  # for redirect_graph
             parts = graph.call_function(_aten.split_with_sizes.default, (whole, widths, 1))
             parts = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(convs))]
         for conv, part in zip(convs, parts, strict=True):

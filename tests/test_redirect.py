@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import featvis_func as fv
 from featvis_func.features import Features, make_features
 from featvis_func.models import Model, load_model
-from featvis_func.objective import l2
 from featvis_func.presets import default_optimizer
 from featvis_func.redirect import _FORWARD, _RISES
 from featvis_func.rendering import render
@@ -379,11 +378,11 @@ def test_all_views_of_a_filter_are_redirected_alike() -> None:
 
     def run(weights: Any, images: Tensor, redirect: Tensor) -> dict[str, Tensor]:
         seen.append(redirect)
-        return {}
+        return {"a": images}
 
-    features = Features(lambda weights, images: {}, {}, {}, {}, True, run)
+    features = Features(lambda weights, images: {}, {}, {"a": (3, 4, 4)}, {"a": "a"}, True, run)
     view = Transform(lambda k: k, lambda image, draw: torch.stack([image, image]))
-    scoring = make_scoring(features, view, l2(), redirect=2)
+    scoring = make_scoring(features, view, fv.layer("a"), redirect=2)
     scoring(torch.zeros(3, 3, 4, 4), torch.tensor([1.0, 0.0, 1.0]), {}, torch.zeros(3, 2), torch.arange(3))
     assert seen[0].tolist() == [1, 1, 0, 0, 1, 1]
 
