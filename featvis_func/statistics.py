@@ -39,8 +39,8 @@ class ImageStatistics(NamedTuple):
     """float32 ``(c,)``: of each channel."""
     std: Tensor
     """float32 ``(c,)``: of each channel, over all pixels of all images."""
-    count: int
-    """How many images there were."""
+    images: int
+    """How many there were."""
 
 
 def image_statistics(

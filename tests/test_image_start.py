@@ -91,7 +91,8 @@ def test_symmetric_waves_keep_their_sign() -> None:
     y = torch.arange(8.0)
     wave = 0.5 - 0.3 * torch.cos(2 * torch.pi * 2 * y / 8)
     for picture in (wave[None, :, None].expand(1, 8, 6), wave[None, None, :].expand(1, 6, 8)):
-        image = phase(tuple(picture.shape[1:]), magnitude=magnitude_of(picture), contrast=None, channels=1)
+        size = (picture.shape[1], picture.shape[2])
+        image = phase(size, magnitude=magnitude_of(picture), contrast=None, channels=1)
         torch.testing.assert_close(image.decode(from_image(image, picture).init(KEYS[0])), picture, rtol=0, atol=1e-4)
 
 

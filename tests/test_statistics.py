@@ -64,7 +64,7 @@ def test_colours_equal_numpy(channels: int) -> None:
     expected = u * np.sqrt(s / s[0])
     expected = expected * np.sign(expected[np.abs(expected).argmax(0), np.arange(channels)])
     np.testing.assert_allclose(found.correlation.numpy(), expected, rtol=1e-4, atol=1e-6)
-    assert found.count == 5
+    assert found.images == 5
 
 
 def test_a_known_covariance_is_found() -> None:
@@ -149,7 +149,7 @@ def test_a_limit_is_spread_over_the_folder(tmp_path: Path) -> None:
     found = image_statistics(tmp_path, size=8, channels=1, limit=4)
     expected = image_statistics([images[i] for i in (0, 2, 4, 6)])
     torch.testing.assert_close(found.mean, expected.mean)
-    assert found.count == 4
+    assert found.images == 4
     torch.testing.assert_close(image_statistics(images, limit=3).mean, image_statistics(images[:3]).mean)
 
 

@@ -61,7 +61,7 @@ def from_image(image: Image, picture: Tensor, *, noise: float = 0.0) -> Image:
     picture = picture.detach().clone()
     try:
         start = image.encode(picture)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise ValueError("the colour correlation cannot be inverted, and so no picture be encoded") from error
     error = (image.decode(start) - picture).abs().max().item()
     if not error <= _TOLERANCE:
