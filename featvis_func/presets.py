@@ -14,6 +14,9 @@ VIEWS = ("default", "published", "lucid", "none")
 OPTIMIZERS = ("default", "published")
 """The optimisers that :func:`render` knows by name."""
 
+REDIRECT = 16
+"""The first steps in which gradients are redirected with the default optimiser: as many as Lucid has."""
+
 
 def views(name: str, *, image: tuple[int, int], size: tuple[int, int], deterministic: bool = False) -> Transform:
     """A preset of random views, from image size to model input size.
