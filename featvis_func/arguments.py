@@ -43,7 +43,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--tolerance", type=float, metavar="SHARE", help="stop a filter that rises by less than this share in 8 steps"
     )
     command.add_argument(
-        "--redirect", type=int, default=0, metavar="STEPS", help="first steps that redirect gradients of dead filters"
+        "--redirect", type=int, metavar="STEPS", help="first steps that redirect dead gradients (default: optimizer's)"
     )
     command.add_argument(
         "--precision", default="auto", help="of the model: auto, float32 or bfloat16 (default: %(default)s)"

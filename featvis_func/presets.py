@@ -35,6 +35,9 @@ _RULES: dict[str, tuple[Callable[[float], Optimizer], float]] = {
 OPTIMIZERS = ("default", "published", *_RULES)
 """The optimisers that :func:`render` knows by name."""
 
+REDIRECT = 16
+"""The first steps in which gradients are redirected with the default optimiser: as many as Lucid has."""
+
 
 def views(name: str, *, image: tuple[int, int], size: tuple[int, int], deterministic: bool = False) -> Transform:
     """A preset of random views, from image size to model input size.

@@ -5,8 +5,8 @@ stays grey. Redirected, such a rectifier passes on what pushes its input towards
 with ``y = f(x)``, ``g`` the gradient of a score that is to RISE with respect to ``y``, and ``R`` the part where ``f``
 rises::
 
-    gradient = f'(x) g            as ever, if g != 0 at some x in R
-               g where x lies below R and g > 0, or above R and g < 0; else 0            otherwise
+    pushed = g where x lies below R and g > 0, or above R and g < 0; else 0
+    gradient = pushed, if g = 0 at every x in R and some of pushed is not 0; else f'(x) g, as ever
 
 ``R`` is ``x > 0`` for ReLU and ``0 < x < 6`` for ReLU6. GELU, SiLU, Mish and hardswish have a minimum a little below
 zero, and fall, ever flatter, from 0 at minus infinity down to it; ``R`` is what lies above. Left of it their own

@@ -17,7 +17,7 @@ from featvis_func.models import Model, load_model
 from featvis_func.numbers import split_layer
 from featvis_func.objective import Objective
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole, whole_filters
-from featvis_func.presets import VIEWS
+from featvis_func.presets import REDIRECT, VIEWS
 from featvis_func.presets import views as views_by_name
 from featvis_func.random import key
 from featvis_func.result import Result
@@ -113,7 +113,7 @@ def make_renderer(
     optimizer: str | Optimizer = "default",
     batch_size: int | str = "auto",
     tolerance: float | None = None,
-    redirect: int = 0,
+    redirect: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "auto",
     features: Features | None = None,
@@ -141,7 +141,7 @@ def make_renderer(
     if not isinstance(image, Image):
         check_name("image parameterisation", image, IMAGES)
     steps, seed = whole("steps", steps, 1), seed_number(seed)
-    redirect = whole("redirect", redirect, 0)
+    redirect = None if redirect is None else whole("redirect", redirect, 0)
     if batch_size != "auto":
         batch_size = whole("batch_size", batch_size, 1)
     tolerance = None if tolerance is None else float(tolerance)
@@ -154,6 +154,8 @@ def make_renderer(
     if features is None:
         features = make_features(found, goal.layers, device=device, precision=precision)
     check_layers(goal, features)
+    if redirect is None:
+        redirect = REDIRECT if optimizer == "default" and features.redirected is not None else 0
     where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
     numbers = _filters(wanted, goal, features)
     parameterisation = (

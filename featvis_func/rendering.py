@@ -27,7 +27,7 @@ def render(
     optimizer: str | Optimizer = "default",
     batch_size: int | str = "auto",
     tolerance: float | None = None,
-    redirect: int = 0,
+    redirect: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "auto",
     features: Features | None = None,
@@ -64,8 +64,9 @@ def render(
             run shall be deterministic). Where memory runs out, half as many go on.
         tolerance: stops a filter once its best score has risen by no more than this share of itself over 8 steps; the
             next one takes its place in the batch. ``None``: every filter takes all steps.
-        redirect: in how many first steps of each filter gradients are redirected past rectifiers that let none through
-            (:mod:`featvis_func.redirect`; Lucid: 16). Not for a model that cannot be exported.
+        redirect: in how many first steps of each filter gradients are redirected past rectifiers that let none through,
+            see :mod:`featvis_func.redirect`; not for a model that cannot be exported. Default: 16 with the default
+            optimiser, where that can be; else 0.
         device: where to compute, such as ``"cuda"``. Default: where the model is.
         precision: of the backbone alone, one of :data:`~featvis_func.verification.PRECISIONS`. ``"auto"``: bfloat16 for
             a float32 model where the hardware has it.

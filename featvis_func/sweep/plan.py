@@ -35,7 +35,7 @@ class RenderOptions(TypedDict, total=False):
     image: str
     optimizer: str
     tolerance: float | None
-    redirect: int
+    redirect: int | None
     precision: str
     compile: bool | str
     deterministic: bool

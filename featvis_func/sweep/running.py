@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "image": "fourier",
     "optimizer": "default",
     "tolerance": None,
-    "redirect": 0,
+    "redirect": None,
     "precision": "auto",
     "compile": "auto",
     "deterministic": False,
@@ -201,14 +201,14 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(options[name], str):
             raise ValueError(f"a sweep takes {name} by name, one of {', '.join(known)}, got {options[name]!r}")
         check_name(name, options[name], known)
-    steps, lr, tolerance, size = (options[name] for name in ("steps", "lr", "tolerance", "size"))
+    steps, lr, tolerance, redirect, size = (options[name] for name in ("steps", "lr", "tolerance", "redirect", "size"))
     checked = {
         **options,
         "steps": whole("steps", steps, 1),
         "seed": seed_number(options["seed"]),
         "lr": None if lr is None else float(lr),
         "tolerance": None if tolerance is None else float(tolerance),
-        "redirect": whole("redirect", options["redirect"], 0),
+        "redirect": None if redirect is None else whole("redirect", redirect, 0),
         "compile": compile_word(options["compile"]),
         "size": None if size is None else list(_size(size)),
         "deterministic": bool(options["deterministic"]),
