@@ -158,7 +158,7 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
     for node in _last_activations(copy):
         if node.meta.get("merged"):
             (split,) = node.users
-            split.replace_input_with(node, node.args[0])
+            split.replace_input_with(node, node.all_input_nodes[0])
             shown = list(split.users)
         elif _is_of_images(node, images):
             shown = [node]

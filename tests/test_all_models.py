@@ -14,7 +14,7 @@ _v = torchvision.models
 
 
 def densenet() -> nn.Module:
-    return _v.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10)
+    return _v.DenseNet(growth_rate=4, block_config=(2, 2, 1, 1), num_init_features=8, num_classes=10)
 
 
 def swin() -> nn.Module:

@@ -67,8 +67,8 @@ def plain_alignment(x: Tensor, decay: float = 2.0) -> Tensor:
             (3, 4),
         ),
     ],
-    ids=str,
-)  # fmt: skip
+    ids=lambda value: str(value) if isinstance(value, Objective | tuple) else "formula",
+)
 def test_across_images_equals_the_formula(
     goal: Objective, formula: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
