@@ -140,7 +140,22 @@ RECIPES: Mapping[str, Picture] = {
         image=images.shared(images.fourier_canvas(SIZE), images.pyramid_canvas(SIZE, first=1)),
         steps=64,
     ),
+    "accentuate": lambda kit: _accentuated(kit),
+    "inversion": lambda kit: torch.cat(
+        [kit.cat[None]]
+        + [
+            kit.render(o.inversion(kit.seen(layer)) - 0.2 * o.total_variation(), views="none", steps=192)
+            for layer in ("features.3.expand3x3", MIDDLE, LATE)
+        ]
+    ),
 }
+
+
+def _accentuated(kit: Kit) -> Tensor:
+    """The photograph, the photograph accentuated, and the same over white where the unit did not look."""
+    result = fv.accentuate(kit.model, fv.channel(LATE, UNIT), kit.cat, near=MIDDLE, compile=False)
+    faded = result.transparent().images
+    return torch.cat([kit.cat[None], result.images, faded[:, :3] * faded[:, 3:] + 1 - faded[:, 3:]])
 
 
 def _two_units(kit: Kit) -> Tensor:
