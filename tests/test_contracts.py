@@ -140,7 +140,7 @@ VIEWS_OF_PIXELS: dict[str, tuple[Transform, tuple[int, ...]]] = {
     "normal noise": (transforms.normal_noise(0.1), (2, 3, 5)),
     "uniform noise": (transforms.uniform_noise(0.1), (2, 3, 5)),
     "color jitter": (transforms.color_jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2), (3, 4, 5)),
-    "blur of views": (transforms.gaussian_blur(0.7), (2, 3, 4, 5)),
+    "blur of views": (transforms.gaussian_blur((0.5, 0.8)), (2, 3, 4, 5)),
     "roll of views": (transforms.roll(2), (2, 3, 4, 5)),
     "color jitter of views": (transforms.color_jitter(contrast=0.2, hue=0.1), (2, 3, 2, 3)),
     "color jitter 4 channels": (transforms.color_jitter(brightness=(0.5, 2.0)), (4, 2, 3)),

@@ -373,6 +373,30 @@ def test_each_filters_own_step_says_whether_it_is_redirected(asleep: Model) -> N
     assert info.alive.tolist() == [True, True, True]
 
 
+def test_a_compiled_step_goes_on_from_redirected_steps_to_others(asleep: Model) -> None:
+    goal, rule, image = fv.channel("1"), default_optimizer(8), fv.pixel(24)
+    features = make_features(asleep, ["1"])
+    step = make_step(features, image, fv.views("none", image=(24, 24), size=(24, 24)), goal, rule, redirect=2)
+    target = torch.tensor([0, 1])
+    state = init_state(features, image, goal, rule, fv.filter_keys(0, "1", [0, 1]))
+    state = state._replace(step=torch.tensor([0, 1]))
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            (state, info), expected = compiled(features.weights, state, target), step(features.weights, state, target)
+            torch.testing.assert_close((state.params, *info), (expected[0].params, *expected[1]), rtol=1e-4, atol=1e-5)
+    assert info.alive.tolist() == [True, True]
+
+
+def test_what_is_redirected_by_default(asleep: Model) -> None:
+    result = render(asleep, "1", [0], steps=8, views="none")
+    assert result.config["redirect"] == 16
+    assert result.status == ("ok",)
+    for optimizer in ("published", default_optimizer(1)):
+        assert render(asleep, "1", [0], steps=1, optimizer=optimizer).config["redirect"] == 0
+
+
 def test_all_views_of_a_filter_are_redirected_alike() -> None:
     seen: list[Tensor] = []
 
@@ -398,6 +422,7 @@ def test_a_model_that_runs_through_a_hook_is_refused() -> None:
     assert make_features(model, ["conv"]).redirected is None
     with pytest.raises(ValueError, match="redirect=1: the model runs through a hook"):
         render(model, "conv", [0], steps=2, redirect=1)
+    assert render(model, "conv", [0], steps=1).config["redirect"] == 0
 
 
 @pytest.mark.parametrize("number", [-1, 0.5])

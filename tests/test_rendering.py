@@ -432,7 +432,7 @@ def test_noise_wakes_a_filter_behind_a_rectifier(asleep: Model) -> None:
     without = render(asleep, "1", steps=12, optimizer=published_optimizer(noise=0.0), views="none")
     assert without.status == ("dead",) * 3
     assert (without.history == 0).all()
-    result = render(asleep, "1", steps=12, views="none")
+    result = render(asleep, "1", steps=12, views="none", redirect=0)
     assert (result.history[0] == 0).all()
     assert result.status == ("ok",) * 3
     assert (result.scores > 0.01).all()

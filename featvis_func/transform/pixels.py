@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from featvis_func.random import uniform
@@ -53,7 +54,7 @@ def gaussian_blur(sigma: float | tuple[float, float], *, radius: int | None = No
     Raises:
         ValueError: a sigma not above 0, reversed bounds, a radius below 1.
 
-    Source: as torchvision's ``GaussianBlur(2 * radius + 1, sigma)``, where the radius is below the image's sides.
+    Source: as torchvision's ``GaussianBlur(2 * radius + 1, sigma)``, and also where the image is smaller than that.
 
     >>> blur = gaussian_blur((0.5, 1.5))
     >>> blur.apply(torch.ones(3, 8, 8), blur.draw(torch.tensor([0, 1]))).mean().item()
@@ -70,10 +71,14 @@ def gaussian_blur(sigma: float | tuple[float, float], *, radius: int | None = No
         return uniform(key) * (high - low) + low
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
-        width = drawn.to(image.dtype)
-        rows = _blurring(image.shape[-2], width, reach)
-        columns = _blurring(image.shape[-1], width, reach)
-        return torch.matmul(torch.matmul(rows, image), columns.T)
+        distance = torch.arange(-reach, reach + 1, device=image.device)
+        weights = torch.exp(-0.5 * (distance / drawn.to(image.dtype)) ** 2)
+        weights = weights / weights.sum()
+        planes = image.reshape(1, -1, *image.shape[-2:])
+        count = planes.shape[1]
+        weights = weights.expand(count, 1, -1)
+        blurred = F.conv2d(_mirrored(planes, -2, reach), weights[..., None], groups=count)
+        return F.conv2d(_mirrored(blurred, -1, reach), weights[:, :, None], groups=count).reshape(image.shape)
 
     return Transform(draw, apply)
 
@@ -109,17 +114,14 @@ def roll(pixels: int) -> Transform:
     return Transform(draw, apply)
 
 
-def _blurring(size: int, sigma: Tensor, radius: int) -> Tensor:
-    """The blur along one side as a matrix ``(size, size)``: row = where to, column = where from."""
-    place = torch.arange(size, device=sigma.device)
-    to, source = place[:, None], place[None, :]
-    # A pixel is met where it stands and, but for the first and the last, as its two mirror images.
-    far = radius + 1
-    distances = (
-        to - source,
-        torch.where(source > 0, to + source, far),
-        torch.where(source < size - 1, 2 * (size - 1) - to - source, far),
-    )
-    inside = [torch.where(d.abs() <= radius, torch.exp(-0.5 * (d / sigma) ** 2), 0.0) for d in distances]
-    weight = inside[0] + inside[1] + inside[2]
-    return weight / weight.sum(1, keepdim=True)
+def _mirrored(image: Tensor, axis: int, margin: int) -> Tensor:
+    """The image with a margin on both ends of an axis, mirrored about the last pixel as often as it takes."""
+    if image.shape[axis] == 1:
+        return torch.cat([image] * (2 * margin + 1), axis)
+    while margin > 0:
+        size = image.shape[axis]
+        width = min(margin, size - 1)
+        before, after = image.narrow(axis, 1, width), image.narrow(axis, size - 1 - width, width)
+        image = torch.cat([before.flip(axis), image, after.flip(axis)], axis)
+        margin -= width
+    return image
