@@ -36,7 +36,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--image",
         default="fourier",
-        help="what stands for the image: fourier, pixel, phase, laplacian_pyramid or cppn (default: fourier)",
+        help="what stands for the image: fourier, pixel, phase, laplacian_pyramid, cppn or alpha (default: fourier)",
     )
     command.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
     command.add_argument(

@@ -16,6 +16,7 @@ IMAGES = {
     "phase": images.phase,
     "laplacian_pyramid": images.laplacian_pyramid,
     "cppn": images.cppn,
+    "alpha": images.alpha,
 }
 """The parameterisations known by name."""
 

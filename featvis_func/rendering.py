@@ -55,8 +55,9 @@ def render(
         views: ``"default"``, ``"published"``, ``"lucid"``, ``"maco"``, ``"none"``, or a :class:`Transform` from the
             image to the model's input size, in ``[0, 1]``; normalisation is added.
         lr: learning rate; default: what the optimiser's preset says.
-        image: ``"fourier"``, ``"pixel"``, ``"phase"``, ``"laplacian_pyramid"``, ``"cppn"`` (see
-            :mod:`featvis_func.image`), or an :class:`Image`.
+        image: ``"fourier"``, ``"pixel"``, ``"phase"``, ``"laplacian_pyramid"``, ``"cppn"``, ``"alpha"`` (see
+            :mod:`featvis_func.image`), or an :class:`Image`. One with a channel more than the model takes has an
+            opacity; views that go by name lay it over random backgrounds.
         optimizer: ``"default"``, ``"published"``, ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"`` (see
             :mod:`featvis_func.presets`), or an :class:`Optimizer`.
         batch_size: filters rendered at once, or all if there are fewer; the last batch is padded to the shape of the

@@ -290,3 +290,16 @@ def test_what_filters_share_stays_equal() -> None:
     assert renderer.together
     assert renderer.slots == 5
     assert renderer([0, 3]).config["slots"] == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_with_opacity_is_seen_over_backgrounds(channels: int) -> None:
+    model = toy(channels)
+    result = fv.render(model, o.channel("2") - 2.0 * o.opacity(), [1, 3], steps=24, image="alpha")
+    assert result.images.shape == (2, channels + 1, 12, 12)
+    kept = fv.render(model, o.channel("2") + 2.0 * o.opacity(), [1, 3], steps=24, image="alpha")
+    assert bool((result.images[:, -1].mean((1, 2)) < kept.images[:, -1].mean((1, 2)) - 0.1).all())
+    with pytest.raises(ValueError, match=r"the views must be \(\d, 12, 12\) .*, got \(\d, 12, 12\)"):
+        fv.render(model, "2", [1], steps=1, image="alpha", views=warp(size=(12, 12)))
+    with pytest.raises(ValueError, match="the image has 5 channels"):
+        fv.render(model, "2", [1], steps=1, image=fv.fourier(12, channels=5))
