@@ -147,9 +147,7 @@ VIEWS_OF_PIXELS: dict[str, tuple[Transform, tuple[int, ...]]] = {
     **{f"over {kind} background": (transforms.over_background(kind), (3, 4, 5)) for kind in transforms.BACKGROUNDS},
     "multiview": (
         transforms.chain(
-            transforms.multiview(
-                transforms.chain(transforms.warp(transforms.crop(3), size=(4, 3)), transforms.roll(1)), 2
-            ),
+            transforms.multiview(transforms.warp(transforms.crop(3), size=(4, 3)), 2),
             transforms.uniform_noise(0.1),
             transforms.normalize((0.1, 0.2, 0.3), (0.5, 2.0, 1.0)),
         ),
