@@ -85,8 +85,7 @@ def phase(
     def encode(picture: Tensor) -> Tensor:
         parts = torch.view_as_real(torch.fft.rfft2(values.leave(picture), norm="ortho"))
         real, imaginary = parts.unbind(-1)
-        # Rounding must not decide between half a turn and minus half a turn.
-        phi = torch.atan2(torch.where(own.to(picture.device), 0.0, imaginary), real)
+        phi = torch.atan2(imaginary, real)
         # Of twins one has the angle; that of the other is its opposite.
         upper = torch.arange(h, device=picture.device)[:, None] * 2 > h
         return torch.where(twin.to(picture.device) & upper, 0.0, phi)
