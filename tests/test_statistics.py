@@ -105,6 +105,17 @@ def test_a_known_decay_is_found(size: tuple[int, int], decay: float) -> None:
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
+def test_decay_is_the_slope_in_which_each_octave_counts_alike() -> None:
+    found = image_statistics(noise(3, (2, 20, 15)))
+    f = np.hypot(np.fft.fftfreq(20)[:, None], np.fft.rfftfreq(15)[None, :])
+    inside = (f > 0) & (f <= 0.5)
+    level = found.magnitude.double().numpy().mean(0)
+    # numpy's weights are those of the residuals, not of their squares.
+    slope, _ = np.polyfit(np.log(f[inside]), np.log(level[inside]), 1, w=1 / f[inside])
+    assert found.decay == pytest.approx(-slope, rel=1e-4)
+    assert abs(slope) > 1e-3
+
+
 def test_what_is_measured_plugs_in() -> None:
     """Pictures of the measured spectrum measure the same again."""
     found = image_statistics(waves(4, (24, 24), 1.3))
@@ -144,7 +155,9 @@ def test_files_are_resized_and_cropped_about_their_centre(tmp_path: Path) -> Non
     assert image_statistics(tmp_path, size=16).mean[0].item() == pytest.approx(120 / 255, abs=1e-6)
 
 
-def test_a_limit_is_spread_over_the_folder(tmp_path: Path) -> None:
+def test_a_limit_is_spread_over_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names, in whatever order the file system tells them."""
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: sorted(folder.glob("*"), reverse=True))
     images = written([torch.full((1, 8, 8), number / 10) + 0.01 * torch.eye(8) for number in range(8)], tmp_path)
     found = image_statistics(tmp_path, size=8, channels=1, limit=4)
     expected = image_statistics([images[i] for i in (0, 2, 4, 6)])

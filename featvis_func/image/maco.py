@@ -56,7 +56,8 @@ def phase(
     depends on another, and ``x`` needs no scaling since its power is that of ``r`` whatever the phases. They let waves
     that a real picture holds twice (first and last column of ``rfft2``) have two phases, whose mean has less than the
     magnitude; here the difference of both is the phase. The waves that are their own mirror image, the mean among them,
-    are ``r * cos(phi)``. The default magnitude is a power law: theirs is a file of ImageNet's mean.
+    are ``r * cos(phi)``. The default magnitude is a power law and its contrast 2: theirs are a file of ImageNet's mean
+    and 1.
 
     >>> image = phase(8, channels=1, decay=1.0)
     >>> x = torch.logit(image.decode(image.init(torch.tensor([0, 1]))))
@@ -85,8 +86,7 @@ def phase(
     def encode(picture: Tensor) -> Tensor:
         parts = torch.view_as_real(torch.fft.rfft2(values.leave(picture), norm="ortho"))
         real, imaginary = parts.unbind(-1)
-        # Rounding must not decide between half a turn and minus half a turn.
-        phi = torch.atan2(torch.where(own.to(picture.device), 0.0, imaginary), real)
+        phi = torch.atan2(imaginary, real)
         # Of twins one has the angle; that of the other is its opposite.
         upper = torch.arange(h, device=picture.device)[:, None] * 2 > h
         return torch.where(twin.to(picture.device) & upper, 0.0, phi)
