@@ -254,7 +254,9 @@ def test_rewritten_graphs_obey_the_rule(make: Callable[[], nn.Module]) -> None:
     assert [bool((a - b).abs().max() > 1e-6) for a, b in zip(gradient, own, strict=True)] == [True, False, True]
 
 
-@pytest.mark.parametrize("last", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(108, 2))], ids=["conv", "linear"])
+@pytest.mark.parametrize(
+    "last", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(108, 2))], ids=["conv", "linear"]
+)
 def test_activations_before_the_last_convolution_are_left_alone(last: nn.Module) -> None:
     features = traced(net(nn.ReLU(), last)[:3], "2")
     assert features.redirected is not None
