@@ -156,9 +156,10 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
     with copy.inserting_after(images):
         redirect = copy.placeholder("redirect")
     for node in _last_activations(copy):
+        before = node.all_input_nodes[0]
         if node.meta.get("merged"):
             (split,) = node.users
-            split.replace_input_with(node, node.args[0])
+            split.replace_input_with(node, before)
             shown = list(split.users)
         elif _is_of_images(node, images):
             shown = [node]
@@ -167,7 +168,7 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
         for part in shown:
             users = list(part.users)
             with copy.inserting_after(part):
-                source = node.args[0] if part is node else part
+                source = before if part is node else part
                 new = copy.call_function(redirected, (source, redirect, *_settings(node)))
             for user in users:
                 user.replace_input_with(part, new)

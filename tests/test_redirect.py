@@ -252,7 +252,9 @@ def test_rewritten_graphs_obey_the_rule(make: Callable[[], nn.Module]) -> None:
     assert [bool((a - b).abs().max() > 1e-6) for a, b in zip(gradient, own, strict=True)] == [True, False, True]
 
 
-@pytest.mark.parametrize("last", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(108, 2))], ids=["conv", "linear"])
+@pytest.mark.parametrize(
+    "last", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(108, 2))], ids=["conv", "linear"]
+)
 def test_activations_before_the_last_convolution_are_left_alone(last: nn.Module) -> None:
     features = traced(net(nn.ReLU(), last)[:3], "2")
     assert features.redirected is not None
@@ -381,9 +383,11 @@ def test_a_compiled_step_goes_on_from_redirected_steps_to_others(asleep: Model) 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
+        info = None
         for _ in range(3):
             (state, info), expected = compiled(features.weights, state, target), step(features.weights, state, target)
             torch.testing.assert_close((state.params, *info), (expected[0].params, *expected[1]), rtol=1e-4, atol=1e-5)
+    assert info is not None
     assert info.alive.tolist() == [True, True]
 
 
