@@ -18,7 +18,7 @@ filter has but its own channel, which can be shut. Before it, every channel woul
 
 Source: ``redirected_relu_grad`` and ``redirected_relu6_grad`` of Lucid v0.3.8, ``misc/redirected_relu_grad.py``, which
 gives the rule for these two, each image of the batch and each operation by itself. Deviations: Lucid does so with all
-activations of the network, which makes a step take a fifth to a half longer here, and a difference only where a whole
+activations of the network, which makes a step take clearly longer, and a difference only where a whole
 layer is off; it does so in 17 steps; the score rises, where Lucid's loss falls; ``x = 0`` (and 6) counts as shut, as in
 torch's own gradient, where Lucid lets it through; whether something got through is asked of the entries, where Lucid
 asks their Euclidean norm, which underflows; a ReLU before a maximum pool is taken behind it (see ``export.py``), so
@@ -156,9 +156,14 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
     with copy.inserting_after(images):
         redirect = copy.placeholder("redirect")
     for node in _last_activations(copy):
+        before = node.all_input_nodes[0]
         if node.meta.get("merged"):
             (split,) = node.users
+<<<<<<< HEAD
             split.replace_input_with(node, node.all_input_nodes[0])
+=======
+            split.replace_input_with(node, before)
+>>>>>>> w-redirect
             shown = list(split.users)
         elif _is_of_images(node, images):
             shown = [node]
@@ -167,7 +172,7 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
         for part in shown:
             users = list(part.users)
             with copy.inserting_after(part):
-                source = node.args[0] if part is node else part
+                source = before if part is node else part
                 new = copy.call_function(redirected, (source, redirect, *_settings(node)))
             for user in users:
                 user.replace_input_with(part, new)

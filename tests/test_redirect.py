@@ -385,9 +385,11 @@ def test_a_compiled_step_goes_on_from_redirected_steps_to_others(asleep: Model) 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
+        info = None
         for _ in range(3):
             (state, info), expected = compiled(features.weights, state, target), step(features.weights, state, target)
             torch.testing.assert_close((state.params, *info), (expected[0].params, *expected[1]), rtol=1e-4, atol=1e-5)
+    assert info is not None
     assert info.alive.tolist() == [True, True]
 
 
