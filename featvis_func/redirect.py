@@ -159,11 +159,7 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
         before = node.all_input_nodes[0]
         if node.meta.get("merged"):
             (split,) = node.users
-<<<<<<< HEAD
-            split.replace_input_with(node, node.all_input_nodes[0])
-=======
             split.replace_input_with(node, before)
->>>>>>> w-redirect
             shown = list(split.users)
         elif _is_of_images(node, images):
             shown = [node]
