@@ -62,7 +62,7 @@ def _created(timm: Any, request: Request, name: str, random: bool) -> Model:
         ) from error
     module.eval()
     config = timm.data.resolve_model_data_config(module)
-    preset = module.pretrained_cfg
+    preset: Any = module.pretrained_cfg
     size = request.size or tuple(config["input_size"][-2:])
     named = "" if random else str(preset.get("hf_hub_id") or preset.get("url") or name)
     return Model(
