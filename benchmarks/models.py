@@ -117,7 +117,7 @@ class Found(NamedTuple):
     uncalled: int
     """Of these: not called by the forward pass."""
     unfit: int
-    """Of these: called, but their output is not one tensor of up to three axes per image."""
+    """Of these: called, but their output is not one tensor of up to three axes made of each image."""
     seconds: float
     layers: tuple[Checked, ...]
 
@@ -215,14 +215,14 @@ def _by_hook(module: nn.Module, calls: dict[str, int], images: Tensor) -> dict[s
 def _called(
     module: nn.Module, paths: Sequence[str], images: Tensor
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """How often each module is called; of those that give a tensor of one to three axes for each image, these."""
+    """How often each module is called; of those that make a tensor of one to three axes of each image, these."""
     calls = dict.fromkeys(paths, 0)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def hook(path: str) -> Callable[..., None]:
         def note(child: nn.Module, args: Any, output: Any) -> None:
             calls[path] += 1
-            tensor = isinstance(output, Tensor) and output.is_floating_point()
+            tensor = isinstance(output, Tensor) and output.requires_grad
             shapes.pop(path, None)
             if tensor and output.shape[0] == len(images) and 2 <= output.ndim <= 4:
                 shapes[path] = tuple(output.shape[1:])
@@ -230,8 +230,7 @@ def _called(
         return note
 
     handles = [module.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
-    with torch.no_grad():
-        module(images)
+    module(images.clone().requires_grad_())
     for handle in handles:
         handle.remove()
     return calls, {path: shapes[path] for path in paths if path in shapes}

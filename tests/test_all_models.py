@@ -46,7 +46,7 @@ def maxvit() -> nn.Module:
 
 
 def mobilenet() -> nn.Module:
-    setting = _v.mobilenetv3.InvertedResidualConfig
+    setting = torchvision.models.mobilenetv3.InvertedResidualConfig  # type: ignore[attr-defined]
     rows = [(8, 3, 16, 8, True, "RE", 1, 1), (8, 5, 16, 12, True, "HS", 2, 1)]
     return _v.MobileNetV3([setting(*row, width_mult=1) for row in rows], 16, num_classes=10)
 

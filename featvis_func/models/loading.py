@@ -69,7 +69,7 @@ def load_model(
     >>> load_model("texturenet").name
     'texturenet'
     """
-    pair = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+    pair = (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
     if pair is not None and min(pair) < 1:
         raise ValueError(f"the model's input size must be at least 1 x 1 pixels, got {pair}")
     if isinstance(model, Model):
