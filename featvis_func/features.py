@@ -230,14 +230,14 @@ def list_layers(model: Model) -> list[Layer]:
         child.register_forward_hook(note)
     forward_once(model, module, example_images(model, module)[:1])
 
-    def width(child: nn.Module, part: str, shape: tuple[int, ...]) -> int | None:
-        if not 1 <= len(shape) <= 3:
+    def width(child: nn.Module, part: str, shape: tuple[int, ...] | None) -> int | None:
+        if shape is None or not 1 <= len(shape) <= 3:
             return None
         axes = axes_of(nn.Identity() if part else child, shape, model.size, channels_last=bool(last))
         return None if axes is None else shape[feature_axis_of(axes)]
 
     return [
-        Layer(name + part, type(child).__name__, shape, shape and width(child, part, shape))
+        Layer(name + part, type(child).__name__, shape, width(child, part, shape))
         for child, name in names.items()
         for part, shape in (shapes[name] or {"": None}).items()
     ]
