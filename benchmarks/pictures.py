@@ -97,11 +97,11 @@ OBJECTIVES: Mapping[str, Picture] = {
     "departure": lambda kit: (
         fv.accentuate(kit.model, fv.channel(LATE, UNIT), kit.cat, near=MIDDLE, compile=False).images
     ),
-    "total_variation": lambda kit: kit.render(fv.channel(LATE, UNIT) - 200.0 * o.total_variation()),
-    "l1": lambda kit: kit.render(fv.channel(LATE, UNIT) - 200.0 * o.l1()),
-    "l2": lambda kit: kit.render(fv.channel(LATE, UNIT) - 200.0 * o.l2()),
-    "blur": lambda kit: kit.render(fv.channel(LATE, UNIT) - 2000.0 * o.blur()),
-    "boundary_complexity": lambda kit: kit.render(fv.channel(LATE, UNIT) - 200.0 * o.boundary_complexity(16)),
+    "total_variation": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.total_variation()),
+    "l1": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.l1()),
+    "l2": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.l2()),
+    "blur": lambda kit: kit.render(fv.channel(LATE, UNIT) - 30000.0 * o.blur()),
+    "boundary_complexity": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.boundary_complexity(16)),
 }
 
 IMAGES: Mapping[str, Picture] = {
@@ -124,9 +124,13 @@ TRANSFORMS: Mapping[str, Picture] = {
     "pad": seen_through(lambda kit: kit.view(t.pad(12), t.jitter(8))),
     "crop": seen_through(lambda kit: kit.view(t.crop(96))),
     "crop_or_pad": seen_through(lambda kit: kit.view(t.crop_or_pad(96))),
-    "box_crop": seen_through(lambda kit: t.multiview(kit.view(t.box_crop()), 4)),
+    "box_crop": seen_through(lambda kit: t.multiview(kit.view(t.box_crop(0.4, 0.9, normal=None, centre_sd=None)), 4)),
     "gaussian_blur": seen_through(lambda kit: t.chain(kit.view(t.jitter(4)), t.gaussian_blur((0.5, 2.0)))),
-    "color_jitter": seen_through(lambda kit: t.chain(kit.view(t.jitter(4)), t.color_jitter(0.3, 0.3, 0.3, 0.1))),
+    "color_jitter": seen_through(
+        lambda kit: t.chain(
+            kit.view(t.jitter(4)), t.color_jitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+        )
+    ),
     "normal_noise": seen_through(lambda kit: t.chain(kit.view(t.jitter(4)), t.normal_noise(0.1))),
     "uniform_noise": seen_through(lambda kit: t.chain(kit.view(t.jitter(4)), t.uniform_noise(0.2))),
     "roll": seen_through(lambda kit: t.roll(16)),
@@ -134,11 +138,22 @@ TRANSFORMS: Mapping[str, Picture] = {
 }
 
 RECIPES: Mapping[str, Picture] = {
-    "diversity": lambda kit: kit.render(fv.channel(LATE, UNIT) - 100.0 * o.diversity(MIDDLE), range(4), steps=64),
+    "diversity": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1000.0 * o.diversity(LATE), range(4), steps=64),
     "interpolate": lambda kit: kit.render(
-        o.interpolate(fv.channel(LATE, UNIT), fv.channel(LATE, OTHER), count=5) + 0.1 * o.alignment(MIDDLE),
+        o.interpolate(fv.channel(LATE, UNIT), fv.channel(LATE, OTHER), count=5) + 400.0 * o.alignment(MIDDLE),
         image=images.shared(images.fourier_canvas(SIZE), images.pyramid_canvas(SIZE, first=1)),
         steps=64,
+    ),
+    "maco": lambda kit: kit.render(
+        fv.channel(LATE),
+        [UNIT, OTHER, 97, 200],
+        image="phase",
+        views=t.chain(
+            t.multiview(kit.view(t.box_crop(0.3, 0.9, normal=None, centre_sd=None)), 8),
+            t.normal_noise(0.04),
+            t.uniform_noise(0.02),
+        ),
+        steps=96,
     ),
     "accentuate": lambda kit: _accentuated(kit),
     "inversion": lambda kit: torch.cat(

@@ -40,10 +40,13 @@ def plain_diversity(x: Tensor) -> Tensor:
 
 
 def plain_alignment(x: Tensor, decay: float = 2.0) -> Tensor:
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().sum() / (a.square().sum() + b.square().sum())
+
     return torch.stack(
         [
             -sum(
-                (decay ** -abs(i - j) * (a - b).square().mean() / 2 for j, b in enumerate(x) if 0 < abs(i - j) <= 4),
+                (decay ** -abs(i - j) * distance(a, b) / 2 for j, b in enumerate(x) if 0 < abs(i - j) <= 4),
                 0 * x.sum(),
             )
             for i, a in enumerate(x)

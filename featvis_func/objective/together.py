@@ -52,9 +52,10 @@ def diversity(layer: str) -> Objective:
 
 
 def alignment(layer: str, *, decay: float = 2.0) -> Objective:
-    """How near an image is to its neighbours: ``-sum_j decay^-|i-j| mean (x_i - x_j)^2 / 2`` over ``0 < |i-j| <= 4``.
+    """How near an image is to its neighbours: ``-sum_j decay^-|i-j| d_ij / 2`` over ``0 < |i-j| <= 4``.
 
-    0 at best: add it. It keeps like things in the same place along an :func:`interpolate`.
+    ``d_ij = |x_i - x_j|^2 / (|x_i|^2 + |x_j|^2)``, from 0 for equal activations to 1 for unrelated and 2 for opposite
+    ones. 0 at best: add it. It keeps like things in the same place along an :func:`interpolate`.
 
     Args:
         layer: the layer's name.
@@ -65,11 +66,12 @@ def alignment(layer: str, *, decay: float = 2.0) -> Objective:
 
     Gradient: of the sum over all images, in which each pair counts once.
 
-    Source: Lucid, ``optvis/objectives.py`` (``alignment``).
+    Source: Lucid, ``optvis/objectives.py`` (``alignment``), with the mean of ``(x_i - x_j)^2``; here relative, so that
+    a weight means the same in any layer.
 
     >>> activations = {"a": torch.tensor([[0.0], [2.0]])}
     >>> alignment("a").across(activations, torch.arange(2))
-    tensor([-1., -1.])
+    tensor([-0.2500, -0.2500])
     """
     if not 1 <= decay < math.inf:
         raise ValueError(f"the decay must be finite and at least 1, got {decay}")
@@ -79,8 +81,9 @@ def alignment(layer: str, *, decay: float = 2.0) -> Objective:
         place = torch.arange(len(rows), device=rows.device)
         apart = (place[:, None] - place).abs()
         pull = torch.where((apart > 0) & (apart <= _REACH), decay ** -apart.to(rows.dtype), 0.0)
-        squares = (rows[:, None] - rows).square().mean(-1)
-        return -0.5 * (pull * squares).sum(1)
+        energy = rows.square().sum(1)
+        distance = (rows[:, None] - rows).square().sum(-1) / (energy[:, None] + energy + _EPS)
+        return -0.5 * (pull * distance).sum(1)
 
     return _coupled(f"alignment({arguments(layer, decay=None if decay == 2.0 else decay)})", layer, across)
 
