@@ -92,6 +92,17 @@ def objective_cases(goal: objectives.Objective, **shapes: tuple[int, ...]) -> di
     return {f"{goal} of {'; '.join(map(str, shapes.values()))}": Case(both, inputs, smooth=(0,), backend="aot_eager")}
 
 
+def across_cases(goal: objectives.Objective, shape: tuple[int, ...]) -> dict[str, Case]:
+    """What couples images, of three of them; under ``vmap`` over runs."""
+
+    def inputs(seed: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        return {"a": floats(seed, (3, *shape), dtype)}, torch.arange(3)
+
+    across = goal.across
+    assert across is not None
+    return {f"{goal} across {shape}": Case(across, inputs, smooth=(0,), backend="aot_eager")}
+
+
 def optimizer_cases(name: str, rule: Optimizer, *, backend: str = "inductor") -> dict[str, Case]:
     def tree(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
         return {"a": floats(seed, (3,), dtype), "b": floats(seed + 1, (2, 2), dtype)}
@@ -269,6 +280,9 @@ CASES: dict[str, Case] = {
     **objective_cases(objectives.inversion({"a": floats(9, (5, 3), torch.float64)}), a=(5, 3)),
     **objective_cases(objectives.caricature({"a": floats(9, (3, 2, 4), torch.float64)}), a=(3, 2, 4)),
     **objective_cases(objectives.style({"a": floats(9, (3, 2, 2), torch.float64)}, loss="l2"), a=(3, 2, 4)),
+    **across_cases(objectives.diversity("a"), (4, 2, 3)),
+    **across_cases(objectives.alignment("a"), (5, 4)),
+    **across_cases(objectives.channel("a") - 2.0 * objectives.diversity("a"), (4,)),
     **objective_cases(objectives.departure("a", torch.zeros(3, 8, 8)), **{"a": (3, 2, 4), "<picture>a": (3, 2, 4)}),
     **objective_cases(
         objectives.interpolate(objectives.channel("a", 0), objectives.neuron("b", 1), count=4), a=(3, 2, 4), b=(2, 3, 3)
