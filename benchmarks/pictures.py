@@ -4,6 +4,7 @@ Needs the weights (see ``benchmarks/evaluate.py``) and scikit-image, for its pho
 """
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 import PIL.Image
 import torch
@@ -31,7 +32,7 @@ class Kit:
         if net is None:
             raise SystemExit("the pictures need the SqueezeNet's weights: set FEATVIS_WEIGHTS to their file")
         try:
-            from skimage import data
+            data = import_module("skimage.data")
         except ImportError as error:
             raise SystemExit("the pictures need scikit-image, for its photograph: pip install scikit-image") from error
         self.model = fv.load_model(net, size=SIZE)
