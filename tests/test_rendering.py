@@ -172,7 +172,7 @@ def test_the_last_batch_is_padded_and_the_padding_gone(tiny: Model, batch_size: 
 def test_any_size(tiny: Model, size: int | tuple[int, int], shape: tuple[int, int], image: str) -> None:
     result = render(tiny, "5", [0, 2], steps=2, size=size, image=image)
     is_consistent(result, 2)
-    assert result.images.shape == (2, 3, *shape)
+    assert result.images.shape == (2, 4 if image == "alpha" else 3, *shape)
     assert result.config["size"] == list(shape)
 
 
