@@ -57,8 +57,9 @@ def make_step(
 
     Returns:
         A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
-        ``torch.compile(fullgraph=True)`` and inside a compiled function of yours. ``target``: for the built-in
-        objectives the filter numbers, int64 ``(n,)``.
+        ``torch.compile(fullgraph=True, dynamic=False)`` and inside a compiled function of yours: other sizes compile
+        again, for ``vmap`` does not work on symbolic ones. ``target``: for the built-in objectives the filter numbers,
+        int64 ``(n,)``.
 
     Gradient: a filter whose score or gradient is not finite stands still; the others go on.
 
@@ -168,7 +169,7 @@ def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.
 
 
 def compile_step(step: Step, *, cudagraphs: bool = False, **options: Any) -> Step:
-    """``torch.compile(step, fullgraph=True)``, with settings under which the keyed randomness compiles soon.
+    """``torch.compile(step, fullgraph=True, dynamic=False)``, with settings under which keyed randomness compiles soon.
 
     Args:
         step: from :func:`make_step`.

@@ -59,6 +59,12 @@ def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, name, lambda: False)
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """torch.compile remembers sizes by code object and makes them symbolic at the second: no test sees another's."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def tiny() -> Model:
     """Made anew for each test, so that a test may change it."""

@@ -339,7 +339,6 @@ def test_vmap_equals_loop(case: Case) -> None:
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
 @every_case
 def test_compiled_equals_eager_without_recompiling(case: Case) -> None:
-    torch._dynamo.reset()
     # As in compile_step: without it inductor takes long over the generator's rounds.
     options: dict[str, Any] | None = {"realize_opcount_threshold": 10} if case.backend == "inductor" else None
     compiled = torch.compile(case.function, fullgraph=True, backend=case.backend, options=options)

@@ -700,7 +700,6 @@ def test_siblings_are_merged_with_the_same_values_and_gradient(layers: list[str]
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_a_pool_has_the_same_gradient_compiled(ceil_mode: bool) -> None:
-    torch._dynamo.reset()
     images = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
     images = images.round(decimals=0)  # with ties
 

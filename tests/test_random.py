@@ -59,7 +59,6 @@ def test_known_answers_hold_elementwise() -> None:
 
 @pytest.mark.parametrize("function", [random.bits, random.uniform], ids=["bits", "uniform"])
 def test_bit_equal_eager_vmapped_and_compiled(function: Callable[[Tensor, tuple[int, ...]], Tensor]) -> None:
-    torch._dynamo.reset()
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])
     eager = torch.stack([function(key, (3, 7)) for key in keys])
     assert torch.equal(vmap(lambda key: function(key, (3, 7)))(keys), eager)
@@ -69,7 +68,6 @@ def test_bit_equal_eager_vmapped_and_compiled(function: Callable[[Tensor, tuple[
 
 def test_normal_agrees_eager_vmapped_and_compiled() -> None:
     """To rounding only: vectorised logarithms differ in the last bit."""
-    torch._dynamo.reset()
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])
     eager = torch.stack([random.normal(key, (3, 7)) for key in keys])
     torch.testing.assert_close(vmap(lambda key: random.normal(key, (3, 7)))(keys), eager, rtol=1e-6, atol=1e-6)

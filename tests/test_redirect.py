@@ -297,7 +297,6 @@ def test_compiled_equals_eager_whoever_is_redirected(backend: str) -> None:
 
         return torch.func.grad(score, argnums=(0, 1))(images, redirect)
 
-    torch._dynamo.reset()
     compiled = torch.compile(gradient, fullgraph=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for mask in ([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]):
@@ -382,7 +381,6 @@ def test_a_compiled_step_goes_on_from_redirected_steps_to_others(asleep: Model) 
     target = torch.tensor([0, 1])
     state = init_state(features, image, goal, rule, fv.filter_keys(0, "1", [0, 1]))
     state = state._replace(step=torch.tensor([0, 1]))
-    torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         info = None

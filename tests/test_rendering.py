@@ -543,17 +543,11 @@ def test_a_layer_with_filters_that_are_none(tiny: Model, text: str, filters: lis
 # --- compiled -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fresh_compiler() -> None:
-    torch._dynamo.reset()
-
-
 # Inductor says so wherever a Fourier transform is in a graph.
 complex_numbers = pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 
 
 @complex_numbers
-@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_step_equals_the_eager_one_and_compiles_once(tiny: Model) -> None:
     parts = parts_of(tiny, "5")
     compiled = compile_step(parts.step)
@@ -569,7 +563,6 @@ def test_a_compiled_step_equals_the_eager_one_and_compiles_once(tiny: Model) -> 
 
 
 @complex_numbers
-@pytest.mark.usefixtures("fresh_compiler")
 def test_a_step_inside_a_compiled_function_of_ones_own(tiny: Model) -> None:
     parts = parts_of(tiny, "5")
 

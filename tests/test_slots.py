@@ -386,7 +386,6 @@ def test_auto_goes_on_where_compiling_fails(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 def test_a_whole_layer_compiles_once(tiny: Model) -> None:
-    torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
     result = render(tiny, "5", steps=20, batch_size=2, tolerance=0.05, optimizer="published", compile=True)
@@ -400,7 +399,6 @@ def test_a_whole_layer_compiles_once(tiny: Model) -> None:
 def test_many_layers_compile_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: real(step, backend="aot_eager", **o))
-    torch._dynamo.reset()
     count = torch._dynamo.config.recompile_limit + 2
     net = torch.nn.Sequential(*[torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(count)]).eval()
     model = fv.load_model(net, size=8)

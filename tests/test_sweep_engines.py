@@ -347,7 +347,6 @@ def test_a_layer_is_traced_once_and_compiled_once(tiny: Model, monkeypatch: pyte
 
     monkeypatch.setattr(rendering, "make_features", trace)
     monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: compiler(step, backend="eager", **o))
-    torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
     options = quick(compile="yes")
