@@ -14,7 +14,7 @@ from featvis_func.files import whole_path
 from featvis_func.messages import suggest
 from featvis_func.numbers import ranges
 from featvis_func.result import Result
-from featvis_func.sweep.checks import Status, read_status
+from featvis_func.sweep.checks import Status, failure_of, read_status
 from featvis_func.sweep.folder import Folder, open_folder
 from featvis_func.sweep.plan import LayerPlan, Unit, folder_of
 from featvis_func.sweep.store import STATUSES, Commit, read_commit
@@ -36,6 +36,16 @@ class Entry(NamedTuple):
     steps: int
     status: str
     seed: int
+
+
+class Rendered(NamedTuple):
+    """A unit of a sweep, and whether it is done."""
+
+    unit: Unit
+    sha256: str | None
+    """Of its shard; ``None`` where it is not done, or not sound."""
+    problem: str | None
+    """Why it failed, or what of it is damaged."""
 
 
 class Store:
@@ -81,6 +91,28 @@ class Store:
         """
         return tuple(f for unit in self._plan(layer).units if self._commit(unit) is not None for f in unit.filters)
 
+    def shape(self, layer: str) -> tuple[int, ...]:
+        """Of the layer's output for one image.
+
+        Raises:
+            ValueError: the sweep has no such layer.
+        """
+        return self._plan(layer).shape
+
+    def units(self, layer: str) -> tuple[Rendered, ...]:
+        """What a layer was cut into, and how far each is, by the sidecars.
+
+        Raises:
+            ValueError: the sweep has no such layer.
+        """
+        return tuple(self._rendered(unit) for unit in self._plan(layer).units)
+
+    def entries(self, unit: Unit) -> Iterator[Entry]:
+        """The filters of a unit; none where it is not done."""
+        commit = self._commit(unit)
+        if commit is not None:
+            yield from self._entries(commit, unit.filters)
+
     def __getitem__(self, which: tuple[str, int]) -> Entry:
         """One filter, by the full name of its layer and its number.
 
@@ -103,9 +135,7 @@ class Store:
         """All filters that have been rendered, in the order of the plan."""
         for plan in self._plans.values():
             for unit in plan.units:
-                commit = self._commit(unit)
-                if commit is not None:
-                    yield from self._entries(commit, unit.filters)
+                yield from self.entries(unit)
 
     def __len__(self) -> int:
         """The number of filters that have been rendered."""
@@ -162,14 +192,27 @@ class Store:
             raise ValueError(f"the sweep has no layer {layer!r}{suggest(layer, self.layers)}")
         return self._plans[layer]
 
+    def _rendered(self, unit: Unit) -> Rendered:
+        try:
+            commit = self._sound_commit(unit)
+        except ValueError as error:
+            return Rendered(unit, None, str(error))
+        if commit is None:
+            return Rendered(unit, None, failure_of(self._folder, unit))
+        return Rendered(unit, commit.sha256, None)
+
     def _commit(self, unit: Unit) -> Commit | None:
-        """A unit's sidecar; one that is there does not change any more. A damaged unit is as one that is not done."""
+        """A unit's sidecar. A damaged unit is as one that is not done."""
+        try:
+            return self._sound_commit(unit)
+        except ValueError as error:
+            warnings.warn(f"left out: {error}; the next start of the sweep mends it", stacklevel=4)
+            return None
+
+    def _sound_commit(self, unit: Unit) -> Commit | None:
+        """A unit's sidecar; one that is there does not change any more."""
         if unit not in self._commits:
-            try:
-                commit = read_commit(self._folder, unit)
-            except ValueError as error:
-                warnings.warn(f"left out: {error}; the next start of the sweep mends it", stacklevel=4)
-                commit = None
+            commit = read_commit(self._folder, unit)
             if commit is None:
                 return None
             self._commits[unit] = commit

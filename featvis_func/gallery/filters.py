@@ -1,0 +1,81 @@
+"""The files of one filter: its pictures and its page."""
+
+from typing import Any, NamedTuple
+
+from featvis_func.gallery import pages, pictures
+from featvis_func.gallery.curve import curve, settled_step
+from featvis_func.gallery.manifest import Made as Made
+from featvis_func.gallery.manifest import Row, key_of
+from featvis_func.gallery.recipe import recipe
+from featvis_func.gallery.source import Section
+from featvis_func.snapshots import snapshot_steps
+from featvis_func.sweep import Entry
+
+MOVING = ("webp", "gif")
+"""What images over the run can be exported as."""
+
+
+class Making(NamedTuple):
+    """What the files of all filters depend on."""
+
+    title: str
+    config: dict[str, Any]
+    moving: str
+
+    @property
+    def key(self) -> str:
+        """Another one for other files."""
+        return key_of(self.title, self.config, self.moving)
+
+
+class OneFilter(NamedTuple):
+    """The files of one filter."""
+
+    row: Row
+    files: dict[str, bytes]
+    """By their paths in the layer's folder, ``{}`` for the filter's number."""
+    size: tuple[int, int]
+    thumb: tuple[int, int]
+
+
+def make_filter(making: Making, section: Section, entry: Entry, before: int | None, after: int | None) -> OneFilter:
+    """The pictures and the page of one filter.
+
+    Args:
+        making: what all filters have in common.
+        section: the layer.
+        entry: the filter.
+        before, after: the numbers of its neighbours, which the page leads to.
+    """
+    score = None if not abs(entry.score) < float("inf") else entry.score
+    row = Row(entry.filter, score, entry.best_step, entry.steps, entry.status, settled_step(entry.history))
+    shown = pictures.image_files(entry.image)
+    files = {"images/{}.webp": shown.whole, "thumbs/{}.webp": shown.thumb}
+    activity = pictures.activation_map(entry.activation)
+    if activity is not None:
+        files["maps/{}.webp"] = activity.data
+    film = None
+    if getattr(entry, "snapshots", None) is not None:
+        sheet = pictures.film(entry.snapshots)
+        files["films/{}.webp"] = sheet.data
+        files[f"films/{{}}-moving.{making.moving}"] = pictures.moving(entry.snapshots, making.moving)
+        steps = snapshot_steps(making.config.get("render", making.config)["steps"], sheet.frames)
+        film = {**sheet._asdict(), "steps": steps, "kind": making.moving}
+    line = curve(entry.history)
+    page = pages.filter_page(
+        making.title,
+        section,
+        row,
+        pixels=tuple(entry.image.shape[-2:]),
+        size=shown.size,
+        map=activity,
+        film=film,
+        curve=line,
+        seed=entry.seed,
+        before=before,
+        after=after,
+        examples=None,
+        recipe=recipe(making.config, section.name, entry.filter, entry.seed, filters=section.filters),
+    )
+    files["{}.html"] = page.encode()
+    return OneFilter(row, files, shown.size, shown.thumb_size)

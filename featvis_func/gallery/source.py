@@ -1,0 +1,108 @@
+"""What a gallery shows: the layers and filters of a sweep's folder, or of one result."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from featvis_func.result import Result
+from featvis_func.sweep import Entry, Store, open_store
+from featvis_func.sweep.plan import folder_of
+
+
+class Part(NamedTuple):
+    """Some filters of a layer, which are made, or found to be made already, together."""
+
+    name: str
+    filters: tuple[int, ...]
+    """All that it shall have."""
+    version: str | None
+    """Another one for other images; ``None`` while there are none."""
+    entries: Callable[[], Iterator[Entry]]
+
+
+class Section(NamedTuple):
+    """One layer."""
+
+    name: str
+    folder: str
+    """A name for its files, on any file system."""
+    shape: tuple[int, ...]
+    """Of its output for one image; empty where not known."""
+    parts: tuple[Part, ...]
+
+    @property
+    def filters(self) -> tuple[int, ...]:
+        """All that it shall have."""
+        return tuple(number for part in self.parts for number in part.filters)
+
+
+class Source(NamedTuple):
+    """All that a gallery shows."""
+
+    title: str
+    config: dict[str, Any]
+    sections: tuple[Section, ...]
+    """In the model's order."""
+    problems: tuple[str, ...]
+    """What is missing because it is damaged or failed, and why."""
+
+
+def source_of(store: Store | Result | str | Path) -> Source:
+    """What a store, the folder of one, or a result holds.
+
+    Raises:
+        ValueError: neither of these, or no folder of a sweep.
+    """
+    if isinstance(store, Result):
+        return _of_result(store)
+    if isinstance(store, str | Path):
+        store = open_store(store)
+    if not isinstance(store, Store):
+        raise ValueError(f"expected a sweep's store, its folder or a Result, got {type(store).__name__}")
+    return _of_store(store)
+
+
+def _of_store(store: Store) -> Source:
+    sections, problems = [], []
+    for layer in store.layers:
+        parts = []
+        for found in store.units(layer):
+            if found.problem is not None:
+                problems.append(f"{found.unit.name}: {found.problem}")
+            parts.append(
+                Part(found.unit.name, found.unit.filters, found.sha256, lambda unit=found.unit: store.entries(unit))
+            )
+        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts)))
+    return Source(str(store.config["model"]), store.config, tuple(sections), tuple(problems))
+
+
+def _of_result(result: Result) -> Source:
+    layer = str(result.config.get("layer", "layer"))
+    digest = hashlib.sha256(repr((result.filters, result.status)).encode())
+    for name in ("images", "activations", "scores", "best_step", "history", "steps", "snapshots"):
+        tensor = getattr(result, name, None)
+        if tensor is not None:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+
+    def entries() -> Iterator[Entry]:
+        seed = int(result.config.get("seed", 0))
+        order = sorted(range(len(result.filters)), key=result.filters.__getitem__)
+        for i in order:
+            yield Entry(
+                layer,
+                result.filters[i],
+                result.images[i],
+                result.activations[i],
+                float(result.scores[i]),
+                result.history[:, i],
+                int(result.best_step[i]),
+                int(result.steps[i]),
+                result.status[i],
+                seed,
+            )
+
+    part = Part(folder_of(layer), tuple(sorted(result.filters)), digest.hexdigest(), entries)
+    section = Section(layer, folder_of(layer), (), (part,))
+    return Source(str(result.config.get("model", "model")), result.config, (section,), ())
