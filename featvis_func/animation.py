@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featvis_func.files import write_file
 from featvis_func.messages import check_name
-from featvis_func.pictures import picture
+from featvis_func.pictures import picture, to_uint8
 
 FORMATS = ("gif", "webp")
 """What an animation can be written as."""
@@ -25,7 +25,8 @@ def animate(frames: Tensor, path: str | Path, *, seconds: float = 2.0, hold: flo
 
     Args:
         frames: as for :func:`animation_bytes`.
-        path: a ``.gif`` or ``.webp`` in a folder that exists. GIF has 256 colours a frame, and no partial opacity.
+        path: a ``.gif`` or ``.webp`` in a folder that exists. GIF has 256 colours a frame, and pixels that are
+            opaque, from half on, or are not.
         seconds, hold: as for :func:`animation_bytes`.
 
     Returns:
@@ -72,10 +73,14 @@ def animation_bytes(
         raise ValueError(f"expected seconds above 0 and hold of at least 0, got seconds={seconds}, hold={hold}")
     if not 0 <= quality <= 100:
         raise ValueError(f"quality must be 0 to 100, got {quality}")
-    first, *others = (picture(frame) for frame in frames)
     options: dict[str, Any] = {"lossless": quality == 100, "quality": quality, "method": 4}
     if format == "gif":
-        options = {"disposal": 2, "optimize": False} if first.mode == "RGBA" else {"optimize": False}
+        options = {"optimize": False}
+        if frames.shape[1] == 4:  # a pixel is opaque, or is not; and no frame shows through the next one
+            frames = frames if frames.dtype == torch.uint8 else to_uint8(frames)
+            frames = torch.cat([frames[:, :3], (frames[:, 3:] >= 128).to(torch.uint8) * 255], dim=1)
+            options["disposal"] = 2
+    first, *others = (picture(frame) for frame in frames)
     data = BytesIO()
     first.save(
         data, format=format, save_all=True, append_images=others, loop=0,
