@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featvis_func import transform as transform
     from featvis_func import zoo as zoo
     from featvis_func.accentuation import accentuate as accentuate
+    from featvis_func.animation import animate as animate
     from featvis_func.features import Features as Features
     from featvis_func.features import activations_of as activations_of
     from featvis_func.features import list_layers as list_layers
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from featvis_func.result import Result as Result
     from featvis_func.slots import Outcome as Outcome
     from featvis_func.slots import run_all as run_all
+    from featvis_func.snapshots import snapshot_steps as snapshot_steps
     from featvis_func.statistics import image_statistics as image_statistics
     from featvis_func.step import compile_step as compile_step
     from featvis_func.step import filter_keys as filter_keys
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "zoo")
 _HOMES = {
     "accentuation": ("accentuate",),
+    "animation": ("animate",),
     "features": ("Features", "activations_of", "list_layers", "make_features"),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "models": ("Model", "load_model"),
@@ -67,6 +70,7 @@ _HOMES = {
     "rendering": ("render",),
     "result": ("Result",),
     "slots": ("Outcome", "run_all"),
+    "snapshots": ("snapshot_steps",),
     "statistics": ("image_statistics",),
     "step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),

@@ -5,7 +5,7 @@ import argparse
 DEFAULT_MODEL = "texturenet"
 RENDER_OPTIONS = (
     "steps", "size", "seed", "views", "image", "optimizer", "lr", "tolerance", "redirect", "precision", "compile",
-    "deterministic",
+    "deterministic", "snapshots",
 )  # fmt: skip
 """What :func:`add_options` adds, but for the device."""
 
@@ -52,6 +52,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--compile", default="auto", help="auto (where it pays), yes, no or cudagraphs (default: %(default)s)"
     )
     command.add_argument("--deterministic", action="store_true", help="bit-equal reruns on CUDA, too; slower there")
+    command.add_argument(
+        "--snapshots", type=int, default=0, metavar="K", help="keep K images of each filter over its run (default: 0)"
+    )
     command.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
 
 

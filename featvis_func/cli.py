@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     render = commands.add_parser(
         "render",
         help="render the filters of a layer",
-        description="Renders one image per filter; writes grid.png, a PNG per filter, result.safetensors and run.json.",
+        description="Renders one image per filter; writes grid.png, a PNG per filter (with --snapshots also an animated"
+        " WebP), result.safetensors and run.json.",
     )
     add_model(render)
     render.add_argument(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from featvis_func import image as images
@@ -23,8 +23,9 @@ from featvis_func.random import key
 from featvis_func.result import Result
 from featvis_func.scoring import check_layers
 from featvis_func.slots import Outcome, check_tolerance, run_all
+from featvis_func.snapshots import snapshot_steps
 from featvis_func.step import Step, filter_keys, init_state, make_step
-from featvis_func.types import Image, Optimizer, State, Target, Transform, Weights
+from featvis_func.types import Image, Optimizer, Params, State, Target, Transform, Weights
 
 
 class Renderer(NamedTuple):
@@ -42,6 +43,8 @@ class Renderer(NamedTuple):
     """(filter numbers, seed) -> their state before the first step, and their targets."""
     together: bool = False
     """Whether its filters depend on each other, by the objective or by what their images have in common."""
+    decode: Callable[[Params], Tensor] | None = None
+    """One filter's parameters -> its image, for snapshots."""
 
     def __call__(
         self,
@@ -95,6 +98,8 @@ class Renderer(NamedTuple):
                 together=self.together,
                 tolerance=config["tolerance"],
                 progress=progress if callable(progress) else bar.update,
+                snapshots=config.get("snapshots", 0),
+                decode=self.decode,
             )
         return _result(outcome, numbers, {**config, "slots": outcome.slots})
 
@@ -120,6 +125,7 @@ def make_renderer(
     compile: bool | str = "auto",
     deterministic: bool = False,
     transparency: bool = False,
+    snapshots: int | None = None,
 ) -> Renderer:
     """Traces the model up to a layer and composes the step, once for any number of renderings.
 
@@ -141,6 +147,8 @@ def make_renderer(
     if not isinstance(image, Image):
         check_name("image parameterisation", image, IMAGES)
     steps, seed = whole("steps", steps, 1), seed_number(seed)
+    snapshots = 0 if snapshots is None else whole("snapshots", snapshots, 0)
+    snapshot_steps(steps, snapshots)
     redirect = None if redirect is None else whole("redirect", redirect, 0)
     if batch_size != "auto":
         batch_size = whole("batch_size", batch_size, 1)
@@ -221,8 +229,10 @@ def make_renderer(
         "deterministic": deterministic,
         "device": where.type,
         **({"transparency": True} if transparency else {}),
+        **({"snapshots": snapshots} if snapshots else {}),
     }
-    return Renderer(tuple(numbers), min(slots, len(numbers)), config, step, features.weights, start, together)
+    width = min(slots, len(numbers))
+    return Renderer(tuple(numbers), width, config, step, features.weights, start, together, parameterisation.decode)
 
 
 def goal_and_filters(
@@ -271,5 +281,6 @@ def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) ->
         history=info.score.float(),
         steps=outcome.steps,
         transparency=outcome.transparency,
+        snapshots=outcome.snapshots,
         config=config,
     )

@@ -34,6 +34,7 @@ def render(
     compile: bool | str = "auto",
     deterministic: bool = False,
     transparency: bool = False,
+    snapshots: int | None = None,
     progress: bool | None = None,
 ) -> Result:
     """One image per filter: what each looks for.
@@ -113,5 +114,6 @@ def render(
         compile=compile,
         deterministic=deterministic,
         transparency=transparency,
+        snapshots=snapshots,
     )
     return renderer(progress=progress)

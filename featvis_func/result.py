@@ -15,10 +15,12 @@ import PIL.Image
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
+from featvis_func.animation import animate, animation_bytes
 from featvis_func.files import write_file
+from featvis_func.numbers import ranges
+from featvis_func.pictures import picture
 
 _GAP = 2  # white pixels between the images of a grid
 
@@ -47,6 +49,10 @@ class Result:
     """What it takes to make it again."""
     transparency: Tensor | None = None
     """float32 ``(n, h, w)``, where asked for: over all steps, how much the score's gradient was at each pixel."""
+    snapshots: Tensor | None = None
+    """uint8 ``(n, k, c, h, w)``, where asked for: the images after so many steps as
+    :func:`~featvis_func.snapshots.snapshot_steps` says, from the start to the last; a filter that was stopped early
+    stands still from there on."""
 
     def __repr__(self) -> str:
         odd = {s: self.status.count(s) for s in sorted(set(self.status)) if s != "ok"}
@@ -107,14 +113,36 @@ class Result:
         opacity = (smooth / full).clamp(0, 1).reshape(-1, 1, h, w)
         return replace(self, images=torch.cat([self.images, opacity], dim=1))
 
+    def animate(self, path: str | Path, filter: int, *, seconds: float = 2.0, hold: float = 1.0) -> Path:
+        """Writes one filter's snapshots as an animation, whole or not at all.
+
+        Args:
+            path: a ``.gif`` or ``.webp`` in a folder that exists.
+            filter: its number.
+            seconds, hold: as for :func:`~featvis_func.animation.animate`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: rendered without snapshots, no such filter, another suffix, or a file that cannot be written.
+        """
+        if self.snapshots is None:
+            raise ValueError("this result has no snapshots; render with snapshots=9, or as many as you like")
+        if filter not in self.filters:
+            raise ValueError(f"this result has no filter {filter}; it has {ranges(tuple(sorted(self.filters)))}")
+        return animate(self.snapshots[self.filters.index(filter)], path, seconds=seconds, hold=hold)
+
     def _repr_png_(self) -> bytes:
         return _png(self.grid())
 
     def save(self, out: str | Path) -> list[Path]:
         """Writes ``grid.png``, one PNG per filter, ``result.safetensors`` and ``run.json`` (last).
 
-        Each file appears whole or not at all; equal results are equal bytes. Images that an earlier run left in the
-        folder, by its ``run.json``, are removed.
+        With snapshots, also one animation per filter, as WebP.
+
+        Each file appears whole or not at all; equal results are equal bytes. Images and animations that an earlier run
+        left in the folder, by its ``run.json``, are removed.
 
         Args:
             out: a folder, made if it is not there.
@@ -128,9 +156,15 @@ class Result:
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         if self.transparency is not None:
             tensors["transparency"] = self.transparency.contiguous()
+        films: dict[str, bytes] = {}
+        if self.snapshots is not None:
+            tensors["snapshots"] = self.snapshots.contiguous()
+            names = _image_names(self.filters, "webp")
+            films = {name: animation_bytes(own) for name, own in zip(names, self.snapshots, strict=True)}
         files = {
             "grid.png": _png(self.grid()),
             **{name: _png(picture(image)) for name, image in zip(_image_names(self.filters), self.images, strict=True)},
+            **films,
             "result.safetensors": safetensors.torch.save(
                 {**tensors, "filters": torch.tensor(self.filters)},
                 {"run": json.dumps(self.summary(), sort_keys=True)},
@@ -162,39 +196,27 @@ class Result:
                     strict=True,
                 )
             ],
+            **({} if self.snapshots is None else {"snapshots": self.snapshots.shape[1]}),
         }
 
 
 _TENSORS = ("images", "activations", "scores", "best_step", "history", "steps")
 
 
-def _image_names(filters: Sequence[int]) -> list[str]:
+def _image_names(filters: Sequence[int], suffix: str = "png") -> list[str]:
     digits = max(4, *(len(str(number)) for number in filters))
-    return [f"filter-{number:0{digits}d}.png" for number in filters]
+    return [f"filter-{number:0{digits}d}.{suffix}" for number in filters]
 
 
 def _images_of(run: Path) -> set[str]:
-    """The names of the images that a run.json speaks of; none if it cannot be read."""
+    """The names of the images and animations that a run.json speaks of; none if it cannot be read."""
     try:
-        return set(_image_names([int(entry["filter"]) for entry in json.loads(run.read_text())["filters"]]))
+        summary = json.loads(run.read_text())
+        filters = [int(entry["filter"]) for entry in summary["filters"]]
+        suffixes = ("png", "webp") if "snapshots" in summary else ("png",)
+        return {name for suffix in suffixes for name in _image_names(filters, suffix)}
     except (OSError, ValueError, TypeError, KeyError):
         return set()
-
-
-def picture(image: Tensor) -> PIL.Image.Image:
-    """One image as a picture.
-
-    Args:
-        image: ``(c, h, w)`` float in ``[0, 1]``; 1 channel is grey, 3 RGB, 4 RGBA; of others, each stands in grey
-            beside the one before.
-
-    >>> picture(torch.zeros(2, 4, 5)).size
-    (10, 4)
-    """
-    values = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    if values.shape[0] in (3, 4):
-        return PIL.Image.fromarray(rearrange(values, "c h w -> h w c").contiguous().numpy())
-    return PIL.Image.fromarray(rearrange(values, "c h w -> h (c w)").contiguous().numpy())
 
 
 def writable_folder(out: str | Path) -> Path:

@@ -10,15 +10,16 @@ import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from featvis_func.execution import Begin, is_out_of_memory
+from featvis_func.snapshots import snapshot_steps, take_snapshots
 from featvis_func.step import Step, run, where_rows
-from featvis_func.types import Best, Info, Weights
+from featvis_func.types import Best, Info, Params, State, Weights
 
 
 class Outcome(NamedTuple):
@@ -33,10 +34,18 @@ class Outcome(NamedTuple):
     """How many were at a time, in the end."""
     transparency: Tensor | None = None
     """``(n, h, w)``: of :class:`~featvis_func.types.State`, where that has it."""
+    snapshots: Tensor | None = None
+    """uint8 ``(n, k, c, h, w)``, where asked for; of a filter that was stopped, the last is repeated."""
 
 
-_Found: TypeAlias = tuple[Best, Info, Tensor | tuple[()]]
-"""What came of one filter: the third is its transparency."""
+class _Found(NamedTuple):
+    """What came of one filter."""
+
+    best: Best
+    info: Info
+    transparency: Tensor | tuple[()]
+    snapshots: Tensor
+    """Empty where none are kept."""
 
 
 class _Plan(NamedTuple):
@@ -50,6 +59,9 @@ class _Plan(NamedTuple):
     tolerance: float | None
     patience: int
     progress: Callable[[int], object]
+    moments: tuple[int, ...]
+    """Counts of steps, ``steps`` the last, at which a filter's image is kept, if there is ``decode``."""
+    decode: Callable[[Params], Tensor] | None
 
 
 def run_all(
@@ -65,6 +77,8 @@ def run_all(
     patience: int = 8,
     together: bool = False,
     progress: Callable[[int], object] = lambda _: None,
+    snapshots: int = 0,
+    decode: Callable[[Params], Tensor] | None = None,
 ) -> Outcome:
     """Runs every filter to its end, ``slots`` at a time.
 
@@ -84,9 +98,12 @@ def run_all(
         together: whether the filters depend on each other, so that all must be in one batch, come what may.
         progress: called with the number of filter-steps done, or saved; with a negative one where filters begin anew,
             so that the sum comes to ``steps`` for each.
+        snapshots: images of each filter to keep over its run, see :func:`~featvis_func.snapshots.snapshot_steps`.
+        decode: one filter's parameters -> its image; needed for these.
 
     Raises:
-        ValueError: a number outside of these, or filters that belong together in several batches, or with a tolerance.
+        ValueError: a number outside of these, filters that belong together in several batches or with a tolerance, or
+            snapshots without ``decode``.
         torch.OutOfMemoryError: one filter alone does not fit, or those that belong together.
     """
     for name, value in (("filters", len(filters)), ("steps", steps), ("slots", slots), ("patience", patience)):
@@ -97,6 +114,9 @@ def run_all(
         raise ValueError(
             f"{len(filters)} filters that belong together need as many slots, got {slots}, and no tolerance"
         )
+    moments = snapshot_steps(steps, snapshots)
+    if moments and decode is None:
+        raise ValueError(f"{snapshots} snapshots were asked for, but no decode= that makes the images")
     done = 0
 
     def count(number: int) -> None:
@@ -104,7 +124,17 @@ def run_all(
         done += number
         progress(number)
 
-    plan = _Plan(step, weights, lambda some: begin([filters[i] for i in some]), steps, tolerance, patience, count)
+    plan = _Plan(
+        step,
+        weights,
+        lambda some: begin([filters[i] for i in some]),
+        steps,
+        tolerance,
+        patience,
+        count,
+        moments or (steps,),
+        decode if moments else None,
+    )
     found: dict[int, _Found] = {}
     slots = slots if pad else min(slots, len(filters))
     rest = list(range(len(filters)))
@@ -121,7 +151,7 @@ def run_all(
             warnings.warn(f"out of memory with {slots} filters at a time; going on with {slots // 2}", stacklevel=3)
             slots //= 2
             count(steps * len(found) - done)
-    bests, infos, maps = zip(*(found[i] for i in range(len(filters))), strict=True)
+    bests, infos, maps, films = zip(*(found[i] for i in range(len(filters))), strict=True)
     taken = torch.tensor([len(info.score) for info in infos])
     padded = [pytree.tree_map(lambda column: _padded(column, steps), info) for info in infos]
     return Outcome(
@@ -130,6 +160,7 @@ def run_all(
         taken,
         slots,
         torch.stack(maps) if isinstance(maps[0], Tensor) else None,
+        torch.stack(films) if moments else None,
     )
 
 
@@ -147,12 +178,19 @@ def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int
     held += held[-1:] * (slots - len(held))  # padding: the same filter again, whose outcome nobody asks for
     active = set(range(min(slots, len(indices))))
     parts: dict[int, list[Info]] = {held[slot]: [] for slot in active}
+    films: dict[int, list[Tensor]] = {held[slot]: [] for slot in active}
     state, target = plan.begin(held)
     age = [0] * slots
     while active:
-        # To the next moment at which a filter can end: the device is asked then, and not before.
+        due = [slot for slot in sorted(active) if age[slot] in plan.moments]
+        for slot, image in zip(due, _images(plan, state, due), strict=True):
+            films[held[slot]].append(image)
+        # To the next moment at which a filter can end, or is looked at: the device is asked then, and not before.
         every = steps if plan.tolerance is None else patience
-        length = min(min(every - age[slot] % every, steps - age[slot]) for slot in active)
+        length = min(
+            min(every - age[slot] % every, next(moment for moment in plan.moments if moment > age[slot]) - age[slot])
+            for slot in active
+        )
         count = len(active)
         state, info = run(
             plan.step, plan.weights, state, target, steps=length, callback=lambda _, n=count: plan.progress(n)
@@ -170,23 +208,33 @@ def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int
         rows = torch.tensor(ended, device=state.step.device)
         kept = (state.best, state.transparency)
         best, maps = pytree.tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), kept)
+        lasts = _images(plan, state, ended)
         for row, slot in enumerate(ended):
             plan.progress(steps - age[slot])
-            infos = parts.pop(held[slot])
+            infos, film = parts.pop(held[slot]), films.pop(held[slot])
+            film += [lasts[row]] * (len(plan.moments) - len(film))  # of one that was stopped, more than one
             its_best, its_map = pytree.tree_map(operator.itemgetter(row), (best, maps))
-            yield held[slot], (its_best, Info(*map(torch.cat, zip(*infos, strict=True))), its_map)
+            its_info = Info(*map(torch.cat, zip(*infos, strict=True)))
+            yield held[slot], _Found(its_best, its_info, its_map, torch.stack(film))
         active -= set(ended)
         refilled = ended[: len(waiting)]
         if refilled:
             for slot in refilled:
                 held[slot], age[slot] = waiting.popleft(), 0
-                parts[held[slot]] = []
+                parts[held[slot]], films[held[slot]] = [], []
             active |= set(refilled)
             fresh = plan.begin(held)
             mask = torch.zeros(slots, dtype=torch.bool)
             mask[refilled] = True
             mask = mask.to(state.step.device)
             state, target = pytree.tree_map(functools.partial(where_rows, mask), fresh, (state, target))
+
+
+def _images(plan: _Plan, state: State, slots: Sequence[int]) -> Sequence[Tensor]:
+    """What some slots show now, on the CPU; of each, nothing where no snapshots are kept."""
+    if plan.decode is None or not slots:
+        return [torch.empty(0)] * len(slots)
+    return take_snapshots(plan.decode, state.params, slots).unbind()
 
 
 def _rests(infos: Sequence[Info], tolerance: float | None, patience: int) -> bool:

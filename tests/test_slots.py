@@ -1,5 +1,6 @@
 """Filters pass through a batch of fixed width: whoever shares it, and whatever it does when memory runs out."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -199,6 +200,111 @@ def test_progress_comes_to_the_whole_where_filters_begin_anew() -> None:
 def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         toy_run([1], **options)
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------
+
+
+def walk_begin(filters: Sequence[int]) -> tuple[State, Tensor]:
+    """The parameters are a filter's number and how many steps it has taken."""
+    state, target = toy_begin(filters)
+    return state._replace(params=torch.stack([target, torch.zeros_like(target)], dim=1).float()), target
+
+
+class Walk(Toy):
+    """Counts its steps in the parameters, too."""
+
+    def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
+        params = state.params + torch.tensor([0.0, 1.0])
+        state, info = super().__call__(weights, state, target)
+        return state._replace(params=params), info
+
+
+def walk(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> Outcome:
+    def decode(params: Tensor) -> Tensor:
+        return params.reshape(2, 1, 1) / 255
+
+    return run_all(toy or Walk(), {}, walk_begin, filters, **{"steps": STEPS, "decode": decode, **options})
+
+
+def walked(filters: Sequence[int], moments: Sequence[int], taken: Sequence[int]) -> Tensor:
+    rows = [[[number, min(moment, most)] for moment in moments] for number, most in zip(filters, taken, strict=True)]
+    return torch.tensor(rows, dtype=torch.uint8)[..., None, None]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, STEPS + 1])
+@pytest.mark.parametrize("width", [1, 2, 5, 8])
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.0, "patience": 4}, {"tolerance": 0.0, "patience": 5}], ids=str)
+def test_snapshots_are_of_a_filters_own_steps(options: dict[str, Any], width: int, count: int) -> None:
+    filters = [7, 1, 30, 4, 9, 1, 3]
+    plain = walk(filters, slots=width, **options)
+    assert plain.snapshots is None
+    toys = Walk(), Walk()
+    outcome = walk(filters, toys[0], slots=width, pad=True, snapshots=count, **options)
+    assert outcome.snapshots is not None
+    assert outcome.snapshots.dtype == torch.uint8
+    moments = fv.snapshot_steps(STEPS, count)
+    assert torch.equal(outcome.snapshots, walked(filters, moments, outcome.steps.tolist()))
+    torch.testing.assert_close((outcome.best, outcome.info), (plain.best, plain.info), rtol=0, atol=0, equal_nan=True)
+    walk(filters, toys[1], slots=width, pad=True, **options)
+    assert toys[0].widths == toys[1].widths, "snapshots take steps"
+
+
+def test_snapshots_where_memory_runs_out() -> None:
+    class Scarce(Walk, Fills):
+        pass
+
+    with pytest.warns(UserWarning, match="going on with 2"):
+        outcome = walk(range(1, 9), Scarce(), slots=4, snapshots=3)
+    assert outcome.snapshots is not None
+    assert torch.equal(outcome.snapshots, walked(range(1, 9), (0, 6, 12), [STEPS] * 8))
+
+
+def test_memory_that_runs_out_while_decoding_halves_the_batch_too() -> None:
+    calls: list[Tensor] = []
+
+    def decode(params: Tensor) -> Tensor:
+        calls.append(params)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("too many")
+        return params.reshape(2, 1, 1) / 255
+
+    with pytest.warns(UserWarning, match="going on with 1"):
+        outcome = walk([5, 6, 7], slots=3, snapshots=3, decode=decode)
+    assert outcome.snapshots is not None
+    assert torch.equal(outcome.snapshots, walked([5, 6, 7], (0, 6, 12), [STEPS] * 3))
+
+
+def test_without_snapshots_nothing_is_decoded() -> None:
+    def decode(params: Tensor) -> Tensor:
+        raise AssertionError("nobody asked")
+
+    assert walk([1, 2], decode=decode).snapshots is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snapshots": STEPS + 2}, r"snapshots must be 0 to 13, as 12 steps have so many images, got 14"),
+        ({"snapshots": -1}, "snapshots must be 0 to 13"),
+        ({"snapshots": 2, "decode": None}, "2 snapshots were asked for, but no decode="),
+    ],
+    ids=str,
+)
+def test_snapshots_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        walk([1], **options)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 32, 513])
+def test_moments_rise_evenly_from_the_start_to_the_end(steps: int) -> None:
+    for count in range(2, steps + 2):
+        moments = fv.snapshot_steps(steps, count)
+        assert (len(moments), moments[0], moments[-1]) == (count, 0, steps)
+        gaps = {b - a for a, b in itertools.pairwise(moments)}
+        assert gaps <= {steps // (count - 1), -(-steps // (count - 1))}
+    assert fv.snapshot_steps(steps, 1) == (steps,)
+    assert fv.snapshot_steps(steps, 0) == ()
 
 
 # --- in a render ----------------------------------------------------------------------------------------------------

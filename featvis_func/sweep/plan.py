@@ -39,6 +39,7 @@ class RenderOptions(TypedDict, total=False):
     precision: str
     compile: bool | str
     deterministic: bool
+    snapshots: int | None
 
 
 class Unit(NamedTuple):
@@ -203,6 +204,7 @@ def estimate(
     costs: dict[int, float] = {}
     total = 0
     config: dict[str, Any] = {}
+    pixels = 0  # values of an image
     for index in probed:
         plan = plans[index]
         renderer = make(plan)
@@ -216,6 +218,7 @@ def estimate(
             float(info.score.sum())  # which waits for the device
             times.append(time.perf_counter() - start)
         costs[index] = min(times[1:])
+        pixels = state.best.image[0].numel()
     seconds = 0.0
     for index, plan in enumerate(plans):
         low = max(i for i in probed if i <= index)
@@ -223,8 +226,8 @@ def estimate(
         share = 0.0 if low == high else (index - low) / (high - low)
         batches = sum(-(-len(unit.filters) // plan.batch_size) for unit in plan.units)
         seconds += batches * config["steps"] * (costs[low] * (1 - share) + costs[high] * share)
-        h, w = config["size"]
         places = torch.Size(plan.shape[1:]).numel() if len(plan.shape) == 3 else max(plan.shape[:-1], default=1)
-        each = len(config["mean"]) * h * w * itemsize + places * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
+        images = pixels * (itemsize + config.get("snapshots", 0))
+        each = images + places * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
         total += len(plan.filters) * each + len(plan.units) * _BYTES_PER_UNIT
     return Estimate(seconds, total)

@@ -10,6 +10,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from featvis_func.animation import animate
 from featvis_func.files import whole_path
 from featvis_func.messages import suggest
 from featvis_func.numbers import ranges
@@ -36,6 +37,8 @@ class Entry(NamedTuple):
     steps: int
     status: str
     seed: int
+    snapshots: Tensor | None = None
+    """uint8 ``(k, c, h, w)``, of a sweep that kept some: see :attr:`Result.snapshots`."""
 
 
 class Rendered(NamedTuple):
@@ -165,11 +168,23 @@ class Store:
             history=whole["history"].T.contiguous(),
             steps=whole["steps"],
             config={**self.config, "layer": layer},
+            snapshots=whole.get("snapshots"),
         )
 
     def status(self) -> Status:
         """How far the sweep is, by its sidecars."""
         return read_status(self._folder)
+
+    def animate(self, layer: str, filter: int, path: str | Path, *, seconds: float = 2.0, hold: float = 1.0) -> Path:
+        """Writes one filter's snapshots as an animation: see :meth:`Result.animate`.
+
+        Raises:
+            ValueError: the sweep has no such filter or no snapshots, or as :func:`~featvis_func.animation.animate`.
+        """
+        frames = self[layer, filter].snapshots
+        if frames is None:
+            raise ValueError("this sweep has no snapshots; sweep with snapshots=9, or as many as you like")
+        return animate(frames, path, seconds=seconds, hold=hold)
 
     def export(self, out: str | Path, *layers: str) -> list[Path]:
         """Writes a folder of PNGs for each layer, as :meth:`Result.save <featvis_func.result.Result.save>` does.
@@ -226,6 +241,7 @@ class Store:
         records = {record["filter"]: (row, record) for row, record in enumerate(commit.records)}
         with self._open(commit) as shard:
             images, maps, history = (shard.get_slice(name) for name in ("images", "activations", "history"))
+            films = shard.get_slice("snapshots") if "snapshots" in shard.keys() else None  # noqa: SIM118
             for number in numbers:
                 row, record = records[number]
                 score = -torch.inf if record["score"] is None else record["score"]
@@ -240,6 +256,7 @@ class Store:
                     record["steps"],
                     record["status"],
                     record["seed"],
+                    None if films is None else films[row],
                 )
 
 

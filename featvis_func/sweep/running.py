@@ -18,6 +18,7 @@ from featvis_func.numbers import ranges
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
 from featvis_func.presets import OPTIMIZERS, VIEWS
 from featvis_func.slots import check_tolerance
+from featvis_func.snapshots import snapshot_steps
 from featvis_func.sweep import cluster, engines
 from featvis_func.sweep.checks import Status, read_status
 from featvis_func.sweep.folder import Run, start_folder
@@ -39,6 +40,7 @@ _DEFAULTS: dict[str, Any] = {
     "precision": "auto",
     "compile": "auto",
     "deterministic": False,
+    "snapshots": None,
 }
 
 
@@ -85,7 +87,7 @@ def sweep(
         threads: processors of each process or actor; default: what torch takes (``ray``: 2, or 1 beside a GPU).
         progress: a progress bar on the standard error. Default: if that is a terminal.
         **options: ``steps``, ``size``, ``seed``, ``views``, ``lr``, ``image``, ``optimizer``, ``tolerance``,
-            ``redirect``, ``precision``, ``compile`` and ``deterministic``, as for
+            ``redirect``, ``precision``, ``compile``, ``deterministic`` and ``snapshots``, as for
             :func:`~featvis_func.rendering.render`.
 
     Returns:
@@ -213,6 +215,11 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         "size": None if size is None else list(_size(size)),
         "deterministic": bool(options["deterministic"]),
     }
+    snapshots = checked.pop("snapshots")
+    snapshots = 0 if snapshots is None else whole("snapshots", snapshots, 0)
+    snapshot_steps(checked["steps"], snapshots)
+    if snapshots:  # without them, a configuration is what it was before there were any
+        checked["snapshots"] = snapshots
     check_tolerance(checked["tolerance"])
     optimizer_for(checked["optimizer"], checked["lr"], checked["steps"])
     return checked

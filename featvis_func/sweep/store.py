@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from featvis_func.files import make_folder, write_file
+from featvis_func.pictures import to_uint8
 from featvis_func.result import Result
 from featvis_func.sweep.folder import FORMAT, Folder, now, sealed, to_json, unsealed, versions
 from featvis_func.sweep.plan import Unit
@@ -44,7 +45,7 @@ def pack(unit: Unit, result: Result, seeds: list[int], *, dtype: str, config: st
     """
     images = result.images.clamp(0, 1)
     tensors = {
-        "images": (images * 255).round().to(torch.uint8) if dtype == "uint8" else images.to(DTYPES[dtype]),
+        "images": to_uint8(images) if dtype == "uint8" else images.to(DTYPES[dtype]),
         "activations": result.activations.float(),
         "scores": result.scores.float(),
         "history": result.history.float().T,
@@ -54,6 +55,8 @@ def pack(unit: Unit, result: Result, seeds: list[int], *, dtype: str, config: st
         "filters": torch.tensor(unit.filters),
         "seeds": torch.tensor(seeds, dtype=torch.uint64),
     }
+    if result.snapshots is not None:
+        tensors["snapshots"] = result.snapshots
     about = {"format": FORMAT, "layer": unit.layer, "config": config, "status": STATUSES}
     # One key: safetensors keeps no order among several.
     return safetensors.torch.save(

@@ -182,4 +182,5 @@ def _merged(result: Result, other: Result, rows: list[int], others: list[int]) -
         history=put("history", axis=1),
         steps=put("steps"),
         config=result.config,
+        snapshots=None if result.snapshots is None else put("snapshots"),
     )
