@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featvis_func.features import activations_of as activations_of
     from featvis_func.features import list_layers as list_layers
     from featvis_func.features import make_features as make_features
+    from featvis_func.gallery import build_gallery as build_gallery
     from featvis_func.image import alpha as alpha
     from featvis_func.image import cppn as cppn
     from featvis_func.image import fourier as fourier
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from featvis_func.renderer import make_renderer as make_renderer
     from featvis_func.rendering import render as render
     from featvis_func.result import Result as Result
+    from featvis_func.result import read_result as read_result
     from featvis_func.slots import Outcome as Outcome
     from featvis_func.slots import run_all as run_all
     from featvis_func.snapshots import snapshot_steps as snapshot_steps
@@ -62,13 +64,14 @@ _HOMES = {
     "accentuation": ("accentuate",),
     "animation": ("animate",),
     "features": ("Features", "activations_of", "list_layers", "make_features"),
+    "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
     "presets": ("default_optimizer", "published_optimizer", "views"),
     "renderer": ("Renderer", "make_renderer"),
     "rendering": ("render",),
-    "result": ("Result",),
+    "result": ("Result", "read_result"),
     "slots": ("Outcome", "run_all"),
     "snapshots": ("snapshot_steps",),
     "statistics": ("image_statistics",),

@@ -15,7 +15,7 @@ from featvis_func.arguments import (
     batch_size,
     working_device,
 )
-from featvis_func.commands import add_sweep
+from featvis_func.commands import add_gallery, add_sweep
 from featvis_func.messages import first_line, table
 from featvis_func.numbers import filter_numbers
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "render",
         help="render the filters of a layer",
         description="Renders one image per filter; writes grid.png, a PNG per filter (with --snapshots also an animated"
-        " WebP), result.safetensors and run.json.",
+        " WebP), result.safetensors, run.json and a site to look through, gallery/index.html.",
     )
     add_model(render)
     render.add_argument(
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument(
         "--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)"
     )
+    render.add_argument("--no-gallery", action="store_true", help="write no site to look through, OUT/gallery")
     render.set_defaults(run=_render)
 
     layers = commands.add_parser(
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(layers)
     layers.set_defaults(run=_layers)
     add_sweep(commands)
+    add_gallery(commands)
     return parser
 
 
@@ -94,12 +96,16 @@ def _render(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from featvis_func.gallery import build_gallery, check_place
     from featvis_func.models import load_model
     from featvis_func.rendering import render
     from featvis_func.result import writable_folder
 
     device = working_device(arguments.device)
     model = load_model(arguments.model, weights=arguments.weights)
+    site = arguments.out / "gallery"
+    if not arguments.no_gallery:
+        check_place(site)
     made = [p for p in (arguments.out, *arguments.out.parents) if not p.exists()]
     writable_folder(arguments.out)  # before the work, not after it
     try:
@@ -112,6 +118,8 @@ def _render(arguments: argparse.Namespace) -> int:
             **{name: getattr(arguments, name) for name in RENDER_OPTIONS},
         )
         files = result.save(arguments.out)
+        if not arguments.no_gallery:
+            build_gallery(result, site)
     except BaseException:
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -119,9 +127,10 @@ def _render(arguments: argparse.Namespace) -> int:
         raise
     odd = [f"{f} ({s})" for f, s in zip(result.filters, result.status, strict=True) if s != "ok"]
     finite = result.scores[torch.isfinite(result.scores)]
+    look = "" if arguments.no_gallery else f"; to look through: {site / 'index.html'}"
     print(
         f"{len(result.filters)} filters of {result.config['layer']}, mean score {finite.mean().item():.4g}"
-        f"{', not ok: ' + ', '.join(odd) if odd else ''}; {len(files)} files in {arguments.out}"
+        f"{', not ok: ' + ', '.join(odd) if odd else ''}; {len(files)} files in {arguments.out}{look}"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""The commands of sweeps: ``featvis sweep``, ``status`` and ``validate``. torch is imported late."""
+"""The commands of whole networks: ``sweep``, ``status``, ``validate`` and ``gallery``. torch is imported late."""
 
 import argparse
 import os
@@ -58,6 +58,29 @@ def add_sweep(commands: Any) -> None:
         command = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
         command.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep")
         command.set_defaults(run=run)
+
+
+def add_gallery(commands: Any) -> None:
+    gallery = commands.add_parser(
+        "gallery",
+        help="build a static site to look through a sweep or a rendering",
+        description="Builds a static site that shows every filter; what is there and still holds is not built again.",
+    )
+    gallery.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or of a rendering")
+    gallery.add_argument("--out", type=Path, metavar="SITE", help="the site's folder (default: DIR/gallery)")
+    gallery.add_argument(
+        "--moving", default="webp", help="format of snapshots to download: webp or gif (default: webp)"
+    )
+    gallery.set_defaults(run=_gallery)
+
+
+def _gallery(arguments: argparse.Namespace) -> int:
+    from featvis_func.gallery import build_gallery
+
+    made = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None)
+    print("\n".join(_first([f"left out: {problem}" for problem in made.problems])), end="\n" if made.problems else "")
+    print(f"{made.filters} filters of {made.layers} layers, {made.made} of them made now: {made.path}")
+    return 0
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

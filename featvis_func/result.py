@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from featvis_func.animation import animate, animation_bytes
 from featvis_func.files import write_file
+from featvis_func.messages import first_line
 from featvis_func.numbers import ranges
 from featvis_func.pictures import picture
 
@@ -165,7 +167,7 @@ class Result:
             "grid.png": _png(self.grid()),
             **{name: _png(picture(image)) for name, image in zip(_image_names(self.filters), self.images, strict=True)},
             **films,
-            "result.safetensors": safetensors.torch.save(
+            _RESULT: safetensors.torch.save(
                 {**tensors, "filters": torch.tensor(self.filters)},
                 {"run": json.dumps(self.summary(), sort_keys=True)},
             ),
@@ -200,6 +202,34 @@ class Result:
         }
 
 
+def read_result(folder: str | Path) -> Result:
+    """Reads what :meth:`Result.save` has written.
+
+    Raises:
+        ValueError: the folder has no ``result.safetensors``, or a damaged one.
+
+    >>> from featvis_func import render
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = render("texturenet", "head", [3, 5], steps=2, size=32).save(folder)
+    >>> read_result(folder).filters
+    (3, 5)
+    """
+    path = Path(folder) / _RESULT
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            summary = json.loads((file.metadata() or {})["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        filters = tuple(tensors.pop("filters").tolist())
+        status = tuple(entry["status"] for entry in summary["filters"])
+        return Result(filters=filters, status=status, config=summary["config"], **tensors)
+    except OSError as error:
+        raise ValueError(f"{str(folder)!r} has no {_RESULT} of a rendering that can be read") from error
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {first_line(error)}") from error
+
+
+_RESULT = "result.safetensors"
 _TENSORS = ("images", "activations", "scores", "best_step", "history", "steps")
 
 

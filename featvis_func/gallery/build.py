@@ -58,8 +58,8 @@ def build_gallery(
 
     Args:
         store: a sweep's folder, also while it is being filled, or what :func:`~featvis_func.sweep.open_store` made of
-            it; or a result.
-        out: the site's folder, new, empty or a gallery's. Default: ``gallery`` in the sweep's folder.
+            it; a result, or the folder where one was saved.
+        out: the site's folder, new, empty or a gallery's. Default: ``gallery`` in the folder given.
         moving: of filters with snapshots, what to export: ``"webp"`` or ``"gif"``.
         progress: whether to show a bar on the standard error; ``None``: if that is a terminal.
 
@@ -208,12 +208,19 @@ def _folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:
     return whole_path(store.path if isinstance(store, Store) else store) / "gallery"
 
 
+def check_place(folder: Path) -> None:
+    """Raises ValueError where a gallery would stand among other files."""
+    if folder.is_file():
+        raise ValueError(f"{str(folder)!r} is a file; a gallery needs a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
+        raise ValueError(f"{str(folder)!r} is not empty, and no gallery (it has no {NAME}); give another folder")
+
+
 def _begin(folder: Path) -> dict[str, Made]:
     """Makes the folder a gallery's; returns what of it is made already."""
+    check_place(folder)
     known = read_manifest(folder)
     if known is None:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{str(folder)!r} is not empty, and no gallery (it has no {NAME}); give another folder")
         folder.mkdir(parents=True, exist_ok=True)
         known = {}
         write_manifest(folder, known)

@@ -55,7 +55,7 @@ def make_filter(making: Making, section: Section, entry: Entry, before: int | No
     if activity is not None:
         files["maps/{}.webp"] = activity.data
     film = None
-    if getattr(entry, "snapshots", None) is not None:
+    if entry.snapshots is not None:
         sheet = pictures.film(entry.snapshots)
         files["films/{}.webp"] = sheet.data
         files[f"films/{{}}-moving.{making.moving}"] = pictures.moving(entry.snapshots, making.moving)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featvis_func.result import Result
+from featvis_func.result import Result, read_result
 from featvis_func.sweep import Entry, Store, open_store
 from featvis_func.sweep.plan import folder_of
 
@@ -49,17 +49,17 @@ class Source(NamedTuple):
 
 
 def source_of(store: Store | Result | str | Path) -> Source:
-    """What a store, the folder of one, or a result holds.
+    """What a store or a result, or the folder of either, holds.
 
     Raises:
-        ValueError: neither of these, or no folder of a sweep.
+        ValueError: none of these, or a damaged one.
     """
+    if isinstance(store, str | Path):
+        store = read_result(store) if (Path(store) / "result.safetensors").exists() else open_store(store)
     if isinstance(store, Result):
         return _of_result(store)
-    if isinstance(store, str | Path):
-        store = open_store(store)
     if not isinstance(store, Store):
-        raise ValueError(f"expected a sweep's store, its folder or a Result, got {type(store).__name__}")
+        raise ValueError(f"expected a sweep's store, a Result, or the folder of either, got {type(store).__name__}")
     return _of_store(store)
 
 
@@ -81,7 +81,7 @@ def _of_result(result: Result) -> Source:
     layer = str(result.config.get("layer", "layer"))
     digest = hashlib.sha256(repr((result.filters, result.status)).encode())
     for name in ("images", "activations", "scores", "best_step", "history", "steps", "snapshots"):
-        tensor = getattr(result, name, None)
+        tensor = getattr(result, name)
         if tensor is not None:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
@@ -101,6 +101,7 @@ def _of_result(result: Result) -> Source:
                 int(result.steps[i]),
                 result.status[i],
                 seed,
+                None if result.snapshots is None else result.snapshots[i],
             )
 
     part = Part(folder_of(layer), tuple(sorted(result.filters)), digest.hexdigest(), entries)

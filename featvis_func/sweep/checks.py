@@ -112,7 +112,7 @@ def validate(folder: str | Path) -> Report:
 
 
 def _aside(path: Path, folder: Path) -> bool:
-    return any(folder / name in path.parents for name in ("damaged", "events"))
+    return any(folder / name in path.parents for name in ("damaged", "events", "gallery"))
 
 
 def _is_spare(path: Path, sidecars: set[Path]) -> bool:

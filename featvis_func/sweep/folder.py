@@ -9,6 +9,7 @@
     units/LAYER/FIRST-LAST.error.json        why a unit could not be rendered
     damaged/...                              files that were found damaged, set aside
     events/HOST-PROCESS.jsonl                what each process did, and when
+    gallery/...                              the site to look through, where one was built
 
 Any number of processes may work on one folder. A unit that is done twice has, as a rule, the same bytes and so the same
 name; where rounding makes them differ, both shards are there, and the sidecar names one of them.
