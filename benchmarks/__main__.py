@@ -5,7 +5,7 @@ from importlib import import_module
 
 NAMES = ("step", "quality", "scaling", "overhead")
 # Run when asked for: they take long, or need what is not installed with the package.
-OTHERS = ("dead", "models", "pictures")
+OTHERS = ("dead", "gallery", "models", "pictures")
 
 
 def main() -> None:
