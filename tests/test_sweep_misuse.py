@@ -108,7 +108,8 @@ def test_sizes_of_numpy_and_parts_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_snapshots_belong_to_the_configuration_only_where_there_are_any(tmp_path: Path) -> None:
-    sweep(model(), "c1", out=tmp_path / "plain", seed=1, **QUICK)
+    options: dict[str, Any] = {"steps": 3, "size": 8, "unit_size": 2}
+    sweep(model(), "c1", out=tmp_path / "plain", **options)
     config = open_store(tmp_path / "plain").config
     assert set(config["render"]) == {  # as ever: folders from before there were snapshots go on
         *("steps", "size", "seed", "views", "lr", "image", "optimizer", "tolerance", "redirect", "precision"),
@@ -116,11 +117,10 @@ def test_snapshots_belong_to_the_configuration_only_where_there_are_any(tmp_path
     }
     torch.manual_seed(0)
     net = model()
-    options: dict[str, Any] = {"steps": 3, "size": 8, "unit_size": 2}
     for count in (None, 0):
-        assert sweep(net, "c1", out=tmp_path / "none", snapshots=count, **options).complete
+        assert sweep(net, "c1", out=tmp_path / "none", **{**options, "snapshots": count}).complete
     with pytest.raises(ValueError, match=r"render\.snapshots: null there, 3 asked for"):
-        sweep(net, "c1", out=tmp_path / "none", snapshots=3, **options)
+        sweep(net, "c1", out=tmp_path / "none", **{**options, "snapshots": 3})
     assert "snapshots" not in open_store(tmp_path / "none").config["render"]
 
 
