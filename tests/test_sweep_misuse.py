@@ -118,9 +118,9 @@ def test_snapshots_belong_to_the_configuration_only_where_there_are_any(tmp_path
     torch.manual_seed(0)
     net = model()
     for count in (None, 0):
-        assert sweep(net, "c1", out=tmp_path / "none", **{**options, "snapshots": count}).complete
+        assert sweep(net, "c1", out=tmp_path / "none", **dict(options, snapshots=count)).complete
     with pytest.raises(ValueError, match=r"render\.snapshots: null there, 3 asked for"):
-        sweep(net, "c1", out=tmp_path / "none", **{**options, "snapshots": 3})
+        sweep(net, "c1", out=tmp_path / "none", **dict(options, snapshots=3))
     assert "snapshots" not in open_store(tmp_path / "none").config["render"]
 
 
@@ -144,7 +144,7 @@ def test_a_sweep_with_snapshots_goes_on_where_it_was(tmp_path: Path) -> None:
     assert found is not None
     assert torch.equal(found, expected.snapshots)
     with pytest.raises(ValueError, match=r"render\.snapshots: 3 there, 2 asked for"):
-        sweep(net, "c1", out=tmp_path, **{**options, "snapshots": 2})
+        sweep(net, "c1", out=tmp_path, **dict(options, snapshots=2))
 
 
 def test_the_bytes_of_snapshots_are_told_beforehand() -> None:
