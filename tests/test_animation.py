@@ -83,7 +83,7 @@ def test_partial_opacity_is_whole_or_none_in_a_gif_and_kept_in_a_webp() -> None:
     ],
     ids=str,
 )
-def test_durations(count: int, options: dict[str, float], expected: list[int]) -> None:
+def test_durations(count: int, options: dict[str, Any], expected: list[int]) -> None:
     frames = some_frames(count)
     if count > 1:
         assert [ms for _, ms in opened(animation_bytes(frames, "gif", **options))] == expected

@@ -124,6 +124,27 @@ def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
     assert torch.equal(tensors["images"], library.images)
 
 
+def test_snapshots_are_animated_beside_the_images(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = ["render", *QUICK, "--steps", "4", "--out", str(out)]
+    assert cli.main([*run, "--snapshots", "3"]) == 0
+    assert sorted(contents(out)) == [
+        *("filter-0000.png", "filter-0000.webp", "filter-0001.png", "filter-0001.webp"),
+        *("grid.png", "result.safetensors", "run.json"),
+    ]
+    with PIL.Image.open(out / "filter-0001.webp") as film:
+        assert (getattr(film, "n_frames", 1), film.size) == (3, (16, 16))
+    filmed = safetensors.torch.load_file(out / "result.safetensors")
+    assert filmed["snapshots"].shape == (2, 3, 3, 16, 16)
+    assert run_json(out)["config"]["snapshots"] == 3
+    assert cli.main(run) == 0
+    assert not list(out.glob("*.webp"))
+    plain = safetensors.torch.load_file(out / "result.safetensors")
+    assert {*filmed} - {*plain} == {"snapshots"}
+    assert all(torch.equal(plain[name], filmed[name]) for name in plain)
+    assert "snapshots" not in (out / "run.json").read_text()
+
+
 def test_two_runs_are_the_same_byte_for_byte(tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert cli.main(["render", *QUICK, "--steps", "3", "--batch-size", "1", "--out", str(tmp_path / name)]) == 0

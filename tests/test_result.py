@@ -259,3 +259,68 @@ def test_images_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {
         *("filter-0001.png", "grid.png", "mine.txt", "result.safetensors", "run.json")
     }
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------
+
+
+def filmed(count: int = 3, *, channels: int = 3, first: int = 0, frames: int = 4) -> Result:
+    result = make(count, channels=channels, first=first)
+    return replace(result, snapshots=torch.randint(0, 256, (count, frames, channels, 4, 6)).to(torch.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_snapshots_are_saved_and_animated(tmp_path: Path, channels: int) -> None:
+    result = filmed(3, first=9, channels=channels)
+    files = result.save(tmp_path)
+    films = ["filter-0009.webp", "filter-0010.webp", "filter-0011.webp"]
+    assert [path.name for path in files if path.suffix == ".webp"] == films
+    assert files[-1].name == "run.json"
+    assert sorted(contents(tmp_path)) == sorted(path.name for path in files)
+    tensors = safetensors.torch.load_file(tmp_path / "result.safetensors")
+    assert result.snapshots is not None
+    assert torch.equal(tensors["snapshots"], result.snapshots)
+    assert json.loads((tmp_path / "run.json").read_text())["snapshots"] == 4
+    with PIL.Image.open(tmp_path / films[1]) as film:
+        assert getattr(film, "n_frames", 1) == 4
+        assert film.size == (6 * (2 if channels == 2 else 1), 4)
+    before = contents(tmp_path)
+    result.save(tmp_path / "again")
+    assert contents(tmp_path / "again") == before
+
+
+def test_animations_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    filmed(3).save(tmp_path)
+    (tmp_path / "filter-0007.webp").write_bytes(b"mine")
+    make(2, first=1).save(tmp_path)
+    (tmp_path / "filter-0001.webp").write_bytes(b"mine, too")  # the last run has written none
+    make(1, first=2).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith("filter")} == {
+        *("filter-0002.png", "filter-0007.webp", "filter-0001.webp")
+    }
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_a_filter_is_animated_by_its_number(tmp_path: Path, suffix: str) -> None:
+    result = filmed(channels=1, first=5)
+    path = result.animate(tmp_path / f"six.{suffix}", 6, seconds=0.4, hold=0.6)
+    assert result.snapshots is not None
+    total = 0
+    with PIL.Image.open(path) as film:
+        for index, frame in enumerate(result.snapshots[1, :, 0]):
+            film.seek(index)
+            film.load()
+            total += film.info["duration"]
+            if suffix == "gif":
+                np.testing.assert_array_equal(np.asarray(film.convert("L")), frame.numpy())
+    assert total == 1000
+
+
+def test_what_cannot_be_animated(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="this result has no snapshots; render with snapshots="):
+        make().animate(tmp_path / "a.gif", 0)
+    with pytest.raises(ValueError, match="this result has no filter 3; it has 0-2"):
+        filmed().animate(tmp_path / "a.gif", 3)
+    with pytest.raises(ValueError, match=r"unknown suffix of an animation '\.mp4'; expected one of \.gif, \.webp"):
+        filmed().animate(tmp_path / "a.mp4", 0)
+    assert list(tmp_path.iterdir()) == []

@@ -18,9 +18,8 @@ TENSORS = ("images", "activations", "scores", "best_step", "history", "steps")
 
 
 def unchanged(a: Result, b: Result) -> bool:
-    return all(
-        torch.equal(getattr(a, name).nan_to_num(), getattr(b, name).nan_to_num()) for name in TENSORS
-    ) and a.status == (b.status)
+    pairs = [(getattr(a, name).nan_to_num(), getattr(b, name).nan_to_num()) for name in TENSORS]
+    return all(torch.equal(one, other) for one, other in pairs) and a.status == b.status
 
 
 def looped(model: Model, objective: Any, filters: list[int], count: int, **options: Any) -> Tensor:
@@ -79,7 +78,6 @@ def test_a_filter_that_is_stopped_stands_still(tiny: Model, batch_size: int) -> 
 
 
 def test_the_last_snapshot_is_the_image_after_the_last_step(tiny: Model) -> None:
-    """Without a view, and with a step more, it is the image whose score is the next one."""
     last = render(tiny, "5", [2], steps=STEPS, snapshots=1, views="none", redirect=0).snapshots
     renderer = make_renderer(tiny, "5", [2], steps=STEPS, views="none", redirect=0)
     state, target = renderer.start([2], 0)
@@ -103,7 +101,8 @@ def test_snapshots_of_any_channels(channels: int) -> None:
 def test_snapshots_of_filters_that_belong_together(tiny: Model) -> None:
     goal = objectives.channel("5", 1) - objectives.diversity("5")
     shared = fv.shared(fv.image.fourier_canvas(16), fv.image.pyramid_canvas(16, first=1))
-    for objective, options in ((goal, {}), ("5", {"image": shared})):
+    cases: list[tuple[Any, dict[str, Any]]] = [(goal, {}), ("5", {"image": shared})]
+    for objective, options in cases:
         expected = looped(tiny, objective, [0, 1, 2], 4, **options)
         result = render(tiny, objective, range(3), steps=STEPS, snapshots=4, **options)
         assert result.snapshots is not None

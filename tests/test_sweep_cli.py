@@ -60,6 +60,14 @@ def test_a_finished_sweep_renders_nothing(finished: Path, flags: list[str], monk
     assert results(finished) == before
 
 
+def test_a_sweep_keeps_snapshots(tmp_path: Path) -> None:
+    flags = ["--layers", "head", "--filters", "3,5", *QUICK, "--steps", "2", "--snapshots", "2"]
+    assert cli.main(["sweep", *flags, "--out", str(tmp_path / "out")]) == 0
+    film = open_store(tmp_path / "out")["head", 5].snapshots
+    assert film is not None
+    assert film.shape == (2, 3, 32, 32)
+
+
 def test_another_configuration_is_refused_and_shown(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results(finished)
     assert cli.main(["sweep", *LAYERS, "--steps", "2", "--size", "32", "--seed", "1", "--out", str(finished)]) == 2
@@ -101,6 +109,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--tolerance", "-1"], "tolerance"),
         (["--redirect", "-1"], "redirect must be at least 0, got -1"),
         (["--size", "0"], "0"),
+        (["--steps", "2", "--snapshots", "4"], "snapshots must be 0 to 3, as 2 steps have so many images, got 4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

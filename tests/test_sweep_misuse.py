@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import featvis_func as fv
-from featvis_func.sweep import open_store, sweep, validate
+from featvis_func.sweep import dry_run, open_store, sweep, validate
 from featvis_func.sweep.plan import plan_layers
 from featvis_func.sweep.running import fingerprint
 
@@ -105,3 +105,61 @@ def test_sizes_of_numpy_and_parts_of_ones_own(tmp_path: Path) -> None:
         sweep(model(), "c1", out=tmp_path / "file", **QUICK)
     with pytest.raises(ValueError, match="is not the folder of a sweep"):
         open_store(tmp_path / "file")
+
+
+def test_snapshots_belong_to_the_configuration_only_where_there_are_any(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 3, "size": 8, "unit_size": 2}
+    sweep(model(), "c1", out=tmp_path / "plain", **options)
+    config = open_store(tmp_path / "plain").config
+    assert set(config["render"]) == {  # as ever: folders from before there were snapshots go on
+        *("steps", "size", "seed", "views", "lr", "image", "optimizer", "tolerance", "redirect", "precision"),
+        *("compile", "deterministic"),
+    }
+    torch.manual_seed(0)
+    net = model()
+    for count in (None, 0):
+        assert sweep(net, "c1", out=tmp_path / "none", **dict(options, snapshots=count)).complete
+    with pytest.raises(ValueError, match=r"render\.snapshots: null there, 3 asked for"):
+        sweep(net, "c1", out=tmp_path / "none", **dict(options, snapshots=3))
+    assert "snapshots" not in open_store(tmp_path / "none").config["render"]
+
+
+def test_a_sweep_with_snapshots_goes_on_where_it_was(tmp_path: Path) -> None:
+    net = model()
+    options: dict[str, Any] = {"steps": 4, "size": 8, "unit_size": 2, "snapshots": 3}
+    assert sweep(net, "c1", out=tmp_path, **options).complete
+    shards = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    sidecar = max(tmp_path.rglob("c1/*.json"))
+    sidecar.unlink()
+    max(shards).unlink()
+    assert open_store(tmp_path).filters("c1") == (0, 1)
+    assert sweep(net, "c1", out=tmp_path, **options).complete
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == shards
+    assert validate(tmp_path).sound
+    store = open_store(tmp_path)
+    assert store.config["render"]["snapshots"] == 3
+    expected = fv.render(net, "c1", steps=4, size=8, batch_size=2, snapshots=3)
+    found = store.layer("c1").snapshots
+    assert expected.snapshots is not None
+    assert found is not None
+    assert torch.equal(found, expected.snapshots)
+    with pytest.raises(ValueError, match=r"render\.snapshots: 3 there, 2 asked for"):
+        sweep(net, "c1", out=tmp_path, **dict(options, snapshots=2))
+
+
+def test_the_bytes_of_snapshots_are_told_beforehand() -> None:
+    def told(**options: Any) -> int:
+        return dry_run(model(), "c1", steps=4, size=8, **options).estimate.bytes
+
+    assert told(snapshots=5) - told() == 4 * 5 * 3 * 8 * 8
+    assert told(snapshots=5, image="alpha") - told(image="alpha") == 4 * 5 * 4 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [(-1, "snapshots must be at least 0"), (7, "snapshots must be 0 to 2, as 1 steps have so many images, got 7")],
+)
+def test_snapshots_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path, count: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sweep(model(), "c1", out=tmp_path / "out", snapshots=count, **QUICK)
+    assert not (tmp_path / "out").exists()

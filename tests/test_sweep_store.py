@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -841,6 +842,49 @@ def test_seeds_and_scores_at_their_limits_are_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(entries[1].image, again.images[0], atol=0.51 / 255, rtol=0)
     torch.testing.assert_close(open_store(tmp_path).layer("a").history[:, 1], again.history[:, 0], atol=0, rtol=0)
     assert validate(tmp_path).status.odd == {"nonfinite": 1}
+
+
+@pytest.mark.usefixtures("unsynchronised")
+def test_snapshots_are_kept_and_those_of_a_second_chance_are_its_own(tmp_path: Path) -> None:
+    run = toy_run({"a": 3, "b": 2}, unit_size=3)
+
+    def filmed(layer: str, filters: Any, seed: int) -> Any:
+        films = [[[(f * 50 + k * 7 + seed) % 256] * 3 for k in range(4)] for f in filters]
+        snapshots = torch.tensor(films, dtype=torch.uint8)[..., None, None].expand(-1, -1, -1, 8, 8)
+        return replace(toy_result(layer, filters, seed), snapshots=snapshots)
+
+    def make(plan: Any) -> Callable[..., Any]:
+        def render(filters: Any, /, *, seed: int | None = None) -> Any:
+            result = filmed(plan.layer, filters, 7 if seed is None else seed)
+            return replace(result, status=("ok", "nonfinite", "ok")[: len(filters)]) if seed is None else result
+
+        return render
+
+    work = Worker(start_folder(tmp_path / "out", run), make, seed=7)
+    assert {work(unit).outcome for unit in run.units} == {"rendered"}
+    results = open_store(tmp_path / "out")
+    for entry in results:
+        expected = filmed(entry.layer, [entry.filter], 8 if entry.filter == 1 else 7).snapshots[0]
+        assert entry.snapshots is not None
+        assert entry.snapshots.dtype == torch.uint8
+        assert torch.equal(entry.snapshots, expected)
+    whole, ones = results.layer("a").snapshots, [results["a", number].snapshots for number in range(3)]
+    assert whole is not None
+    assert all(one is not None and torch.equal(one, own) for one, own in zip(ones, whole, strict=True))
+    with Image.open(results.animate("a", 2, tmp_path / "two.gif")) as film:
+        assert getattr(film, "n_frames", 1) == 4
+    exported = {path.name for path in results.export(tmp_path / "png", "b")}
+    assert {"filter-0000.webp", "filter-0001.webp"} <= exported
+
+
+@pytest.mark.usefixtures("unsynchronised")
+def test_a_sweep_without_snapshots_has_none(tmp_path: Path) -> None:
+    fill(tmp_path, toy_run(), Toy())
+    results = open_store(tmp_path)
+    assert results["head", 1].snapshots is None
+    assert results.layer("head").snapshots is None
+    with pytest.raises(ValueError, match="this sweep has no snapshots; sweep with snapshots="):
+        results.animate("head", 1, tmp_path / "one.gif")
 
 
 @pytest.mark.usefixtures("unsynchronised")
