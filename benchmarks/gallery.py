@@ -1,7 +1,7 @@
 """How long a gallery takes to build, in how much memory, and how large it is, by the number of filters.
 
-The filters are synthetic: random images with the spectrum of natural pictures and some fine grain, which are as large as
-files as rendered ones, in the store of a sweep that was never rendered; 224 pixels, maps of 14 x 14, 32 steps.
+The filters are synthetic: random images with the spectrum of natural pictures and some fine grain, as files about as
+large as rendered ones, in the store of a sweep that was never rendered; 224 pixels, maps of 14 x 14, 32 steps.
 Each build is a process of its own, because a process's peak memory only ever grows.
 """
 
@@ -49,7 +49,7 @@ def make_store(path: Path, filters: int) -> Folder:
     keys = random.split(random.key(0), _DISTINCT)
     pictures = torch.stack([image.decode(pytree.tree_map(lambda p: 8 * p, image.init(k))) for k in keys])
     fine = random.uniform(random.key(1), pictures.shape) - 0.5
-    pictures = (pictures + 0.5 * torch.nn.functional.avg_pool2d(fine, 3, 1, 1)).clamp(0, 1)
+    pictures = (pictures + torch.nn.functional.avg_pool2d(fine, 3, 1, 1)).clamp(0, 1)
     for number, unit in enumerate(folder.run.units):
         commit(folder, unit, synthetic(pictures, unit.filters, number), [0] * len(unit.filters), seconds=0.0)
     return folder

@@ -24,7 +24,7 @@ QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def run_json(folder: Path) -> dict[str, Any]:

@@ -123,14 +123,16 @@ def _json(value: Any) -> str:
 
 
 def _render(template: str, **context: Any) -> str:
-    return _environment().get_template(template).render(version=metadata.version("featvis-func"), **context)
+    return _environment().get_template(template).render(**context)
 
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    environment.globals["version"] = metadata.version("featvis-func")
+    return environment
