@@ -199,6 +199,8 @@ def named(items: Any) -> dict[str, Any]:
 
 
 def runs(folder: Path) -> list[Path]:
+    """The logs of the runs that have ended; W&B's own process writes them, and may still be at it after a run's end."""
+    import_module("wandb").teardown()
     return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
@@ -259,8 +261,9 @@ def test_a_run_stays_open(offline: Path) -> None:
         run.log({"loss": 0.5}, step=2)
         with wandb_logger("other") as log:
             log(make())
-    assert len(runs(offline)) == 2, "the logger took the run under way for its own"
-    entries = [entry for file in runs(offline) for entry in history_of(file)]
+    files = runs(offline)
+    assert len(files) == 2, "the logger took the run under way for its own"
+    entries = [entry for file in files for entry in history_of(file)]
     both = [entry for entry in entries if "loss" in entry]
     assert (len(entries), len(both)) == (2, 1)
     assert both[0]["seen/block.conv/grid/_type"] == "image-file"
