@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featvis_func.capture import Backbone, count_calls, example_images, forward_once, hook_backbone, private_copy
-from featvis_func.export import export_backbone
+from featvis_func.export import cut, release, trace
 from featvis_func.layers import Site, axes_of, canonical, feature_axis_of, find_site, tensors_in, works_channels_last
 from featvis_func.layers import resolve_layer as resolve_layer
 from featvis_func.messages import first_line
@@ -151,12 +151,16 @@ def _backbone(
 ) -> tuple[Backbone, bool]:
     """The module as a graph, and True; where there is none that gives the same, through a hook, and False."""
     try:
-        core = export_backbone(module, calls, reference.images)
-        wrong = fault(core, reference) if verify else ""
-        if wrong:
-            # In very deep networks the rounding of rewrites can tip rectifiers; the graph then goes as it was traced.
-            core = export_backbone(module, calls, reference.images, optimize=False)
-            wrong = fault(core, reference)
+        traced = trace(module, calls, reference.images)
+        try:
+            core = cut(traced, traced.layers)
+            wrong = fault(core, reference) if verify else ""
+            if wrong:
+                # In very deep networks the rounding of rewrites can tip rectifiers; the graph goes as it was traced.
+                core = cut(traced, traced.layers, optimize=False)
+                wrong = fault(core, reference)
+        finally:
+            release(traced)
         if not wrong:
             return core, True
     except Exception as error:
