@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.capture import Backbone, count_calls, example_images, forward_once, hook_backbone, private_copy
+from featvis_func.capture import (
+    Backbone,
+    channels_last_seen,
+    count_calls,
+    example_images,
+    forward_once,
+    hook_backbone,
+    private_copy,
+)
 from featvis_func.export import cut, release, trace
-from featvis_func.layers import Site, axes_of, canonical, feature_axis_of, find_site, tensors_in, works_channels_last
+from featvis_func.layers import Site, axes_of, canonical, feature_axis_of, find_site, tensors_in
 from featvis_func.layers import resolve_layer as resolve_layer
 from featvis_func.messages import first_line
 from featvis_func.models import Model
@@ -227,16 +235,14 @@ def list_layers(model: Model) -> list[Layer]:
     module = private_copy(model.module, None)
     names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in names.values()}
-    last: list[nn.Module] = []
 
     def note(child: nn.Module, args: Any, output: Any) -> None:
         shapes[names[child]] = {part: tuple(v.shape[1:]) for part, v in tensors_in(output).items() if v.ndim > 0}
-        if works_channels_last(child, output):
-            last.append(child)
 
     for child in names:
         child.register_forward_hook(note)
-    forward_once(model, module, example_images(model, module)[:1])
+    with channels_last_seen(module) as last:
+        forward_once(model, module, example_images(model, module)[:1])
 
     def width(child: nn.Module, part: str, shape: tuple[int, ...] | None) -> int | None:
         if shape is None or not 1 <= len(shape) <= 3:
