@@ -23,7 +23,7 @@ from featvis_func.capture import (
     private_copy,
 )
 from featvis_func.export import cut, release, trace
-from featvis_func.layers import Site, axes_of, canonical, feature_axis_of, find_site, tensors_in
+from featvis_func.layers import Site, axes_of, canonical, check_axes, feature_axis_of, find_site, tensors_in
 from featvis_func.layers import resolve_layer as resolve_layer
 from featvis_func.messages import first_line
 from featvis_func.models import Model
@@ -140,8 +140,7 @@ def _make_features(
 def _axes(model: Model, module: nn.Module, site: Site, shape: tuple[int, ...], channels_last: bool) -> str:
     """What the axes of a layer mean: as stated, or as can be told."""
     if site.axes is not None:
-        if len(site.axes) != len(shape):
-            raise ValueError(f"layer {site.path!r} gives {shape} per image, which is not {' x '.join(site.axes)}")
+        check_axes(site.path, site.axes, shape)
         return site.axes
     # Of an output of several tensors, the kind of module tells nothing.
     child = nn.Identity() if site.parts else module.get_submodule(site.module)
