@@ -213,13 +213,18 @@ def activations_of(
         )
     if features is None:
         features = make_features(model, layers, device=device, precision="float32")
-    where = next((w.device for w in features.weights.values()), image.device)
+    where = device_of(features, image.device)
     view = chain(warp(size=model.size), normalize(model.mean, model.std, device=where))
     image = image.detach().to(where, torch.float32)
     with torch.no_grad():
         seen = view.apply(image, view.draw(key(0, device=where)))
         found = features.apply(features.weights, seen[None])
         return {name: found[name][0].float() for name in layers}
+
+
+def device_of(features: Features, default: torch.device | str | None = None) -> torch.device:
+    """Where features compute: where their weights are; those without any, where they are told, or on the CPU."""
+    return next((w.device for w in features.weights.values()), torch.device(default or "cpu"))
 
 
 def list_layers(model: Model) -> list[Layer]:
