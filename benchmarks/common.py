@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import PIL.Image
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import featvis_func as fv
 from benchmarks.evaluate import load_squeezenet
@@ -134,6 +135,23 @@ def report(
     whole = {"machine": machine(device), "seed": 0, **peak, **data}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def sheet(images: Tensor, *, rows: int) -> PIL.Image.Image:
+    """Images ``(n, c, h, w)`` on one sheet, as many in each row."""
+    count = len(images)
+    blank = torch.zeros(count)
+    everything = fv.Result(
+        images=images.cpu(),
+        activations=blank,
+        scores=blank,
+        best_step=blank.long(),
+        filters=tuple(range(count)),
+        status=("ok",) * count,
+        history=blank[None],
+        steps=blank.long(),
+    )
+    return everything.grid(columns=count // rows)
 
 
 def _processor() -> str:

@@ -11,12 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
 
 import featvis_func as fv
-from benchmarks.common import RESULTS, Case, cases, report
+from benchmarks.common import RESULTS, Case, cases, report, sheet
 from benchmarks.evaluate import evaluate
 from featvis_func.optimizer import adam, add_noise, chain, linear_decay, normalize_gradient
 from featvis_func.presets import default_optimizer
@@ -175,27 +174,11 @@ def main(device: str, rounds: int) -> None:
                  w["filters"], w["robust"], w["saturation"], a["filters"], a["robust"], a["saturation"]]
             )  # fmt: skip
         if dead:
-            sheet(torch.cat(pictures)).save(RESULTS / f"dead-{case.layer}.png")
+            images = torch.cat(pictures)
+            half = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
+            sheet(half, rows=len(cures())).save(RESULTS / f"dead-{case.layer}.png")
     settings = {
         "note": f"all that start dead, and {ALIVE} of the others, evenly spread over a layer",
         "size": SIZE, "steps": STEPS, "redirect": REDIRECT, "noise": NOISE, "seconds": time.perf_counter() - start,
     }  # fmt: skip
     report("dead", device, {**settings, "layers": layers}, table)
-
-
-def sheet(images: Tensor) -> PIL.Image.Image:
-    """One row for each cure, at half the size."""
-    half = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
-    count = len(half)
-    blank = torch.zeros(count)
-    everything = fv.Result(
-        images=half.clamp(0, 1),
-        activations=blank,
-        scores=blank,
-        best_step=blank.long(),
-        filters=tuple(range(count)),
-        status=("ok",) * count,
-        history=blank[None],
-        steps=blank.long(),
-    )
-    return everything.grid(columns=count // len(cures()))

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
 
 import featvis_func as fv
-from benchmarks.common import RESULTS, Case, cases, report
+from benchmarks.common import RESULTS, Case, cases, report, sheet
 from benchmarks.evaluate import evaluate
 from benchmarks.reference import Progress, make_reference_step
 from benchmarks.step import FILTERS, OurStep
@@ -156,22 +155,5 @@ def main(device: str, rounds: int) -> None:
             **outcome._asdict(),
         }
         table.append([name, *("-" if value is None else value for value in outcome)])
-        sheet(images).save(RESULTS / f"quality-{case.name}-{case.layer}.png")
+        sheet(images, rows=2).save(RESULTS / f"quality-{case.name}-{case.layer}.png")
     report("quality", device, {"cases": data}, table)
-
-
-def sheet(images: Tensor) -> PIL.Image.Image:
-    """The script's images in the first row, ours in the second."""
-    count = images.shape[0]
-    blank = torch.zeros(count)
-    everything = fv.Result(
-        images=images.cpu(),
-        activations=blank,
-        scores=blank,
-        best_step=blank.long(),
-        filters=tuple(range(count)),
-        status=("ok",) * count,
-        history=blank[None],
-        steps=blank.long(),
-    )
-    return everything.grid(columns=count // 2)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from featvis_func.image import phase as phase
     from featvis_func.image import pixel as pixel
     from featvis_func.image import shared as shared
+    from featvis_func.loggers import tensorboard_logger as tensorboard_logger
+    from featvis_func.loggers import wandb_logger as wandb_logger
     from featvis_func.models import Model as Model
     from featvis_func.models import load_model as load_model
     from featvis_func.objective import Objective as Objective
@@ -66,6 +68,7 @@ _HOMES = {
     "features": ("Features", "activations_of", "list_layers", "make_features"),
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
+    "loggers": ("tensorboard_logger", "wandb_logger"),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
     "presets": ("default_optimizer", "published_optimizer", "views"),

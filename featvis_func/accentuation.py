@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featvis_func.features import activations_of, make_features
+from featvis_func.features import activations_of, device_of, make_features
 from featvis_func.image import from_image, image_size
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective, departure
@@ -85,7 +85,7 @@ def accentuate(
         )
     start = F.interpolate(start[None].float(), size=(h, w), mode="bilinear", antialias=True)[0].clamp(0, 1)
     features = make_features(found, (*goal.layers, near), device=device, precision=precision)
-    where = next(iter(features.weights.values())).device
+    where = device_of(features, device)
     parameterisation = IMAGES[image]((h, w), channels=found.channels, device=where) if isinstance(image, str) else image
     seen = activations_of(found, goal.layers[:1], start, features=features)[goal.layers[0]]
     balance = 1.0 / float(seen.square().mean().sqrt().clamp_min(1e-6))

@@ -98,7 +98,6 @@ def count_calls(model: Model, module: nn.Module, sites: Sequence[Site], images: 
     """
     calls = dict.fromkeys(sites, 0)
     wrong: dict[Site, str] = {}
-    last: list[nn.Module] = []
 
     def counter(site: Site) -> Callable[..., None]:
         def count(child: nn.Module, args: Any, output: Any) -> None:
@@ -111,14 +110,10 @@ def count_calls(model: Model, module: nn.Module, sites: Sequence[Site], images: 
 
         return count
 
-    def look(child: nn.Module, args: Any, output: Any) -> None:
-        if works_channels_last(child, output):
-            last.append(child)
-
     handles = [module.get_submodule(site.module).register_forward_hook(counter(site)) for site in calls]
-    handles += [child.register_forward_hook(look) for child in module.modules()]
     try:
-        forward_once(model, module, images)
+        with channels_last_seen(module) as last:
+            forward_once(model, module, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -128,6 +123,23 @@ def count_calls(model: Model, module: nn.Module, sites: Sequence[Site], images: 
         if number == 0:
             raise ValueError(f"layer {site.path!r} is not called in the forward pass, so that it has no output")
     return calls, bool(last)
+
+
+@contextmanager
+def channels_last_seen(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """Collects those of the modules called within the block that work with channels last."""
+    found: list[nn.Module] = []
+
+    def look(child: nn.Module, args: Any, output: Any) -> None:
+        if works_channels_last(child, output):
+            found.append(child)
+
+    handles = [child.register_forward_hook(look) for child in module.modules()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

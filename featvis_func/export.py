@@ -49,31 +49,19 @@ class Traced(NamedTuple):
     cpu: bool
 
 
-def export_backbone(
-    module: nn.Module, calls: Mapping[Site, int], example: Tensor, *, optimize: bool = True
-) -> Backbone:
-    """Traces a module into a graph whose placeholders are the weights that its layers need, and the images.
+def trace(module: nn.Module, calls: Mapping[Site, int], example: Tensor) -> Traced:
+    """Traces a module, up to the last of some layers, into a graph whose placeholders are its weights and the images.
 
     Args:
         module: in evaluation mode.
         calls: layer -> how often one forward pass calls it.
         example: images ``(n, c, h, w)``, ``n`` at least 2; the graph takes any number of them.
-        optimize: whether to rewrite the graph to run faster, which changes its values by rounding.
+
+    Returns:
+        What :func:`cut` takes; it holds memory that only :func:`release` frees.
 
     Raises:
         Exception: of any kind, where torch.export cannot trace the module.
-    """
-    traced = trace(module, calls, example)
-    try:
-        return cut(traced, traced.layers, optimize=optimize)
-    finally:
-        release(traced)
-
-
-def trace(module: nn.Module, calls: Mapping[Site, int], example: Tensor) -> Traced:
-    """Traces a module up to the last of some layers; the arguments are those of :func:`export_backbone`.
-
-    What it returns holds memory that only :func:`release` frees.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.export, about code that is not ours

@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.capture import Backbone, count_calls, example_images, forward_once, hook_backbone, private_copy
-from featvis_func.export import export_backbone
-from featvis_func.layers import Site, axes_of, canonical, feature_axis_of, find_site, tensors_in, works_channels_last
+from featvis_func.capture import (
+    Backbone,
+    channels_last_seen,
+    count_calls,
+    example_images,
+    forward_once,
+    hook_backbone,
+    private_copy,
+)
+from featvis_func.export import cut, release, trace
+from featvis_func.layers import Site, axes_of, canonical, check_axes, feature_axis_of, find_site, tensors_in
 from featvis_func.layers import resolve_layer as resolve_layer
 from featvis_func.messages import first_line
 from featvis_func.models import Model
@@ -132,8 +140,7 @@ def _make_features(
 def _axes(model: Model, module: nn.Module, site: Site, shape: tuple[int, ...], channels_last: bool) -> str:
     """What the axes of a layer mean: as stated, or as can be told."""
     if site.axes is not None:
-        if len(site.axes) != len(shape):
-            raise ValueError(f"layer {site.path!r} gives {shape} per image, which is not {' x '.join(site.axes)}")
+        check_axes(site.path, site.axes, shape)
         return site.axes
     # Of an output of several tensors, the kind of module tells nothing.
     child = nn.Identity() if site.parts else module.get_submodule(site.module)
@@ -151,12 +158,16 @@ def _backbone(
 ) -> tuple[Backbone, bool]:
     """The module as a graph, and True; where there is none that gives the same, through a hook, and False."""
     try:
-        core = export_backbone(module, calls, reference.images)
-        wrong = fault(core, reference) if verify else ""
-        if wrong:
-            # In very deep networks the rounding of rewrites can tip rectifiers; the graph then goes as it was traced.
-            core = export_backbone(module, calls, reference.images, optimize=False)
-            wrong = fault(core, reference)
+        traced = trace(module, calls, reference.images)
+        try:
+            core = cut(traced, traced.layers)
+            wrong = fault(core, reference) if verify else ""
+            if wrong:
+                # In very deep networks the rounding of rewrites can tip rectifiers; the graph goes as it was traced.
+                core = cut(traced, traced.layers, optimize=False)
+                wrong = fault(core, reference)
+        finally:
+            release(traced)
         if not wrong:
             return core, True
     except Exception as error:
@@ -202,13 +213,18 @@ def activations_of(
         )
     if features is None:
         features = make_features(model, layers, device=device, precision="float32")
-    where = next((w.device for w in features.weights.values()), image.device)
+    where = device_of(features, image.device)
     view = chain(warp(size=model.size), normalize(model.mean, model.std, device=where))
     image = image.detach().to(where, torch.float32)
     with torch.no_grad():
         seen = view.apply(image, view.draw(key(0, device=where)))
         found = features.apply(features.weights, seen[None])
         return {name: found[name][0].float() for name in layers}
+
+
+def device_of(features: Features, default: torch.device | str | None = None) -> torch.device:
+    """Where features compute: where their weights are; those without any, where they are told, or on the CPU."""
+    return next((w.device for w in features.weights.values()), torch.device(default or "cpu"))
 
 
 def list_layers(model: Model) -> list[Layer]:
@@ -223,16 +239,14 @@ def list_layers(model: Model) -> list[Layer]:
     module = private_copy(model.module, None)
     names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in names.values()}
-    last: list[nn.Module] = []
 
     def note(child: nn.Module, args: Any, output: Any) -> None:
         shapes[names[child]] = {part: tuple(v.shape[1:]) for part, v in tensors_in(output).items() if v.ndim > 0}
-        if works_channels_last(child, output):
-            last.append(child)
 
     for child in names:
         child.register_forward_hook(note)
-    forward_once(model, module, example_images(model, module)[:1])
+    with channels_last_seen(module) as last:
+        forward_once(model, module, example_images(model, module)[:1])
 
     def width(child: nn.Module, part: str, shape: tuple[int, ...] | None) -> int | None:
         if shape is None or not 1 <= len(shape) <= 3:

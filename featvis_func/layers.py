@@ -122,6 +122,20 @@ def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, int], *, ch
     return forms[0] if len(forms) == 1 else None
 
 
+def check_axes(layer: str, axes: str, shape: Sequence[int]) -> None:
+    """Raises ValueError if a layer's output for one image cannot have the axes that the user states.
+
+    >>> check_axes("conv", "hwc", (7, 96))
+    Traceback (most recent call last):
+        ...
+    ValueError: layer 'conv' gives (7, 96) per image, which is not h x w x c
+    """
+    if len(shape) != len(axes):
+        raise ValueError(
+            f"layer {layer!r} gives {tuple(shape) or 'nothing'} per image, which is not {' x '.join(axes)}"
+        )
+
+
 def works_channels_last(child: nn.Module, output: Any) -> bool:
     """Whether a module's output shows that the model keeps channels as the last of three axes."""
     return isinstance(output, Tensor) and output.ndim == 4 and _ends_in_channels(child, output.shape)

@@ -11,7 +11,7 @@ from featvis_func import image as images
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
 from featvis_func.execution import CPU_SLOTS, compile_word, compiled_for, repeatable, slots_for_memory
-from featvis_func.features import Features, make_features
+from featvis_func.features import Features, device_of, make_features
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import split_layer
@@ -164,7 +164,7 @@ def make_renderer(
     check_layers(goal, features)
     if redirect is None:
         redirect = REDIRECT if optimizer == "default" and features.redirected is not None else 0
-    where = next(iter(features.weights.values())).device if features.weights else torch.device(device or "cpu")
+    where = device_of(features, device)
     numbers = _filters(wanted, goal, features)
     parameterisation = (
         image if isinstance(image, Image) else IMAGES[image](asked, channels=found.channels, device=where)

@@ -96,3 +96,11 @@ def test_transparency_becomes_opacity(photograph: Tensor, tmp_path: Path) -> Non
 def test_bad_input(photograph: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         accentuated(**{"photograph": photograph, **options})
+
+
+def test_a_model_without_weights() -> None:
+    module = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.ReLU())
+    model = fv.load_model(module, size=8)
+    result = fv.accentuate(model, "1:2", torch.rand(3, 8, 8), near="0", steps=2)
+    assert result.filters == (2,)
+    assert result.status == ("ok",)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from featvis_func import ops
-from featvis_func.export import cut, export_backbone, release, trace
+from featvis_func.export import cut, release, trace
 from featvis_func.features import Features, Layer, list_layers, make_features, resolve_layer
 from featvis_func.layers import Site
 from featvis_func.models import Model, load_model
@@ -765,8 +765,9 @@ def test_without_rewrites_the_graph_gives_the_modules_values_bit_for_bit(tiny: M
     """With them, batch norms are folded, which rounds otherwise."""
     module, images = tiny.module.eval(), images_for(tiny, 3)
     expected = by_hook(module, ["5", "1"], images)
-    plain = export_backbone(module, {Site("5"): 1, Site("1"): 1}, images, optimize=False)
-    rewritten = export_backbone(module, {Site("5"): 1, Site("1"): 1}, images)
+    traced = trace(module, {Site("5"): 1, Site("1"): 1}, images)
+    plain, rewritten = (cut(traced, traced.layers, optimize=optimize) for optimize in (False, True))
+    release(traced)
     found = plain.apply(plain.weights, images)
     assert all(torch.equal(found[path], expected[path]) for path in expected)
     assert set(plain.weights) > {"1.running_mean", "1.running_var"}
@@ -794,8 +795,11 @@ def test_a_graph_that_rewriting_spoils_goes_as_it_was_traced(tiny: Model, monkey
     """As in very deep networks, where rounding tips rectifiers: the batch norms stay what they are."""
     found = iter(["the graph has another gradient than the module, by 0.08", ""])
     monkeypatch.setattr("featvis_func.features.fault", lambda core, reference: next(found))
+    traced: list[object] = []
+    monkeypatch.setattr("featvis_func.features.trace", lambda *args: traced.append(trace(*args)) or traced[-1])
     features = make_features(tiny, ["3"])
     assert features.exported
+    assert len(traced) == 1, "tracing takes most of the time"
     assert {"1.weight", "1.running_mean"} <= features.weights.keys()
     images = images_for(tiny, 2)
     close(features.apply(features.weights, images)["3"], by_hook(tiny.module, ["3"], images)["3"], 1e-6)

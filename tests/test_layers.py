@@ -178,7 +178,7 @@ def test_axes_that_cannot_be_told_are_asked_for_and_taken() -> None:
     assert found["narrow"].shape == (2, 6, 8, 8)
     chosen = select_layers(model, ["even@hwc", "narrow"])
     assert [(layer.name, layer.filters) for layer in chosen] == [("even@hwc", 8), ("narrow", 6)]
-    with pytest.raises(ValueError, match=r"'even' gives .* per image, which is not 'td'"):
+    with pytest.raises(ValueError, match=r"'even' gives .* per image, which is not t x d"):
         select_layers(model, ["even@td"])
     result = fv.render(model, "even@hwc:3", steps=2)
     assert result.activations.shape == (1, 8, 8)

@@ -34,7 +34,7 @@ LEVELS: tuple[set[str], ...] = (
     {"export", "verification"},
     {"features"},
     {"scoring", "result"},
-    {"step"},
+    {"step", "loggers"},
     {"execution"},
     {"slots"},
     {"renderer"},
@@ -157,7 +157,8 @@ def test_torch_is_not_imported_for(code: str) -> None:
 
 def test_libraries_that_not_everybody_has_are_imported_when_they_are_asked_for() -> None:
     code = "import sys, featvis_func; featvis_func.load_model('texturenet'); featvis_func.render"
-    code += "; sys.exit(3 * any(name in sys.modules for name in ('timm', 'transformers', 'ray')))"
+    code += "; featvis_func.wandb_logger; others = {'timm', 'transformers', 'ray', 'tensorboard', 'wandb'}"
+    code += "; sys.exit(3 * any(name in sys.modules for name in others))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import json
 import math
 import os
@@ -17,8 +18,10 @@ from typing import Any
 
 import pytest
 import torch
+from sweep_toys import Toy, toy_run
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from tqdm import tqdm
 
 from featvis_func import renderer as rendering
 from featvis_func.models import Model, load_model
@@ -1081,3 +1084,37 @@ def test_the_engine_ray_without_ray(tiny: Model, tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"the engine ray needs the package ray: pip install 'featvis-func\[ray\]'"):
         sweep(tiny, "9", out=tmp_path, engine="ray", **QUICK)
+
+
+@pytest.mark.parametrize("pause", [0.0, math.inf], ids=["always", "never"])
+def test_the_bar_counts_every_filter_once_and_looks_no_more_often_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """To look at every unit after every unit would take the square of their number."""
+    bars: list[Any] = []
+
+    class Bar(tqdm):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(file=io.StringIO(), **options)
+            bars.append(self)
+
+    looks: list[Unit] = []
+    sidecar = Folder.sidecar
+    monkeypatch.setattr(engines, "tqdm", Bar)
+    monkeypatch.setattr(engines, "_LOOK_SECONDS", pause)
+    monkeypatch.setattr(engines, "_LOOK_SHARE", 0)
+    folder = start_folder(tmp_path, toy_run({"a": 40}))
+    worker = Worker(folder, Toy(), seed=7)
+    others = folder.run.units[:4]
+    worker(others[0])  # before it starts
+    with engines.watched(folder, Rank(), progress=True) as report:
+        assert bars[0].n == bars[0].initial == 2
+        done = [worker(unit) for unit in folder.run.units[4:]]
+        for unit in others[1:]:
+            worker(unit)
+        monkeypatch.setattr(Folder, "sidecar", lambda own, unit: looks.append(unit) or sidecar(own, unit))
+        for one in done:
+            report(one)
+        assert bars[0].n == (40 if pause == 0 else 2 + 2 * len(done))
+        assert len(looks) == (18 if pause == 0 else 0), "all that were not known yet, once"
+    assert bars[0].n == 40

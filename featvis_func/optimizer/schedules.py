@@ -42,8 +42,7 @@ def linear_decay(start: float, end: float, steps: int) -> Schedule:
     >>> linear_decay(0.4, 0.2, 10)(torch.tensor([0, 5, 10, 20]))
     tensor([0.4000, 0.3000, 0.2000, 0.2000])
     """
-    if not (0 < start < math.inf and 0 <= end < math.inf and steps >= 1):
-        raise ValueError(f"expected start > 0, end >= 0 and steps >= 1, got {start}, {end} and {steps}")
+    _check_fall(start, end, steps)
     return lambda step: start + (end - start) * (step / steps).clamp_max(1.0)
 
 
@@ -66,8 +65,7 @@ def cosine_decay(start: float, end: float, steps: int) -> Schedule:
     >>> cosine_decay(0.4, 0.2, 10)(torch.tensor([0, 5, 10, 20]))
     tensor([0.4000, 0.3000, 0.2000, 0.2000])
     """
-    if not (0 < start < math.inf and 0 <= end < math.inf and steps >= 1):
-        raise ValueError(f"expected start > 0, end >= 0 and steps >= 1, got {start}, {end} and {steps}")
+    _check_fall(start, end, steps)
     return lambda step: end + (start - end) * 0.5 * (1.0 + torch.cos(math.pi * (step / steps).clamp_max(1.0)))
 
 
@@ -160,3 +158,8 @@ def rate_at(rate: float | Schedule) -> Callable[[Tensor], Tensor | float]:
         return rate
     constant(rate)  # which checks it
     return lambda step: rate
+
+
+def _check_fall(start: float, end: float, steps: int) -> None:
+    if not (0 < start < math.inf and 0 <= end < math.inf and steps >= 1):
+        raise ValueError(f"expected start > 0, end >= 0 and steps >= 1, got {start}, {end} and {steps}")

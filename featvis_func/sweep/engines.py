@@ -29,8 +29,9 @@ ENGINES = ("local", *_VARIABLES, "ray")
 """``local``: this process alone. ``torchrun``, ``srun``, ``array``: one of several, each with its share, by what the
 launcher (SLURM, for the last two) has put into the environment. ``ray``: a Ray cluster."""
 
-# How often a process that has done its share looks whether the others have.
+# How often a process looks for what the others have done: so often at most, and for one part of its time in so many.
 _LOOK_SECONDS = 2.0
+_LOOK_SHARE = 50
 
 
 class Rank(NamedTuple):
@@ -121,24 +122,40 @@ def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Ca
         unit="filter",
         disable=True if rank.number else (None if progress is None else not progress),
     )
-    seen = {unit for unit in filters if folder.sidecar(unit).exists()}
-    bar.update(sum(filters[unit] for unit in seen))
+    seen: set[Unit] = set()
+
+    def look() -> None:
+        """What this process and others have done since the last time."""
+        new = {unit for unit in filters if unit not in seen and folder.sidecar(unit).exists()}
+        seen.update(new)
+        bar.update(sum(filters[unit] for unit in new))
+
+    look()
     bar.initial = bar.n  # what was there already says nothing of the speed
+    next_look = time.monotonic() + _LOOK_SECONDS
 
     def report(done: Done) -> None:
+        nonlocal next_look
         fields = {"error": done.error} if done.error else {}
         log_event(
             folder.path, "unit", unit=done.unit.name, outcome=done.outcome, seconds=round(done.seconds, 3), **fields
         )
-        if not bar.disable:  # others may have been at work, too
-            new = {u for u in filters if u not in seen and (u == done.unit or folder.sidecar(u).exists())}
-            seen.update(new)
-            bar.update(sum(filters[unit] for unit in new))
+        if bar.disable:
+            return
+        if done.unit not in seen:
+            seen.add(done.unit)
+            bar.update(filters[done.unit])
+        began = time.monotonic()
+        if began >= next_look:  # others may have been at work, too; of many units, that takes a while to see
+            look()
+            next_look = began + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - began))
 
     ended = "interrupted"
     try:
         with bar:
             yield report
+            if not bar.disable:
+                look()
         ended = "end"
     except TooManyFailedError:
         ended = "gave up"

@@ -11,7 +11,7 @@ from torch import nn
 
 from featvis_func.execution import CPU_SLOTS
 from featvis_func.features import Layer, list_layers
-from featvis_func.layers import feature_axis_of, find_site
+from featvis_func.layers import check_axes, feature_axis_of, find_site
 from featvis_func.models import Model
 from featvis_func.options import whole, whole_filters
 from featvis_func.renderer import Renderer
@@ -175,9 +175,9 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
 
 def _with_axes(layer: Layer, axes: str) -> Layer:
     """A layer whose axes the user states, under the name that says so."""
-    if layer.shape is None or len(layer.shape) != len(axes):
-        raise ValueError(f"layer {layer.name!r} gives {layer.shape or 'nothing'} per image, which is not {axes!r}")
-    return layer._replace(name=f"{layer.name}@{axes}", filters=layer.shape[feature_axis_of(axes)])
+    shape = layer.shape or ()
+    check_axes(layer.name, axes, shape)
+    return layer._replace(name=f"{layer.name}@{axes}", filters=shape[feature_axis_of(axes)])
 
 
 class Estimate(NamedTuple):

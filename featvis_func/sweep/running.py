@@ -1,6 +1,7 @@
 """The one-call door to whole layers and networks."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from featvis_func.models import Model, load_model
 from featvis_func.numbers import ranges
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
 from featvis_func.presets import OPTIMIZERS, VIEWS
+from featvis_func.rendering import render
 from featvis_func.slots import check_tolerance
 from featvis_func.snapshots import snapshot_steps
 from featvis_func.sweep import cluster, engines
@@ -28,19 +30,7 @@ from featvis_func.sweep.worker import Worker, renderers
 from featvis_func.verification import PRECISIONS
 
 _DEFAULTS: dict[str, Any] = {
-    "steps": 32,
-    "size": None,
-    "seed": 0,
-    "views": "default",
-    "lr": None,
-    "image": "fourier",
-    "optimizer": "default",
-    "tolerance": None,
-    "redirect": None,
-    "precision": "auto",
-    "compile": "auto",
-    "deterministic": False,
-    "snapshots": None,
+    name: inspect.signature(render).parameters[name].default for name in RenderOptions.__annotations__
 }
 
 
