@@ -26,8 +26,8 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "redirect", "rewrites", "statistics"}
-    | {"weights", "zoo"},
+    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "pictures", "redirect", "rewrites"}
+    | {"statistics", "weights", "zoo"},
     {"models", "presets"},
     {"options"},
     {"capture"},
