@@ -152,10 +152,8 @@ def _empty(filters: int, count: int, device: torch.device | str) -> Top:
 
 def _strongest(values: Tensor) -> tuple[Tensor, Tensor]:
     """Of activations ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``: each feature's maximum and its place ``(n, F)``."""
-    if values.ndim == 2:
-        flat = values[:, :, None]
-    else:
-        flat = values.flatten(2) if values.ndim == 4 else values.transpose(1, 2)
+    n, features = len(values), values.shape[-1]
+    flat = values.flatten(2) if values.ndim == 4 else values.reshape(n, -1, features).transpose(1, 2)
     found = flat.masked_fill(flat.isnan(), -torch.inf).max(dim=2)
     return found.values, found.indices
 
