@@ -29,7 +29,7 @@ def photographs(folder: Path, count: int = 23) -> Path:
     for number in range(count):
         shape = ((20, 20), (40, 31), (33, 90))[number % 3]
         coarse = generator.integers(0, 256, (5, 6, 3), np.uint8)
-        picture = PIL.Image.fromarray(coarse).resize(shape[::-1], PIL.Image.Resampling.BICUBIC)
+        picture = PIL.Image.fromarray(coarse).resize((shape[1], shape[0]), PIL.Image.Resampling.BICUBIC)
         picture.save(folder / ("more" if number % 4 == 0 else "") / f"{number:03d}.png")
     return folder
 
@@ -241,8 +241,11 @@ def test_written_and_read_again(tiny: Model, tmp_path: Path) -> None:
         fv.Examples.load(tmp_path / "nothing")
 
 
-def test_the_key_tells_whether_examples_are_still_right(tiny: Model, tmp_path: Path) -> None:
+def test_the_key_tells_whether_examples_are_still_right(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = photographs(tmp_path / "in", 4)
+    monkeypatch.chdir(folder)
     found = fv.Examples.load(fv.top_examples(tiny, LAYERS, folder, count=3).save(tmp_path / "saved"))
 
     def covers(model: Model = tiny, layers: Any = LAYERS, images: Any = folder, count: int = 3) -> bool:
@@ -252,6 +255,7 @@ def test_the_key_tells_whether_examples_are_still_right(tiny: Model, tmp_path: P
     assert covers(layers="3")
     assert covers(layers=["9", "0"])
     assert covers(images=list(folder.rglob("*.png")))
+    assert covers(images=[*folder.rglob("*.png"), "001.png"])
     assert not covers(layers=["0", "5"])
     assert not covers(layers="3@chw")
     assert not covers(count=4)

@@ -90,7 +90,7 @@ def test_the_part_seen_is_pillows(whole: tuple[int, int], size: tuple[int, int])
     rows = PIL.Image.fromarray(np.tile(np.arange(whole[0], dtype=np.float32)[:, None], (1, whole[1])))
     part = seen_part(torch.tensor(whole), size)
     for picture, corner, number in ((columns, part.left, size[1]), (rows, part.top, size[0])):
-        fitted = np.array(PIL.ImageOps.fit(picture, size[::-1], PIL.Image.Resampling.BICUBIC))
+        fitted = np.array(PIL.ImageOps.fit(picture, (size[1], size[0]), PIL.Image.Resampling.BICUBIC))
         line = fitted[size[0] // 2] if picture is columns else fitted[:, size[1] // 2]
         middle = (corner + (torch.arange(number) + 0.5) * part.scale - 0.5).numpy()
         np.testing.assert_allclose(line[2:-2], middle[2:-2], atol=0.15)

@@ -35,8 +35,7 @@ def examples_key(
         ValueError: an unknown model or layer, or no pictures.
     """
     found = load_model(model)
-    files = [whole_path(path) for path in find_pictures(images)]
-    return key_of(found, layer_axes(found, layers), files, count=count, precision=precision)
+    return key_of(found, layer_axes(found, layers), listed(images), count=count, precision=precision)
 
 
 def key_of(
@@ -63,6 +62,11 @@ def key_of(
         "precision": precision,
         "layers": dict(axes),
     }
+
+
+def listed(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Picture files by their whole paths, each once, in order; see :func:`~featvis_func.pictures.find_pictures`."""
+    return sorted({whole_path(path) for path in find_pictures(images)})
 
 
 def layer_axes(model: Model, layers: str | Sequence[str]) -> dict[str, str | None]:

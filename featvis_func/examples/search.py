@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from featvis_func.examples.key import key_of, layer_axes
+from featvis_func.examples.key import key_of, layer_axes, listed
 from featvis_func.examples.reading import batches
 from featvis_func.examples.record import Examples, LayerExamples
 from featvis_func.execution import check_device
 from featvis_func.features import make_features
 from featvis_func.fields import Field, receptive_fields
-from featvis_func.files import whole_path
-from featvis_func.models import load_model
-from featvis_func.models.base import Model
+from featvis_func.models import Model, load_model
 from featvis_func.options import whole
-from featvis_func.pictures import check_channels, find_pictures, seen_part
+from featvis_func.pictures import check_channels, seen_part
 
 _NAMED = 3  # files that a warning names
 
@@ -50,8 +48,9 @@ def top_examples(
 
     A photograph's score is the maximum of the filter's activations over all positions, so that it is among a filter's
     at most once. It is seen upright, its shorter side resized to the model's input size, and cropped about the
-    centre; a large JPEG is decoded at a reduced size of at least twice that. All layers share one forward pass; memory
-    does not grow with the photographs, but for their names.
+    centre; a large JPEG is decoded at a reduced size of at least twice that. All layers share one forward pass, and
+    memory holds their activations for one batch; it does not grow with the photographs, but for their names. Before
+    the first photograph, receptive fields are measured, which takes as long as ``h + w`` photographs.
 
     Args:
         model: as for :func:`~featvis_func.rendering.render`. Left exactly as it was.
@@ -79,7 +78,7 @@ def top_examples(
     check_channels(found.channels)
     if device is not None:
         check_device(device)
-    files = [whole_path(path) for path in find_pictures(images)]
+    files = listed(images)
     batch_size = min(batch_size, len(files))
     key = key_of(found, axes, files, count=count, precision=precision)
     names = {path: path if stated is None else f"{path}@{stated}" for path, stated in axes.items()}
@@ -88,7 +87,9 @@ def top_examples(
     where = next((weight.device for weight in features.weights.values()), torch.device("cpu"))
     mean, std = (torch.tensor(values, device=where)[:, None, None] for values in (found.mean, found.std))
     sizes = torch.zeros(len(files), 2, dtype=torch.int32)
-    tops: dict[str, Top] = {}
+    # Channels come first, but features last.
+    widths = {path: features.shapes[name][0 if len(features.shapes[name]) == 3 else -1] for path, name in names.items()}
+    tops = {path: _empty(width, count, where) for path, width in widths.items()}
     bad: list[tuple[Path, str]] = []
     bar = tqdm(total=len(files), unit="picture", leave=False, disable=None if progress is None else not progress)
     stream = batches(
@@ -102,11 +103,10 @@ def top_examples(
             padded = torch.cat([pixels, pixels[-1:].expand(short, -1, -1, -1)]) if short else pixels
             seen = features.apply(features.weights, (padded.to(where).float() / 255 - mean) / std)
             for path, name in names.items():
-                strongest, places = _strongest(seen[name][: len(pixels)].float())
-                top = tops.get(path) or _empty(strongest.shape[1], count, where)
-                tops[path] = keep_best(top, strongest, places, numbers.to(where))
+                scores, places = _strongest(seen[name][: len(pixels)], tops[path])
+                tops[path] = keep_best(tops[path], scores, places, numbers.to(where))
             bar.update(len(pixels))
-    if not tops:
+    if len(bad) == len(files):
         raise ValueError(f"none of {len(files)} picture files could be read; the first: {bad[0][1]}")
     if bad:
         some = "; ".join(why for _, why in bad[:_NAMED])
@@ -150,12 +150,20 @@ def _empty(filters: int, count: int, device: torch.device | str) -> Top:
     return Top(torch.full((filters, count), -torch.inf, device=device), nothing, nothing)
 
 
-def _strongest(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of activations ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``: each feature's maximum and its place ``(n, F)``."""
+def _strongest(values: Tensor, top: Top) -> tuple[Tensor, Tensor]:
+    """Of activations ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``: each feature's maximum and its place, ``(n, F)``.
+
+    The maximum is ``-inf`` where any activation is not a number. The place is the first, if there are several, and 0
+    where the maximum is not among the best.
+    """
     n, features = len(values), values.shape[-1]
     flat = values.flatten(2) if values.ndim == 4 else values.reshape(n, -1, features).transpose(1, 2)
-    found = flat.masked_fill(flat.isnan(), -torch.inf).max(dim=2)
-    return found.values, found.indices
+    scores = flat.amax(2).float()
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    wanted = scores > top.scores[:, -1]
+    # Finding the place takes several times as long as finding the maximum, and is seldom needed.
+    places = torch.zeros_like(scores, dtype=torch.int64).masked_scatter(wanted, flat[wanted].argmax(1))
+    return scores, places
 
 
 def _located(
