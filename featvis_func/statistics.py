@@ -13,7 +13,7 @@ from torch import Tensor
 from featvis_func.color import correlation_of
 from featvis_func.image import image_size
 from featvis_func.image.spectral import frequencies
-from featvis_func.pictures import check_channels, find_pictures, read_pixels
+from featvis_func.photographs import check_channels, find_pictures, read_pixels
 
 _FOLDER_SIZE = 224  # px
 # Higher frequencies are those of the corners of the spectrum alone, which diagonal waves have.

@@ -16,7 +16,7 @@ import featvis_func as fv
 from featvis_func.examples import Example, reading
 from featvis_func.examples.search import Top, keep_best
 from featvis_func.models import Model
-from featvis_func.pictures import read_picture
+from featvis_func.photographs import read_picture
 from tests.conftest import OneConv
 
 LAYERS = ["0", "3", "9"]

@@ -26,7 +26,7 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "pictures", "redirect", "rewrites"}
+    {*CORE, "files", "inductor", "layers", "messages", "numbers", "ops", "photographs", "redirect", "rewrites"}
     | {"statistics", "weights", "zoo"},
     {"models", "presets"},
     {"options"},

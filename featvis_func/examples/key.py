@@ -10,7 +10,7 @@ from torch import nn
 from featvis_func.files import whole_path
 from featvis_func.layers import find_site
 from featvis_func.models import Model, fingerprint, load_model
-from featvis_func.pictures import find_pictures
+from featvis_func.photographs import find_pictures
 
 FORMAT = 1
 
@@ -65,7 +65,7 @@ def key_of(
 
 
 def listed(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Picture files by their whole paths, each once, in order; see :func:`~featvis_func.pictures.find_pictures`."""
+    """Picture files by their whole paths, each once, in order; see :func:`~featvis_func.photographs.find_pictures`."""
     return sorted({whole_path(path) for path in find_pictures(images)})
 
 

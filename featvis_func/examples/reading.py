@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featvis_func.pictures import read_pixels
+from featvis_func.photographs import read_pixels
 
 _MOST_THREADS = 8
 
@@ -38,7 +38,7 @@ def batches(
     """Reads files in batches.
 
     Args:
-        files: pictures, as :func:`~featvis_func.pictures.find_pictures` lists them.
+        files: pictures, as :func:`~featvis_func.photographs.find_pictures` lists them.
         size: ``(h, w)`` to which they are resized and cropped.
         channels: 1, 3 or 4.
         batch_size: pictures in each but the last, at least 1. No more than this is read ahead.

@@ -14,7 +14,7 @@ from torch import Tensor
 from featvis_func.examples.key import FORMAT
 from featvis_func.files import make_folder, whole_path, write_file
 from featvis_func.messages import first_line, suggest
-from featvis_func.pictures import open_picture
+from featvis_func.photographs import open_picture
 
 _ROUNDING = 1.0  # px, which a box may lie outside of its picture
 

@@ -17,7 +17,7 @@ from featvis_func.features import make_features
 from featvis_func.fields import Field, receptive_fields
 from featvis_func.models import Model, load_model
 from featvis_func.options import whole
-from featvis_func.pictures import check_channels, seen_part
+from featvis_func.photographs import check_channels, seen_part
 
 _NAMED = 3  # files that a warning names
 

@@ -8,7 +8,7 @@ import PIL.ImageOps
 import pytest
 import torch
 
-from featvis_func.pictures import find_pictures, open_picture, read_picture, read_pixels, seen_part
+from featvis_func.photographs import find_pictures, open_picture, read_picture, read_pixels, seen_part
 
 
 def corners(h: int, w: int) -> np.ndarray:
