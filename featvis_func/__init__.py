@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from featvis_func import zoo as zoo
     from featvis_func.accentuation import accentuate as accentuate
     from featvis_func.animation import animate as animate
+    from featvis_func.examples import Examples as Examples
+    from featvis_func.examples import examples_key as examples_key
+    from featvis_func.examples import top_examples as top_examples
     from featvis_func.features import Features as Features
     from featvis_func.features import activations_of as activations_of
     from featvis_func.features import list_layers as list_layers
@@ -65,6 +68,7 @@ _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "
 _HOMES = {
     "accentuation": ("accentuate",),
     "animation": ("animate",),
+    "examples": ("Examples", "examples_key", "top_examples"),
     "features": ("Features", "activations_of", "list_layers", "make_features"),
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),

@@ -13,10 +13,10 @@ from featvis_func.image import from_image, image_size
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective, departure
 from featvis_func.options import IMAGES
+from featvis_func.photographs import read_picture
 from featvis_func.renderer import goal_and_filters
 from featvis_func.rendering import render
 from featvis_func.result import Result
-from featvis_func.statistics import read_picture
 from featvis_func.types import Image
 
 # The learning rate's numerator, over the number of steps: an eighth of what a rendering from noise takes, since the

@@ -7,19 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from torch import Tensor
 
 from featvis_func.color import correlation_of
 from featvis_func.image import image_size
 from featvis_func.image.spectral import frequencies
+from featvis_func.photographs import check_channels, find_pictures, read_pixels
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_BYTES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"}
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _FOLDER_SIZE = 224  # px
 # Higher frequencies are those of the corners of the spectrum alone, which diagonal waves have.
 _NYQUIST = 0.5
@@ -107,25 +102,6 @@ def image_statistics(
 _Pictures = Callable[[], Iterator[Tensor]]
 
 
-def read_picture(path: str | Path, size: int | tuple[int, int], *, channels: int = 3) -> Tensor:
-    """An image file as a tensor, upright, resized and cropped about its centre.
-
-    Args:
-        path: of a file that Pillow reads, of 8 bits per channel.
-        size: pixels, ``h = w`` or ``(h, w)``.
-        channels: 1 (grey), 3 or 4.
-
-    Returns:
-        float32 ``(channels, h, w)`` in ``[0, 1]``.
-
-    Raises:
-        ValueError: a file that is not there or cannot be read, or another number of channels.
-    """
-    if channels not in _MODES:
-        raise ValueError(f"files can be read with 1 (grey), 3 or 4 channels, got {channels}; give a tensor instead")
-    return _read(Path(path), image_size(size), _MODES[channels]).float()
-
-
 def _colors(pictures: _Pictures) -> tuple[int, int, Tensor, Tensor]:
     """How many pictures, their width, and the mean ``(c,)`` and covariance ``(c, c)`` of their pixels, in float64."""
     count, width, total, products = 0, 0, torch.zeros(()), torch.zeros(())
@@ -162,39 +138,13 @@ def _decay(magnitude: Tensor, w: int) -> float:
 
 
 def _of_folder(folder: Path, size: tuple[int, int], channels: int, limit: int | None) -> _Pictures:
-    if channels not in _MODES:
-        raise ValueError(f"files can be read with 1 (grey), 3 or 4 channels, got {channels}; give tensors instead")
+    check_channels(channels, "; give tensors instead")
     if min(size) < 4:
         raise ValueError(f"images must have at least 4 x 4 pixels to have a spectrum, got {size}")
-    if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r}")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    if not files:
-        raise ValueError(f"no image files in {str(folder)!r}, such as {', '.join(sorted(_SUFFIXES))}")
+    files = find_pictures(folder)
     if limit is not None and limit < len(files):
         files = [files[i * len(files) // limit] for i in range(limit)]
-    return lambda: (_read(path, size, _MODES[channels]) for path in files)
-
-
-def _read(path: Path, size: tuple[int, int], mode: str) -> Tensor:
-    """An image file as float64 ``(c, h, w)`` in ``[0, 1]``, upright, resized and cropped about its centre."""
-    h, w = size
-    try:
-        with PIL.Image.open(path) as file:
-            upright = PIL.ImageOps.exif_transpose(file)
-            if upright.mode not in _BYTES:
-                raise ValueError(f"its pixels are of kind {upright.mode}; convert it to 8 bits per channel")
-            # Palettes may have transparent entries, which go by way of the opacity.
-            plain = upright.convert("RGBA") if upright.mode in ("P", "PA") else upright
-            fitted = PIL.ImageOps.fit(plain.convert(mode), (w, h), PIL.Image.Resampling.BICUBIC)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    values = torch.from_numpy(np.array(fitted, dtype=np.float64)) / 255.0
-    return values[None] if values.ndim == 2 else values.movedim(-1, 0)
+    return lambda: (read_pixels(path, size, channels=channels)[0].double() / 255 for path in files)
 
 
 def _of_tensors(images: Iterable[Tensor], size: tuple[int, int] | None, limit: int | None) -> _Pictures:

@@ -12,8 +12,8 @@ from torch import Tensor
 import featvis_func as fv
 from featvis_func.features import activations_of
 from featvis_func.image import fourier
+from featvis_func.photographs import read_picture
 from featvis_func.result import picture as as_picture
-from featvis_func.statistics import read_picture
 
 
 @pytest.fixture(scope="module")

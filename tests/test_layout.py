@@ -26,20 +26,20 @@ CORE: dict[str, set[str]] = {
 }
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
-    {*CORE, "animation", "files", "inductor", "layers", "messages", "numbers", "ops", "pictures", "redirect"}
-    | {"rewrites", "snapshots", "statistics", "weights", "zoo"},
+    {*CORE, "animation", "files", "inductor", "layers", "messages", "numbers", "ops", "photographs", "pictures"}
+    | {"redirect", "rewrites", "snapshots", "statistics", "weights", "zoo"},
     {"models", "presets"},
     {"options"},
     {"capture"},
     {"export", "verification"},
     {"features"},
-    {"scoring", "result"},
+    {"fields", "scoring", "result"},
     {"step", "loggers"},
     {"execution"},
     {"slots"},
     {"renderer"},
     {"rendering"},
-    {"accentuation", "sweep"},
+    {"accentuation", "examples", "sweep"},
     {"gallery"},
     {"arguments", "commands", "cli", "__main__"},
 )

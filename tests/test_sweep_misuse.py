@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import featvis_func as fv
+from featvis_func.models import fingerprint
 from featvis_func.sweep import dry_run, open_store, sweep, validate
 from featvis_func.sweep.plan import plan_layers
-from featvis_func.sweep.running import fingerprint
 
 QUICK: dict[str, Any] = {"steps": 1, "size": 8}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -129,3 +130,23 @@ def normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] 
             f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"
         )
     return model._replace(mean=new_mean, std=new_std)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 of a module's structure and of all its tensors; what its code does, it cannot tell.
+
+    >>> fingerprint(nn.Linear(2, 2)) == fingerprint(nn.Linear(2, 2))
+    False
+    """
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
+    values = {
+        **{f"{name}.{key}": v for name, child in module.named_modules() for key, v in vars(child).items()},
+        **dict(module.named_buffers()),  # those too that are not saved
+        **module.state_dict(),
+    }
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,8 +1,6 @@
 """The one-call door to whole layers and networks."""
 
-import hashlib
 import inspect
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -14,7 +12,7 @@ from featvis_func.execution import check_device, compile_word
 from featvis_func.files import remove_abandoned, whole_path
 from featvis_func.image import image_size
 from featvis_func.messages import check_name
-from featvis_func.models import Model, load_model
+from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.numbers import ranges
 from featvis_func.options import IMAGES, optimizer_for, seed_number, whole
 from featvis_func.presets import OPTIMIZERS, VIEWS
@@ -219,23 +217,3 @@ def _size(size: Any) -> tuple[int, int]:
     """Pixels, of whatever integer type."""
     sides = [whole("size", side) for side in size] if isinstance(size, tuple | list) else [whole("size", size)] * 2
     return image_size((sides[0], sides[-1]) if len(sides) == 2 else tuple(sides))  # pyright: ignore[reportArgumentType]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """sha256 of a module's structure and of all its tensors; what its code does, it cannot tell.
-
-    >>> fingerprint(nn.Linear(2, 2)) == fingerprint(nn.Linear(2, 2))
-    False
-    """
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
-    values = {
-        **{f"{name}.{key}": v for name, child in module.named_modules() for key, v in vars(child).items()},
-        **dict(module.named_buffers()),  # those too that are not saved
-        **module.state_dict(),
-    }
-    for name, value in values.items():
-        if not isinstance(value, torch.Tensor):
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
