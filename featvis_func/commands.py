@@ -71,13 +71,31 @@ def add_gallery(commands: Any) -> None:
     gallery.add_argument(
         "--moving", default="webp", help="format of snapshots to download: webp or gif (default: webp)"
     )
+    gallery.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="photographs: adds the nine that excite each filter most"
+    )
+    gallery.add_argument("--model", help="for --images: the model (default: the one that was rendered)")
+    gallery.add_argument("--weights", metavar="FILE", help="for --images: its state dict, where it was given one")
+    gallery.add_argument("--device", help="for --images: where to compute (default: cuda where there is one, else cpu)")
     gallery.set_defaults(run=_gallery)
 
 
 def _gallery(arguments: argparse.Namespace) -> int:
-    from featvis_func.gallery import build_gallery
+    if arguments.images is None:
+        given = [name for name in ("model", "weights", "device") if getattr(arguments, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0]} goes with --images")
 
-    made = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None)
+    from featvis_func.gallery import build_gallery, source_of
+    from featvis_func.models import load_model
+
+    options = {}
+    if arguments.images is not None:
+        options = {"images": arguments.images, "device": working_device(arguments.device)}
+        if arguments.model is not None or arguments.weights is not None:
+            name = arguments.model or source_of(arguments.folder).title
+            options["model"] = load_model(name, weights=arguments.weights)
+    made = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None, **options)
     print("\n".join(_first([f"left out: {problem}" for problem in made.problems])), end="\n" if made.problems else "")
     print(f"{made.filters} filters of {made.layers} layers, {made.made} of them made now: {made.path}")
     return 0

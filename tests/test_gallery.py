@@ -22,7 +22,7 @@ from torch import nn
 
 import featvis_func as fv
 from featvis_func import cli
-from featvis_func.gallery import Gallery, build, build_gallery, pictures, source
+from featvis_func.gallery import Gallery, build_gallery, pages, pictures, site, source
 from featvis_func.gallery.curve import curve, settled_step
 from featvis_func.gallery.manifest import NAME
 from featvis_func.gallery.pages import PAGE
@@ -135,7 +135,7 @@ def test_pages_of_at_most_500(tmp_path: Path) -> None:
     ]
     assert counts == [PAGE, PAGE, 201]
     assert not (site / "layers/wide/page-4.html").exists()
-    script = (Path(build.__file__).parent / "assets/gallery.js").read_text()
+    script = (Path(pages.__file__).parent / "assets/gallery.js").read_text()
     assert f"const PAGE = {PAGE};" in script
 
 
@@ -253,7 +253,7 @@ def test_a_damaged_gallery_is_mended(store: Path, damage: str) -> None:
 
 
 def test_a_build_that_is_broken_off_has_little_to_do_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = build.make_filter, []
+    real, calls = site.make_filter, []
 
     def broken(*arguments: Any) -> Any:
         calls.append(1)
@@ -261,11 +261,11 @@ def test_a_build_that_is_broken_off_has_little_to_do_again(store: Path, monkeypa
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(build, "_SECONDS_BETWEEN_NOTES", 0.0)
-    monkeypatch.setattr(build, "make_filter", broken)
+    monkeypatch.setattr(site, "_SECONDS_BETWEEN_NOTES", 0.0)
+    monkeypatch.setattr(site, "make_filter", broken)
     with pytest.raises(KeyboardInterrupt):
         build_gallery(store)
-    monkeypatch.setattr(build, "make_filter", real)
+    monkeypatch.setattr(site, "make_filter", real)
     assert build_gallery(store).made == 4
     assert not list((store / "gallery").rglob("*.tmp"))
     fresh = build_gallery(store, store.parent / "fresh").path.parent
@@ -328,6 +328,85 @@ def test_a_full_disk_is_said(store: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "cannot write the gallery" in (said := capsys.readouterr().err)
     assert "No space left on device" in said
     assert not list((store / "gallery").rglob("*.tmp"))
+
+
+# --- photographs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Twelve flat pictures, from dark to bright, and something else."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(12):
+        PIL.Image.new("RGB", (20, 16), (20 * i, 10, 255 - 20 * i)).save(folder / f"grey-{i:02d}.png")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def two_channels() -> nn.Module:
+    """One filter for red, one for blue."""
+    conv = nn.Conv2d(3, 2, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])[:, :, None, None])
+    return nn.Sequential(conv).eval()
+
+
+def test_photographs_stand_beside_the_image(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featvis_func.gallery import photographs as module
+    from featvis_func.sweep import sweep
+
+    model = fv.load_model(two_channels(), size=12)
+    sweep(model, "0", out=tmp_path / "store", steps=2)
+    made = build_gallery(tmp_path / "store", images=photographs, model=model)
+    site = made.path.parent
+    for n, brightest in ((0, 11), (1, 0)):
+        text = (site / f"layers/0/{n}.html").read_text()
+        order = re.findall(r"grey-(\d+)\.png", text.partition("<ol>")[2])
+        assert order == [f"{abs(brightest - i):02d}" for i in range(9)]
+        crops = pixels((site / f"layers/0/examples/{n}.webp").read_bytes())
+        assert crops.shape == (344, 344, 3)
+        first = [crops[56, 56 + 116 * i] for i in range(3)]
+        for i, colour in enumerate(first):
+            assert abs(colour - [20 * abs(brightest - i), 10, 255 - 20 * abs(brightest - i)]).max() < 8
+
+    def never(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(module, "top_examples", never)
+    assert build_gallery(tmp_path / "store", images=photographs, model=model).made == 0
+    assert build_gallery(tmp_path / "store").made == 2  # without them, pages are others
+    assert not (site / "layers/0/examples").exists()
+    PIL.Image.new("RGB", (20, 16)).save(photographs / "new.png")
+    with pytest.raises(AssertionError, match="searched again"):
+        build_gallery(tmp_path / "store", images=photographs, model=model)
+
+
+def test_photographs_of_another_model_are_refused(photographs: Path, tmp_path: Path) -> None:
+    from featvis_func.sweep import sweep
+
+    sweep("texturenet", "head", [1], out=tmp_path / "store", steps=1, size=16)
+    other = fv.load_model(two_channels(), size=12)
+    with pytest.raises(ValueError, match="is another model than the one that was rendered"):
+        build_gallery(tmp_path / "store", images=photographs, model=other)
+    assert not (tmp_path / "store/gallery").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert cli.main(["gallery", str(tmp_path / "store"), "--images", str(empty), "--device", "cpu"]) == 2
+    assert cli.main(["gallery", str(tmp_path / "store"), "--device", "cpu"]) == 2
+    assert not (tmp_path / "store/gallery").exists()
+    assert cli.main(["gallery", str(tmp_path / "store"), "--images", str(photographs), "--device", "cpu"]) == 0
+    assert (tmp_path / "store/gallery/layers/head/examples/1.webp").exists()
+
+
+def test_photographs_need_the_model_by_name(photographs: Path, tmp_path: Path) -> None:
+    result = replace(toy_result("0", [1], 7), config={"layer": "0", "model": "Sequential"})
+    with pytest.raises(ValueError, match="the photographs need the model, give it: unknown model 'Sequential'"):
+        build_gallery(result, tmp_path / "site", images=photographs)
+    from_file = replace(result, config={**result.config, "weights": f"mine.pth sha256:{'0' * 64}"})
+    with pytest.raises(ValueError, match=r"rendered with the weights mine\.pth, which are not here"):
+        build_gallery(from_file, tmp_path / "site", images=photographs)
+    assert not (tmp_path / "site").exists()
 
 
 # --- how an image is made again -------------------------------------------------------------------------------------

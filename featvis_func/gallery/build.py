@@ -1,34 +1,25 @@
 """A gallery from a store or a result: what is made already stays, what has changed is made again."""
 
-import contextlib
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import safetensors
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from featvis_func.files import whole_path
 from featvis_func.gallery import pages
-from featvis_func.gallery.filters import MOVING, Made, Making, make_filter
-from featvis_func.gallery.manifest import NAME, Row, key_of, read_manifest, write_manifest
-from featvis_func.gallery.source import Part, Section, source_of
-from featvis_func.messages import check_name, first_line
+from featvis_func.gallery.filters import MOVING, Making
+from featvis_func.gallery.manifest import NAME
+from featvis_func.gallery.photographs import find_examples
+from featvis_func.gallery.site import Site, begin, processors
+from featvis_func.gallery.source import source_of
+from featvis_func.messages import check_name
+from featvis_func.models import Model
 from featvis_func.result import Result
-from featvis_func.sweep import Entry, Store
-
-# What is made is noted so often: a build that is broken off has so much to do again.
-_SECONDS_BETWEEN_NOTES = 10.0
-# What a part whose files are damaged raises when it is read.
-_UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError)
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+from featvis_func.sweep import Store
 
 
 class Gallery(NamedTuple):
@@ -48,6 +39,9 @@ def build_gallery(
     store: Store | Result | str | Path,
     out: str | Path | None = None,
     *,
+    images: str | Path | Iterable[str | Path] | None = None,
+    model: str | nn.Module | Model | None = None,
+    device: torch.device | str | None = None,
     moving: str = "webp",
     progress: bool | None = False,
 ) -> Gallery:
@@ -60,6 +54,11 @@ def build_gallery(
         store: a sweep's folder, also while it is being filled, or what :func:`~featvis_func.sweep.open_store` made of
             it; a result, or the folder where one was saved.
         out: the site's folder, new, empty or a gallery's. Default: ``gallery`` in the folder given.
+        images: a folder of photographs, or files: beside each filter's image stand the nine that excite it most,
+            cropped to what the unit sees (:func:`~featvis_func.examples.top_examples`). What was found is kept in the
+            site's folder, for the next build.
+        model: of which the layers are, for ``images``; default: the one that the store names.
+        device: where to search these; default: where the model is.
         moving: of filters with snapshots, what to export: ``"webp"`` or ``"gif"``.
         progress: whether to show a bar on the standard error; ``None``: if that is a terminal.
 
@@ -67,7 +66,8 @@ def build_gallery(
         Where the first page is, what there is and what is missing.
 
     Raises:
-        ValueError: no such store, or a folder that holds something else or cannot be written.
+        ValueError: no such store, a folder that holds something else or cannot be written, no photographs, or another
+            model than the store's.
 
     >>> import tempfile
     >>> from featvis_func import render
@@ -79,125 +79,40 @@ def build_gallery(
     source = source_of(store)
     folder = _folder(store, out)
     try:
-        known = _begin(folder)
-        site = _Site(folder, known)
-        making = Making(source.title, source.config, moving)
+        new = not folder.exists()
+        known = begin(folder)
+        site = Site(folder, known)
+        examples = None
+        if images is not None:
+            try:
+                examples = find_examples(source, folder, images, model=model, device=device, progress=progress)
+            except ValueError:
+                if new:
+                    (folder / NAME).unlink()
+                    folder.rmdir()
+                raise
+        making = Making(source.title, source.config, moving, examples)
         total = sum(len(part.filters) for section in source.sections for part in section.parts)
         hidden = None if progress is None else not progress
         with (
             tqdm(total=total, desc="gallery", unit="filter", leave=False, disable=hidden) as bar,
-            ThreadPoolExecutor(_processors()) as pool,
+            ThreadPoolExecutor(processors()) as pool,
         ):
             layers = [site.layer(section, making, pool, bar.update) for section in source.sections]
         problems = (*source.problems, *site.problems)
         for name, data in pages.assets().items():
-            _put(folder / "assets" / name, data)
-        _put(folder / "assets" / "site.js", pages.site_data(layers).encode())
+            site.put(f"assets/{name}", data)
+        site.put("assets/site.js", pages.site_data(layers).encode())
         for index, layer in enumerate(layers):
-            of_layer = pages.layer_pages(source.title, layers, index)
-            for name, text in {**of_layer, "data.js": pages.layer_data(layer)}.items():
-                _put(folder / "layers" / layer.folder / name, text.encode())
-            site.keep(layer.folder, [*of_layer, "data.js"])
-        _put(folder / "compare.html", pages.compare_page(source.title).encode())
-        _put(folder / "index.html", pages.model_page(source, layers, problems).encode())
-        site.note()
-        site.sweep_up()
+            for name, text in pages.layer_files(source.title, layers, index).items():
+                site.put(f"layers/{layer.folder}/{name}", text.encode())
+                site.keep(layer.folder, [name])
+        site.put("compare.html", pages.compare_page(source.title).encode())
+        site.put("index.html", pages.model_page(source, layers, problems).encode())
+        site.finish()
     except OSError as error:
         raise ValueError(f"cannot write the gallery {str(folder)!r}: {error.strerror or error}") from error
     return Gallery(folder / "index.html", len(layers), sum(len(layer.rows) for layer in layers), site.made, problems)
-
-
-class _Site:
-    """A build on its way."""
-
-    def __init__(self, folder: Path, known: dict[str, Made]) -> None:
-        self._folder = folder
-        self._known = known
-        self._parts: dict[str, Made] = {}
-        self._noted = time.monotonic()
-        self._kept: dict[str, set[str]] = {}
-        self.made = 0
-        self.problems: list[str] = []
-
-    def layer(
-        self, section: Section, making: Making, pool: ThreadPoolExecutor, progress: Callable[[int], object]
-    ) -> pages.LayerPage:
-        """All parts of a layer."""
-        found = []
-        for part, before, after in _with_neighbours(section):
-            made = self._part(section, part, making, before, after, pool)
-            if made is not None:
-                found.append(made)
-                self._parts[part.name] = made
-                self.keep(section.folder, made.paths())
-            progress(len(part.filters))
-            if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
-                self.note()
-        size, thumb = (found[0].size, found[0].thumb) if found else ((1, 1), (1, 1))
-        rows = tuple(row for made in found for row in made.rows)
-        planned = sum(len(part.filters) for part in section.parts)
-        maps = any("maps/{}.webp" in made.files for made in found)
-        return pages.LayerPage(section.name, section.folder, section.shape, planned, rows, size, thumb, maps)
-
-    def _part(
-        self,
-        section: Section,
-        part: Part,
-        making: Making,
-        before: int | None,
-        after: int | None,
-        pool: ThreadPoolExecutor,
-    ) -> Made | None:
-        if part.version is None:
-            return None
-        key = key_of(part.version, part.filters, before, after, section.name, making.key)
-        folder = self._folder / "layers" / section.folder
-        known = self._known.get(part.name)
-        if known is not None and known.key == key and all(_is_there(folder / path) for path in known.paths()):
-            return known
-        beside = dict(
-            zip(part.filters, zip([before, *part.filters[:-1]], [*part.filters[1:], after], strict=True), strict=True)
-        )
-        rows: list[Row] = []
-        made: Made | None = None
-        try:
-            jobs = _in_order(
-                pool, lambda entry: make_filter(making, section, entry, *beside[entry.filter]), _read(part)
-            )
-            for one in jobs:
-                for path, data in one.files.items():
-                    _put(folder / path.format(one.row.number), data)
-                rows.append(one.row)
-                made = Made(key, (), one.size, one.thumb, tuple(one.files))
-        except _UnreadableError as error:
-            self.problems.append(f"{part.name}: cannot be read ({error})")
-            return None
-        self.made += len(rows)
-        return None if made is None else made._replace(rows=tuple(rows))
-
-    def keep(self, folder: str, paths: Iterable[str]) -> None:
-        """Files of a layer that stay."""
-        self._kept.setdefault(folder, set()).update(paths)
-
-    def note(self) -> None:
-        """Notes what is made by now; of what was there before, the rest may still hold."""
-        write_manifest(self._folder, {**self._known, **self._parts} if self._kept else self._parts)
-        self._noted = time.monotonic()
-
-    def sweep_up(self) -> None:
-        """Removes what belongs to no filter any more."""
-        write_manifest(self._folder, self._parts)
-        for layer in _entries(self._folder / "layers"):
-            kept = self._kept.get(layer.name, set())
-            for path in [*_entries(layer), *(inner for name in _INNER for inner in _entries(layer / name))]:
-                if path.is_file() and path.relative_to(layer).as_posix() not in kept:
-                    path.unlink(missing_ok=True)
-            for path in (*(layer / name for name in _INNER), layer):
-                with contextlib.suppress(OSError):  # not empty
-                    path.rmdir()
-
-
-_INNER = ("images", "thumbs", "maps", "films", "examples")
 
 
 def _folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:
@@ -206,88 +121,3 @@ def _folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:
     if isinstance(store, Result):
         raise ValueError("a result's gallery needs a folder: give out=")
     return whole_path(store.path if isinstance(store, Store) else store) / "gallery"
-
-
-def check_place(folder: Path) -> None:
-    """Raises ValueError where a gallery would stand among other files."""
-    if folder.is_file():
-        raise ValueError(f"{str(folder)!r} is a file; a gallery needs a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
-        raise ValueError(f"{str(folder)!r} is not empty, and no gallery (it has no {NAME}); give another folder")
-
-
-def _begin(folder: Path) -> dict[str, Made]:
-    """Makes the folder a gallery's; returns what of it is made already."""
-    check_place(folder)
-    known = read_manifest(folder)
-    if known is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        known = {}
-        write_manifest(folder, known)
-    return known
-
-
-def _with_neighbours(section: Section) -> Iterator[tuple[Part, int | None, int | None]]:
-    """Each part, with the filters just before and after it of which there are images."""
-    done = [part for part in section.parts if part.version is not None]
-    before = {b.name: a.filters[-1] for a, b in pairwise(done)}
-    after = {a.name: b.filters[0] for a, b in pairwise(done)}
-    return ((part, before.get(part.name), after.get(part.name)) for part in section.parts)
-
-
-class _UnreadableError(Exception):
-    pass
-
-
-def _read(part: Part) -> Iterator[Entry]:
-    """The filters of a part. Raises _UnreadableError where its files are damaged."""
-    entries = part.entries()
-    while True:
-        try:
-            entry = next(entries)
-        except StopIteration:
-            return
-        except _UNREADABLE as error:
-            raise _UnreadableError(first_line(error)) from error
-        yield entry
-
-
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """As ``map``, on a pool, with few items on their way."""
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > 2 * _processors():
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Writes a file whole, unless it is there already."""
-    if path.exists() and path.stat().st_size == len(data) and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by `files.write_file`, which waits for the disk: a page that a power cut takes is made again.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

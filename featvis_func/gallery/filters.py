@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from featvis_func.gallery import pages, pictures
+from featvis_func.examples import Examples
+from featvis_func.gallery import pages, photographs, pictures
 from featvis_func.gallery.curve import curve, settled_step
-from featvis_func.gallery.manifest import Made as Made
 from featvis_func.gallery.manifest import Row, key_of
 from featvis_func.gallery.recipe import recipe
 from featvis_func.gallery.source import Section
@@ -21,11 +21,12 @@ class Making(NamedTuple):
     title: str
     config: dict[str, Any]
     moving: str
+    examples: Examples | None
 
     @property
     def key(self) -> str:
         """Another one for other files."""
-        return key_of(self.title, self.config, self.moving)
+        return key_of(self.title, self.config, self.moving, None if self.examples is None else self.examples.key)
 
 
 class OneFilter(NamedTuple):
@@ -61,7 +62,9 @@ def make_filter(making: Making, section: Section, entry: Entry, before: int | No
         files[f"films/{{}}-moving.{making.moving}"] = pictures.moving(entry.snapshots, making.moving)
         steps = snapshot_steps(making.config.get("render", making.config)["steps"], sheet.frames)
         film = {**sheet._asdict(), "steps": steps, "kind": making.moving}
-    line = curve(entry.history)
+    crops = None if making.examples is None else photographs.sheet(making.examples, section.name, entry.filter)
+    if crops is not None:
+        files["examples/{}.webp"] = crops.data
     page = pages.filter_page(
         making.title,
         section,
@@ -70,11 +73,11 @@ def make_filter(making: Making, section: Section, entry: Entry, before: int | No
         size=shown.size,
         map=activity,
         film=film,
-        curve=line,
+        curve=curve(entry.history),
         seed=entry.seed,
         before=before,
         after=after,
-        examples=None,
+        examples=crops,
         recipe=recipe(making.config, section.name, entry.filter, entry.seed, filters=section.filters),
     )
     files["{}.html"] = page.encode()

@@ -67,28 +67,28 @@ def model_page(source: Source, layers: Sequence[LayerPage], problems: Sequence[s
     )
 
 
-def layer_pages(model: str, layers: Sequence[LayerPage], index: int) -> dict[str, str]:
-    """The pages of one layer with its filters in rising order, by the names of their files."""
+def layer_files(model: str, layers: Sequence[LayerPage], index: int) -> dict[str, str]:
+    """The pages of one layer with its filters in rising order, and what the scripts know of it, by the files' names."""
     layer = layers[index]
     pages = max(1, -(-len(layer.rows) // PAGE))
-    beside = {
-        "before": layers[index - 1] if index else None,
-        "after": layers[index + 1] if index + 1 < len(layers) else None,
-    }
-    return {
-        "index.html" if number == 1 else f"page-{number}.html": _render(
+    before = layers[index - 1] if index else None
+    after = layers[index + 1] if index + 1 < len(layers) else None
+    files = {"data.js": _layer_data(layer)}
+    for number in range(1, pages + 1):
+        rows = layer.rows[(number - 1) * PAGE : number * PAGE]
+        files["index.html" if number == 1 else f"page-{number}.html"] = _render(
             "layer.html",
             page="layer",
             root="../../",
             model=model,
             layer=layer,
-            rows=layer.rows[(number - 1) * PAGE : number * PAGE],
+            rows=rows,
             number=number,
             pages=pages,
-            **beside,
+            before=before,
+            after=after,
         )
-        for number in range(1, pages + 1)
-    }
+    return files
 
 
 def filter_page(model: str, layer: Section, row: Row, **rest: Any) -> str:
@@ -101,7 +101,7 @@ def compare_page(model: str) -> str:
     return _render("compare.html", page="compare", root="", model=model)
 
 
-def layer_data(layer: LayerPage) -> str:
+def _layer_data(layer: LayerPage) -> str:
     """What the scripts know of a layer."""
     value = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "maps": layer.maps}
     return f"(window.featvisLayers ||= {{}})[{_json(layer.folder)}] = {_json(value)};\n"

@@ -47,8 +47,7 @@ def recipe(config: dict[str, Any], layer: str, number: int, seed: int, *, filter
     known = _NAMED.fullmatch(model) is not None
     plain = not objective or _CHANNEL.fullmatch(objective) is not None
     lines = ["import featvis_func as fv"]
-    file = _FILE.fullmatch(str(config.get("weights", "")))
-    weights = file["name"] if file is not None and model.partition(":")[2][:1] not in ("/", ".", "~") else None
+    weights = weights_file(config)
     if known:
         lines.append(f"model = fv.load_model({model!r}{'' if weights is None else f', weights={weights!r}'})")
     else:
@@ -76,6 +75,13 @@ def recipe(config: dict[str, Any], layer: str, number: int, seed: int, *, filter
         else:
             words += [flag, "x".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return Recipe(shlex.join(words), "\n".join(lines))
+
+
+def weights_file(config: dict[str, Any]) -> str | None:
+    """The name of the file that a model's weights came from, where they did not come with the model's own name."""
+    file = _FILE.fullmatch(str(config.get("weights", "")))
+    own = str(config.get("model", "")).partition(":")[2].startswith(("/", ".", "~"))
+    return None if file is None or own else file["name"]
 
 
 def _options(config: dict[str, Any], seed: int) -> dict[str, Any]:
