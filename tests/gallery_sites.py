@@ -46,7 +46,7 @@ def _shaped(result: Result, layer: str) -> Result:
 def filters_of(filters: tuple[int, ...], layer: str = "conv") -> Result:
     """Of every 7, one is dead; of every 50, one has steps that were not finite, and of every 100, no other ones."""
     result = toy_result(layer, filters, 7)
-    scores, history, status = result.scores * 3e4, result.history * 3e4, list(result.status)
+    scores, history, status = result.scores * 31234.5, result.history * 31234.5, list(result.status)
     for i, number in enumerate(filters):
         if number % 50 == 2:
             status[i] = "nonfinite"
