@@ -3,6 +3,7 @@
 import functools
 import http.server
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from sweep_toys import STEPS, toy_result, toy_run
 from featvis_func.gallery import build_gallery
 from featvis_func.result import Result
 from featvis_func.sweep.folder import Folder, start_folder
+from featvis_func.sweep.plan import folder_of
 from featvis_func.sweep.store import commit
 
 FILTERS = 1200
@@ -25,7 +27,6 @@ QUOTED = "x/y.z %2F é"
 # Its folder's name is cut off, in the midst of a letter that is quoted.
 LONG = "trunk." + "é" * 40
 DAMAGED, EMPTY = "damaged 'one'", "empty"
-# Of a page that has all that a filter's page can have.
 LAYERS = {"conv": FILTERS, HOSTILE: 6, QUOTED: 5, LONG: 4, DAMAGED: 6, EMPTY: 3}
 MODEL = "torchvision:resnet18@IMAGENET1K_V1"
 
@@ -130,8 +131,13 @@ def served(folder: Path) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # the browser is on another page by now
+                super().handle_error(request, client_address)
+
     handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -143,6 +149,4 @@ def served(folder: Path) -> Iterator[str]:
 
 def folder_url(layer: str) -> str:
     """The part of a page's address that stands for a layer."""
-    from featvis_func.sweep.plan import folder_of
-
     return quote(folder_of(layer), safe="")

@@ -336,7 +336,13 @@ def test_keys_lead_everywhere(visit: Visit) -> None:
     page.get_by_label("dead filters").focus()
     press(page, "/")
     assert page.evaluate("document.activeElement.id") == "q"
-    press(page, "Escape", "Escape")
+    press(page, "Shift+ArrowRight")
+    assert page.url.endswith("conv/index.html#sort=score"), "typing in the search leads nowhere"
+    press(page, "Escape", "Shift+ArrowRight")
+    ends(page, f"{folder_url(HOSTILE)}/index.html#sort=score")
+    press(page, "Shift+ArrowLeft")
+    ends(page, "conv/index.html#sort=score")
+    press(page, "Escape")
     ends(page, "toy/index.html#sort=score")
     press(page, "Escape")
     ends(page, "toy/index.html#sort=score")
@@ -607,7 +613,7 @@ def test_the_first_view_of_500_filters_is_light(browser: Any, folder: Path, serv
     visit = Visit(browser, Site(heavy_site(folder / "heavy"), f"{server}heavy/"))
     page = visit("layers/conv/index.html", width=1440, height=900)
     page.wait_for_load_state("networkidle")
-    size = sum(int(r["size"]) for r in sizes(page))
+    size = size_of(page)
     print(f"first view: {size} bytes, {len(visit.loaded)} files")
     assert is_drawn(page, "#grid li:nth-child(-n+40) img")
     assert size < 1_000_000
@@ -616,9 +622,7 @@ def test_the_first_view_of_500_filters_is_light(browser: Any, folder: Path, serv
     visit.close()
 
 
-def sizes(page: Any) -> list[dict[str, Any]]:
-    """Of all that the page has loaded, as it came, with its headers."""
-    return page.evaluate(
-        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
-        ".map(e => ({name: e.name, size: e.transferSize}))"
-    )
+def size_of(page: Any) -> int:
+    """Bytes of all that the page has loaded, as it came, with its headers."""
+    kinds = "['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))"
+    return page.evaluate(f"{kinds}.reduce((sum, entry) => sum + entry.transferSize, 0)")

@@ -488,6 +488,8 @@
       pin(`${here().folder}:${item.dataset.n}`);
     } else if (here().page === "filter" && event.key === "ArrowLeft") go(at("before"));
     else if (here().page === "filter" && event.key === "ArrowRight") go(at("after"));
+    else if (here().page === "layer" && event.shiftKey && event.key === "ArrowLeft") go(at("layer-before"));
+    else if (here().page === "layer" && event.shiftKey && event.key === "ArrowRight") go(at("layer-after"));
     else if (here().page === "layer" && event.key.startsWith("Arrow") && !event.shiftKey) {
       if (!move(event.key)) return;
     } else return;
