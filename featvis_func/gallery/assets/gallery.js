@@ -1,6 +1,7 @@
 "use strict";
 // All state is in the part of the URL behind "#", and every link within the gallery carries it on:
 // sort, order, dead, q (of grids), pins ("folder:number", joined by "*"), theme, f (the filter that one comes from).
+// On the way back, pins and theme are those of the session, not those of then.
 (() => {
   const root = document.documentElement;
   root.classList.add("script");
@@ -167,10 +168,10 @@
 
   function showPins() {
     const now = pins();
-    const listed = here().page === "compare" ? [] : now; // there they stand anyway
-    at("pins").hidden = listed.length === 0;
+    const items = here().page === "compare" ? [] : now; // there they stand anyway
+    at("pins").hidden = items.length === 0;
     at("compare").textContent = `Compare ${now.length}`;
-    at("pin-list").replaceChildren(...listed.map((name) => {
+    at("pin-list").replaceChildren(...items.map((name) => {
       const [folder, n] = name.split(":");
       const title = `${named(folder)}:${n}`;
       const image = make("img", { src: `${place(folder)}thumbs/${n}.webp`, alt: title });
