@@ -29,7 +29,17 @@ class Row(NamedTuple):
     @property
     def said(self) -> str:
         """The score, for people."""
-        return "none" if self.score is None else f"{self.score:.4g}"
+        return "none" if self.score is None else short(self.score)
+
+
+def short(value: float) -> str:
+    """A number to four digits, for people; the scripts write theirs alike.
+
+    >>> short(10063.2), short(0.5), short(-1234567890.0)
+    ('10060', '0.5', '-1.235e+09')
+    """
+    text = f"{value:.4g}"
+    return f"{float(text):.0f}" if 1e4 <= abs(float(text)) < 1e7 else text
 
 
 class Made(NamedTuple):

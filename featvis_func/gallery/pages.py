@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from featvis_func.gallery.manifest import Row
+from featvis_func.gallery.manifest import Row, short
 from featvis_func.gallery.recipe import about
 from featvis_func.gallery.source import Section, Source
 
@@ -134,5 +134,5 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.globals["version"] = metadata.version("featvis-func")
+    environment.globals |= {"version": metadata.version("featvis-func"), "short": short}
     return environment

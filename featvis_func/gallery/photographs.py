@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from featvis_func.examples import Examples, examples_key, top_examples
+from featvis_func.gallery.manifest import short
 from featvis_func.gallery.pictures import webp
 from featvis_func.gallery.recipe import weights_file
 from featvis_func.gallery.source import Source
@@ -84,7 +85,7 @@ def sheet(examples: Examples, layer: str, number: int) -> Sheet | None:
     for i, crop in enumerate(examples.crops(found, _CROP)):
         x, y = i % columns * step + (_CROP - crop.width) // 2, i // columns * step + (_CROP - crop.height) // 2
         whole.paste(crop.convert("RGB"), (x, y))
-    names = [(Path(example.path).name, f"{example.score:.4g}") for example in found]
+    names = [(Path(example.path).name, short(example.score)) for example in found]
     return Sheet(webp(whole, _QUALITY), whole.size, names)
 
 

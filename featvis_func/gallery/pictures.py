@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from featvis_func.animation import animation_bytes
+from featvis_func.gallery.manifest import short
 from featvis_func.pictures import picture
 
 THUMBNAIL = 128
 """Pixels of a thumbnail's longer side."""
-_QUALITY, _SMALL_QUALITY, _FILM_QUALITY = 90, 72, 80
+_QUALITY, _SMALL_QUALITY, _FILM_QUALITY = 90, 60, 80
 _LOSSLESS = 100
 # Of the activation maps, dark to light; even steps of lightness, readable without telling red from green.
 _COLOURS = ((13, 8, 45), (75, 20, 110), (150, 45, 100), (220, 90, 60), (250, 165, 50), (250, 240, 160))
@@ -78,7 +79,7 @@ def activation_map(activation: Tensor) -> Map | None:
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(level, places, np.array(_COLOURS)[:, c]) for c in range(3)]
     coloured = PIL.Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
-    return Map(webp(coloured, _LOSSLESS), tuple(values.shape), f"{low:.4g}", f"{high:.4g}")
+    return Map(webp(coloured, _LOSSLESS), tuple(values.shape), short(float(low)), short(float(high)))
 
 
 def map_values(activation: Tensor) -> Tensor | None:

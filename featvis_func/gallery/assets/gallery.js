@@ -1,6 +1,7 @@
 "use strict";
 // All state is in the part of the URL behind "#", and every link within the gallery carries it on:
 // sort, order, dead, q (of grids), pins ("folder:number", joined by "*"), theme, f (the filter that one comes from).
+// On the way back, pins and theme are those of the session, not those of then.
 (() => {
   const root = document.documentElement;
   root.classList.add("script");
@@ -31,11 +32,35 @@
 
   let state = read();
 
+  function replace() {
+    history.replaceState(null, "", location.pathname + location.search + write(state));
+    remember();
+  }
+
   function set(changes) {
     state = { ...state, ...changes };
-    history.replaceState(null, "", location.pathname + location.search + (write(state) || "#"));
+    replace();
     show();
   }
+
+  // The way back leads to an address from before: what was pinned since stays pinned, and the theme chosen.
+  const MEMORY = document.currentScript.src;
+
+  function remember() {
+    try {
+      sessionStorage.setItem(MEMORY, JSON.stringify({ pins: state.pins || "", theme: state.theme || "" }));
+    } catch { /* not allowed here: then the address is all there is */ }
+  }
+
+  function recall() {
+    try {
+      state = { ...state, ...JSON.parse(sessionStorage.getItem(MEMORY)) };
+    } catch { /* likewise */ }
+    replace();
+  }
+
+  if (performance.getEntriesByType("navigation").some((entry) => entry.type === "back_forward")) recall();
+  else remember();
 
   function carried(extra) {
     const kept = {};
@@ -64,7 +89,22 @@
   const quoted = (folder) => folder.split("/").map(encodeURIComponent).join("/");
   const place = (folder) => `${here().root}layers/${quoted(folder)}/`;
   const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const number = (value) => (value === null ? "none" : Number(value.toPrecision(4)).toString());
+  // A name that was too long is cut off, and may end within a letter.
+  const named = (folder) => {
+    try {
+      return decodeURIComponent(folder);
+    } catch {
+      return folder;
+    }
+  };
+
+  // To four digits, as the pages are written.
+  function number(value) {
+    if (value === null) return "none";
+    const [digits, power] = value.toExponential(3).split("e");
+    if (value && (power < -4 || power > 6)) return `${Number(digits)}e${power[0]}${power.slice(1).padStart(2, "0")}`;
+    return String(Number(value.toPrecision(4)));
+  }
 
   function say(text) {
     const said = at("said");
@@ -77,6 +117,37 @@
     node.append(...children);
     return node;
   }
+
+  // --- the first view loads little ----------------------------------------------------------------------------------
+
+  // Browsers load lazy images from far below the window. Until the first scroll, those of a grid wait until they are near.
+  const near = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && load(entry.target)), { rootMargin: "150px" });
+  let waiting = true;
+
+  function wait(image) {
+    if (!waiting) return;
+    image.dataset.src = image.getAttribute("src");
+    image.src = `data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 ${image.getAttribute("width")} ${image.getAttribute("height")}'/>`;
+    near.observe(image);
+  }
+
+  function load(image) {
+    near.unobserve(image);
+    if (image.dataset.src) image.src = image.dataset.src;
+    delete image.dataset.src;
+  }
+
+  function loadAll() {
+    waiting = false;
+    document.querySelectorAll("img[data-src]").forEach(load);
+  }
+
+  const parsing = new MutationObserver((records) => {
+    for (const record of records) for (const node of record.addedNodes) if (node.tagName === "IMG" && node.closest("#grid")) wait(node);
+  });
+  parsing.observe(document, { childList: true, subtree: true });
+  window.addEventListener("scroll", loadAll, { once: true });
+  window.addEventListener("beforeprint", loadAll);
 
   // --- pins ---------------------------------------------------------------------------------------------------------
 
@@ -97,13 +168,14 @@
 
   function showPins() {
     const now = pins();
-    const bar = at("pins");
-    bar.hidden = now.length === 0 || here().page === "compare";
+    const items = here().page === "compare" ? [] : now; // there they stand anyway
+    at("pins").hidden = items.length === 0;
     at("compare").textContent = `Compare ${now.length}`;
-    at("pin-list").replaceChildren(...now.map((name) => {
+    at("pin-list").replaceChildren(...items.map((name) => {
       const [folder, n] = name.split(":");
-      const image = make("img", { src: `${place(folder)}thumbs/${n}.webp`, alt: `${decodeURIComponent(folder)}:${n}` });
-      const anchor = make("a", { href: `${place(folder)}${n}.html` }, image);
+      const title = `${named(folder)}:${n}`;
+      const image = make("img", { src: `${place(folder)}thumbs/${n}.webp`, alt: title });
+      const anchor = make("a", { href: `${place(folder)}${n}.html`, title }, image);
       return make("li", {}, anchor);
     }));
     for (const button of document.querySelectorAll("button.pin")) {
@@ -132,10 +204,10 @@
 
   function wanted(text) {
     const words = (text || "").split(/[\s,]+/).filter(Boolean);
-    const spans = words.map((word) => /^(\d+)(?:-(\d+))?$/.exec(word));
+    const spans = words.map((word) => /^(\d+)(-?)(\d*)$/.exec(word));
     if (!words.length) return null;
     if (spans.some((span) => !span)) return undefined;
-    return (n) => spans.some(([, low, high]) => Number(low) <= n && n <= Number(high || low));
+    return (n) => spans.some(([, low, to, high]) => Number(low) <= n && n <= Number(high || (to ? Infinity : low)));
   }
 
   function listed() {
@@ -153,6 +225,7 @@
       alt: `Filter ${n}, score ${number(score)}${status === "ok" ? "" : ", " + status}`,
     });
     const under = state.sort === "converged" ? `step ${f[5] < 0 ? "none" : f[5]}` : number(score);
+    wait(image);
     const words = make("span", { "aria-hidden": "true" }, make("b", {}, String(n)), " ", make("i", {}, status === "ok" ? under : status));
     const button = make("button", { type: "button", class: "pin", "aria-pressed": "false", "aria-label": `Pin filter ${n}` }, "★");
     return make("li", { "data-n": n, ...(status === "dead" ? { class: "dead" } : {}) }, make("a", { href: `${n}.html` }, image, words), button);
@@ -198,7 +271,7 @@
     if (state.f !== undefined) {
       const chosen = at("grid").querySelector(`[data-n="${Number(state.f)}"] a`);
       delete state.f;
-      history.replaceState(null, "", location.pathname + location.search + (write(state) || "#"));
+      replace();
       if (chosen) {
         focus(chosen);
         chosen.scrollIntoView({ block: "center" });
@@ -282,7 +355,8 @@
     let begun = null;
     const views = document.querySelector(".views");
     views.addEventListener("touchstart", (event) => {
-      begun = event.touches.length === 1 && event.target.tagName !== "INPUT" ? event.touches[0] : null;
+      const zoomed = window.visualViewport && visualViewport.scale > 1.01; // then it moves what is seen
+      begun = event.touches.length === 1 && event.target.tagName !== "INPUT" && !zoomed ? event.touches[0] : null;
     }, { passive: true });
     views.addEventListener("touchend", (event) => {
       if (!begun) return;
@@ -309,7 +383,7 @@
     say(!state.q ? "" : count ? `${count} layer${count === 1 ? "" : "s"}` : `No layer's name has “${words}” in it`);
   }
 
-  function load(folder) {
+  function fetchLayer(folder) {
     if (data()[folder] !== undefined) return Promise.resolve();
     return new Promise((done) => {
       const script = make("script", { src: `${place(folder)}data.js` });
@@ -321,7 +395,7 @@
   async function showCompared() {
     const known = Object.fromEntries(site().layers.map((layer) => [layer.folder, layer]));
     const names = pins().filter((name) => known[name.split(":")[0]]);
-    await Promise.all([...new Set(names.map((name) => name.split(":")[0]))].map(load));
+    await Promise.all([...new Set(names.map((name) => name.split(":")[0]))].map(fetchLayer));
     const items = [];
     for (const name of names) {
       const [folder, n] = name.split(":");
@@ -330,17 +404,22 @@
       if (!found) continue;
       const [, score, best, steps, status, settled] = found;
       const title = `${known[folder].name}:${n}`;
-      const parts = [make("h2", {}, make("a", { href: `${place(folder)}${n}.html` }, title)),
+      const star = make("button", { type: "button", class: "pin", "data-n": n, "data-folder": folder, "aria-pressed": "true", "aria-label": `Unpin ${title}` }, "★");
+      const parts = [make("div", { class: "heading" }, make("h2", {}, make("a", { href: `${place(folder)}${n}.html` }, title)), star),
         make("img", { src: `${place(folder)}images/${n}.webp`, width: layer.size[0], height: layer.size[1], alt: `What filter ${n} of ${known[folder].name} looks for` })];
-      if (layer.maps) parts.push(make("img", { src: `${place(folder)}maps/${n}.webp`, class: "map", width: layer.size[0], height: layer.size[1], alt: `Where filter ${n} is active` }));
       const facts = [["Score", number(score)], ["Best step", best], ["Steps", steps], ["Converged at step", settled], ["Status", status]];
       parts.push(make("dl", { class: "facts" }, ...facts.map(([key, value]) =>
         make("div", {}, make("dt", {}, key), make("dd", {}, value === -1 ? "none" : String(value))))));
-      parts.push(make("button", { type: "button", class: "pin", "data-n": n, "data-folder": folder, "aria-pressed": "true", "aria-label": `Unpin ${title}` }, "★"));
+      if (layer.maps) parts.push(make("img", { src: `${place(folder)}maps/${n}.webp`, class: "map", width: layer.size[0], height: layer.size[1], alt: `Where filter ${n} is active` }));
       items.push(make("li", {}, ...parts));
     }
+    const buttons = () => [...at("compared").querySelectorAll("button")];
+    const focused = buttons().indexOf(document.activeElement);
     at("compared").replaceChildren(...items);
-    if (items.length) say(`${items.length} pinned`);
+    if (focused >= 0) (buttons()[Math.min(focused, items.length - 1)] || at("main")).focus();
+    at("unpin-here").hidden = !state.pins;
+    const lost = pins().length - items.length;
+    if (items.length || lost) say(`${items.length} pinned${lost ? `; ${lost} more that this gallery has not` : ""}`);
     else say("Pin filters by their star, or by the key p; they stand here side by side.");
     for (const anchor of at("compared").querySelectorAll("a")) link(anchor);
   }
@@ -377,6 +456,7 @@
     const test = wanted(text);
     const found = test ? own().filters.filter((f) => test(f[0])) : [];
     if (found.length === 1) location.href = `${found[0][0]}.html${carried({})}`;
+    else if (page === "layer" && found.length) move("ArrowDown");
     else if (page === "filter") at("q").setCustomValidity(`This layer has no filter ${text}`), at("q").reportValidity();
   }
 
@@ -387,16 +467,17 @@
 
   function keys(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const field = event.target.closest("input, select, textarea");
+    const field = event.target.closest("input:not([type=checkbox]), select");
     if (event.key === "Escape") {
+      if (!field) up();
+      else field.blur();
       if (field && field.id === "q") {
         field.value = "";
-        field.blur();
         if (here().page !== "filter") set({ q: "" });
-      } else if (!field) up();
+      }
       return;
     }
-    if (field) return;
+    if (field && (field.id === "q" || event.key !== "/")) return;
     if (event.key === "/" && at("q")) {
       at("q").focus();
       at("q").select();
@@ -408,6 +489,8 @@
       pin(`${here().folder}:${item.dataset.n}`);
     } else if (here().page === "filter" && event.key === "ArrowLeft") go(at("before"));
     else if (here().page === "filter" && event.key === "ArrowRight") go(at("after"));
+    else if (here().page === "layer" && event.shiftKey && event.key === "ArrowLeft") go(at("layer-before"));
+    else if (here().page === "layer" && event.shiftKey && event.key === "ArrowRight") go(at("layer-after"));
     else if (here().page === "layer" && event.key.startsWith("Arrow") && !event.shiftKey) {
       if (!move(event.key)) return;
     } else return;
@@ -424,7 +507,7 @@
     if (!button) return;
     if (button.classList.contains("pin")) pin(`${button.dataset.folder || here().folder}:${button.dataset.n || button.closest("li").dataset.n}`);
     else if (button.id === "theme") set({ theme: dark() ? "light" : "dark" });
-    else if (button.id === "unpin") set({ pins: "" });
+    else if (button.id === "unpin" || button.id === "unpin-here") set({ pins: "" });
     else if (button.id === "order") set({ order: falling() ? "rising" : "falling" });
     else if (button.classList.contains("copy")) copy(button);
   }
@@ -442,9 +525,11 @@
   }
 
   document.addEventListener("DOMContentLoaded", () => {
+    parsing.disconnect();
     document.addEventListener("keydown", keys);
     document.addEventListener("click", clicks);
-    window.addEventListener("hashchange", () => { state = read(); show(); });
+    window.addEventListener("hashchange", () => { state = read(); remember(); show(); });
+    window.addEventListener("pageshow", (event) => { if (event.persisted) { recall(); show(); } });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
     if (at("search")) {
       at("search").addEventListener("submit", (event) => { event.preventDefault(); search(at("q").value); });
