@@ -33,7 +33,8 @@ import torch
 
 from featvis_func.models.base import needed
 from featvis_func.options import whole
-from featvis_func.result import Result, picture
+from featvis_func.pictures import picture
+from featvis_func.result import Result
 
 _BINS = 30  # of a histogram of the scores
 
