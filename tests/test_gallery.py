@@ -76,7 +76,7 @@ def test_every_filter_has_its_page_and_pictures(store: Path) -> None:
         for n in range(count):
             names = (f"{n}.html", f"images/{n}.webp", f"thumbs/{n}.webp", f"maps/{n}.webp")
             assert {f"layers/{layer}/{name}" for name in names} <= found.keys()
-    assert len(found) == 9 * 4 + 2 * 2 + 4 + len(pages.assets())  # pages, data; index, compare, manifest, site.js; assets
+    assert len(found) == 9 * 4 + 2 * 2 + 4 + len(pages.assets())  # pages, data; index, compare, site.js, manifest
     expected = toy_result("head", [2], 7).images[0]
     shown = pixels(found["layers/head/images/2.webp"]) / 255
     assert abs(shown.mean((0, 1)) - expected.mean((1, 2)).numpy()).max() < 0.02
