@@ -21,13 +21,14 @@ from featvis_func.sweep.folder import Folder, start_folder
 from featvis_func.sweep.plan import folder_of
 from featvis_func.sweep.store import commit
 
-FILTERS = 1200
+FILTERS = 1010
+"""Of the layer ``wide``, which has three pages."""
 HOSTILE = 'a"><script>alert(1)</script>'
 QUOTED = "x/y.z %2F é"
 # Its folder's name is cut off, in the midst of a letter that is quoted.
 LONG = "trunk." + "é" * 40
 DAMAGED, EMPTY = "damaged 'one'", "empty"
-LAYERS = {"conv": FILTERS, HOSTILE: 6, QUOTED: 5, LONG: 4, DAMAGED: 6, EMPTY: 3}
+LAYERS = {"conv": 60, HOSTILE: 6, QUOTED: 5, LONG: 4, DAMAGED: 6, EMPTY: 3, "wide": FILTERS}
 MODEL = "torchvision:resnet18@IMAGENET1K_V1"
 
 
@@ -57,10 +58,10 @@ def filters_of(filters: tuple[int, ...], layer: str = "conv") -> Result:
     return _shaped(replace(result, scores=scores, history=history, status=tuple(status)), layer)
 
 
-def numbers(key: str = "number", *, falling: bool = False, dead: bool = True) -> list[int]:
-    """The filters of the layer ``conv``, in the order that the page shall show; those without a value stand last."""
-    result = filters_of(tuple(range(FILTERS)))
-    values = {"number": torch.arange(FILTERS).float(), "score": result.scores}.get(key, _settled(result.history))
+def numbers(key: str = "number", *, layer: str = "conv", falling: bool = False, dead: bool = True) -> list[int]:
+    """The filters of a layer, in the order that the page shall show; those without a value stand last."""
+    result = filters_of(tuple(range(LAYERS[layer])), layer)
+    values = {"number": torch.tensor(result.filters).float(), "score": result.scores}.get(key, _settled(result.history))
     shown = [n for n in result.filters if dead or result.status[n] != "dead"]
 
     def place(n: int) -> tuple[bool, float, int]:
@@ -84,7 +85,7 @@ def toy_site(path: Path) -> Path:
     """A gallery of layers with hostile names, of all kinds of images, with units damaged and missing."""
     render = {"seed": 7, "steps": STEPS, "snapshots": 3, "optimizer": "default"}
     run = toy_run(dict(LAYERS), unit_size=2, model=MODEL, objective="", render=render)
-    plans = [plan._replace(unit_size=200 if plan.layer == "conv" else plan.unit_size) for plan in run.plans]
+    plans = [plan._replace(unit_size=200 if plan.layer in ("conv", "wide") else plan.unit_size) for plan in run.plans]
     folder = start_folder(path.with_name(f"{path.name} store"), type(run)(run.config, tuple(plans)))
     torch.manual_seed(0)
     for unit in folder.run.units:
@@ -102,12 +103,17 @@ def _damage(shard: Path) -> None:
 
 
 def heavy_site(path: Path) -> Path:
-    """A gallery of 500 images of 128 pixels; their thumbnails are as large as those of a photographs' network."""
+    """A gallery of 500 images of 128 pixels.
+
+    The thumbnails of the first 200 are as large as those of a photographs' network; the others are grey.
+    """
     run = toy_run({"conv": 500}, unit_size=500)
     folder: Folder = start_folder(path.with_name(f"{path.name} store"), run)
     (unit,) = folder.run.units
     result = toy_result("conv", unit.filters, 7)
-    commit(folder, unit, replace(result, images=textures(500, 128)), [7] * 500, seconds=1.0)
+    images = torch.full((500, 3, 128, 128), 0.5)
+    images[:200] = textures(200, 128)
+    commit(folder, unit, replace(result, images=images), [7] * 500, seconds=1.0)
     build_gallery(folder.path, path)
     return path
 

@@ -76,7 +76,7 @@ def test_every_filter_has_its_page_and_pictures(store: Path) -> None:
         for n in range(count):
             names = (f"{n}.html", f"images/{n}.webp", f"thumbs/{n}.webp", f"maps/{n}.webp")
             assert {f"layers/{layer}/{name}" for name in names} <= found.keys()
-    assert len(found) == 9 * 4 + 2 * 2 + 3 + 3  # pages, data; index, compare, manifest; assets
+    assert len(found) == 9 * 4 + 2 * 2 + 4 + len(pages.assets())  # pages, data; index, compare, site.js, manifest
     expected = toy_result("head", [2], 7).images[0]
     shown = pixels(found["layers/head/images/2.webp"]) / 255
     assert abs(shown.mean((0, 1)) - expected.mean((1, 2)).numpy()).max() < 0.02
@@ -135,7 +135,7 @@ def test_pages_of_at_most_500(tmp_path: Path) -> None:
     ]
     assert counts == [PAGE, PAGE, 201]
     assert not (site / "layers/wide/page-4.html").exists()
-    script = (Path(pages.__file__).parent / "assets/gallery.js").read_text()
+    script = (Path(pages.__file__).parent / "assets/grid.js").read_text()
     assert f"const PAGE = {PAGE};" in script
 
 
@@ -558,6 +558,8 @@ def test_a_rendering_is_not_begun_where_its_gallery_would_not_fit(
 
 
 def test_the_templates_are_installed_with_the_package() -> None:
-    code = "import featvis_func.gallery.pages as p; print(sorted(p.assets()), p.compare_page('m')[:15])"
+    code = "import featvis_func.gallery.pages as p; print(*sorted(p.assets()), p.compare_page('m')[:15])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    assert done.stdout.strip() == "['gallery.css', 'gallery.js'] <!doctype html>"
+    scripts = ("compare", "filter", "filters", "grid", "main", "model", "pins", "state", "thumbs", "tools")
+    names = sorted(["gallery.css", *(f"{name}.js" for name in scripts)])
+    assert done.stdout.strip() == f"{' '.join(names)} <!doctype html>"

@@ -15,7 +15,7 @@ from featvis_func.gallery.recipe import about
 from featvis_func.gallery.source import Section, Source
 
 PAGE = 500
-"""The most thumbnails on a page; the script has the same number."""
+"""The most thumbnails on a page; `grid.js` has the same number."""
 _SAMPLES = 16
 _MOST_PROBLEMS = 20
 
@@ -104,13 +104,13 @@ def compare_page(model: str) -> str:
 def _layer_data(layer: LayerPage) -> str:
     """What the scripts know of a layer."""
     value = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "maps": layer.maps}
-    return f"(window.featvisLayers ||= {{}})[{_json(layer.folder)}] = {_json(value)};\n"
+    return f"(featvis.layers ||= {{}})[{_json(layer.folder)}] = {_json(value)};\n"
 
 
 def site_data(layers: Sequence[LayerPage]) -> str:
     """What the scripts know of all layers."""
     value = [{"name": l.name, "folder": l.folder, "filters": [row.number for row in l.rows]} for l in layers]  # noqa: E741
-    return f"window.featvisSite = {_json({'layers': value})};\n"
+    return f"featvis.site = {_json({'layers': value})};\n"
 
 
 def assets() -> dict[str, bytes]:
