@@ -1,13 +1,16 @@
 """The shape of the package: which module may import which, and what an import costs."""
 
 import ast
+import multiprocessing
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import featvis_func
 
@@ -68,6 +71,22 @@ def level_of(module: str) -> int:
     levels = [i for i, level in enumerate(LEVELS) if module in level]
     assert levels, f"{module} stands on no level: give it one"
     return levels[0]
+
+
+# Its children have torch, and of this package nothing.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["torch", "torchvision"])
+
+
+def import_first(module: str) -> None:
+    """In a process of its own: imports a module, and looks at what that changed."""
+    assert not any(name.startswith("featvis_func.") for name in sys.modules)
+    warnings.simplefilter("error")
+    before = torch.initial_seed()
+    import_module(module)
+    assert torch.initial_seed() == torch.default_generator.initial_seed() == before
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
 
 
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -165,6 +184,7 @@ def test_libraries_that_not_everybody_has_are_imported_when_they_are_asked_for()
 @pytest.mark.parametrize("module", [*(module for module in MODULES if module != "__main__"), *FOLDERS])
 def test_a_module_can_be_imported_first_and_draws_nothing(module: str) -> None:
     """No cycle is hidden by the order of imports, and an import configures nothing of torch."""
-    code = f"import featvis_func.{module}, torch; assert torch.initial_seed() == torch.default_generator.initial_seed()"
-    code += "; assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    process = FRESH.Process(target=import_first, args=(f"featvis_func.{module}",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
