@@ -85,7 +85,8 @@ def sheet(examples: Examples, layer: str, number: int) -> Sheet | None:
     for i, crop in enumerate(examples.crops(found, _CROP)):
         x, y = i % columns * step + (_CROP - crop.width) // 2, i // columns * step + (_CROP - crop.height) // 2
         whole.paste(crop.convert("RGB"), (x, y))
-    names = [(Path(example.path).name, short(example.score)) for example in found]
+    # A file's name may be no text; where its bytes are none, a page shows a question mark.
+    names = [(Path(example.path).name.encode(errors="replace").decode(), short(example.score)) for example in found]
     return Sheet(webp(whole, _QUALITY), whole.size, names)
 
 
