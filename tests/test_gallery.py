@@ -450,6 +450,22 @@ def test_photographs_and_recipes_of_layers_whose_axes_are_stated(photographs: Pa
         assert "fv.channel(&#39;turn@hwc&#39;), 1," in (folder / "1.html").read_text()
 
 
+def test_photographs_of_other_weights_than_a_renderings_are_refused(photographs: Path, tmp_path: Path) -> None:
+    module = fv.load_model("texturenet").module
+    files = [tmp_path / "one.pt", tmp_path / "two.pt"]
+    for file in files:
+        torch.save(module.state_dict(), file)
+        with torch.no_grad():
+            module.get_parameter("head.bias").add_(1)
+    first, second = (fv.load_model("texturenet", weights=file) for file in files)
+    result = fv.render(first, "head", [1], steps=1, size=16)
+    for other in (second, "texturenet"):
+        with pytest.raises(ValueError, match="texturenet is another model than the one that was rendered"):
+            build_gallery(result, tmp_path / "site", images=photographs, model=other)
+    for same in (first, first.module):
+        assert build_gallery(result, tmp_path / "site", images=photographs, model=same).filters == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="where names of files are text")
 def test_photographs_whose_names_are_no_text(photographs: Path, tmp_path: Path) -> None:
     (photographs / "grey-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
