@@ -45,9 +45,11 @@ def find_pictures(images: str | Path | Iterable[str | Path]) -> list[Path]:
             hidden ones; or files.
 
     Raises:
-        ValueError: no folder, or no pictures.
+        ValueError: neither a folder nor files, or no pictures.
     """
     if not isinstance(images, str | Path):
+        if not isinstance(images, Iterable):
+            raise ValueError(f"expected a folder or picture files, got {images!r}")
         files = sorted({Path(path) for path in images})
         if not files:
             raise ValueError("no picture files were given")

@@ -292,6 +292,7 @@ def test_names_of_layers_are_found_by_their_ends(texturenet: Model, tmp_path: Pa
         ({"layers": ["0", "0@chw"]}, "layer '0' is asked for with other axes by '0@chw'"),
         ({"images": "nowhere"}, "no folder 'nowhere'"),
         ({"images": []}, "no picture files were given"),
+        ({"images": None}, "expected a folder or picture files, got None"),
         ({"images": ["a.png"]}, "none of 1 picture files could be read; the first: "),
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),

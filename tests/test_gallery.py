@@ -315,6 +315,21 @@ def test_what_is_no_store_is_refused(given: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize("place", ["mine", "units/mine", "events"])
+def test_nothing_stands_among_the_files_of_a_sweep(store: Path, place: str) -> None:
+    before = files_of(store)
+    with pytest.raises(ValueError, match="is inside of the sweep's folder, where a gallery can only be"):
+        build_gallery(store, store / place)
+    assert files_of(store) == before
+    assert build_gallery(store, store / "gallery" / "mine").filters == 9
+
+
+def test_a_film_of_a_result_without_a_configuration(tmp_path: Path) -> None:
+    frames = torch.zeros(1, 3, 3, 8, 8, dtype=torch.uint8)
+    made = build_gallery(replace(toy_result("0", [1], 7), snapshots=frames), tmp_path / "site")
+    assert 'data-steps="0 2 5"' in (made.path.parent / "layers/layer/1.html").read_text()
+
+
 def test_a_full_disk_is_said(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = Path.write_bytes
 
@@ -397,6 +412,69 @@ def test_photographs_of_another_model_are_refused(photographs: Path, tmp_path: P
     assert not (tmp_path / "store/gallery").exists()
     assert cli.main(["gallery", str(tmp_path / "store"), "--images", str(photographs), "--device", "cpu"]) == 0
     assert (tmp_path / "store/gallery/layers/head/examples/1.webp").exists()
+
+
+def test_nothing_is_left_where_there_are_no_photographs(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = toy_result("0", [1], 7)
+    for place in ("one/two", "empty"):
+        with pytest.raises(ValueError, match="no folder 'nowhere'"):
+            build_gallery(
+                replace(result, config={"layer": "0"}), tmp_path / place, images="nowhere", model=two_channels()
+            )
+    assert not (tmp_path / "one").exists()
+    assert not list((tmp_path / "empty").iterdir())
+
+
+class Swapped(nn.Module):
+    """Its first output has channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 2, 1)
+        self.turn = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.turn(self.first(x).movedim(1, -1)).sum((1, 2))
+
+
+def test_photographs_and_recipes_of_layers_whose_axes_are_stated(photographs: Path, tmp_path: Path) -> None:
+    from featvis_func.sweep import sweep
+
+    model = fv.load_model(Swapped().eval(), size=12)
+    sweep(model, ["turn@hwc"], out=tmp_path / "store", steps=2)
+    result = fv.render(model, "turn@hwc", [0, 1], steps=2)
+    for given, place in ((tmp_path / "store", tmp_path / "a"), (result, tmp_path / "b")):
+        folder = build_gallery(given, place, images=photographs, model=model).path.parent / "layers/turn@hwc"
+        assert (folder / "examples/1.webp").exists()
+        assert "fv.channel(&#39;turn@hwc&#39;), 1," in (folder / "1.html").read_text()
+
+
+def test_photographs_of_other_weights_than_a_renderings_are_refused(photographs: Path, tmp_path: Path) -> None:
+    module = fv.load_model("texturenet").module
+    files = [tmp_path / "one.pt", tmp_path / "two.pt"]
+    for file in files:
+        torch.save(module.state_dict(), file)
+        with torch.no_grad():
+            module.get_parameter("head.bias").add_(1)
+    first, second = (fv.load_model("texturenet", weights=file) for file in files)
+    result = fv.render(first, "head", [1], steps=1, size=16)
+    for other in (second, "texturenet"):
+        with pytest.raises(ValueError, match="texturenet is another model than the one that was rendered"):
+            build_gallery(result, tmp_path / "site", images=photographs, model=other)
+    for same in (first, first.module):
+        assert build_gallery(result, tmp_path / "site", images=photographs, model=same).filters == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where names of files are text")
+def test_photographs_whose_names_are_no_text(photographs: Path, tmp_path: Path) -> None:
+    (photographs / "grey-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
+    model = fv.load_model(two_channels(), size=12)
+    result = fv.render(model, "0", [1], steps=1)
+    for made in (1, 0):
+        gallery = build_gallery(result, tmp_path / "site", images=photographs, model=model)
+        assert gallery.made == made
+    assert "<li>?ber.png, " in (gallery.path.parent / "layers/0/1.html").read_text()
 
 
 def test_photographs_need_the_model_by_name(photographs: Path, tmp_path: Path) -> None:

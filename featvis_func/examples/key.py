@@ -1,6 +1,7 @@
 """What examples depend on, so that those of an earlier run can be told to be still right."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ def key_of(
     for path in files:
         try:
             about = path.stat()
-            listing.update(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+            listing.update(os.fsencode(path) + f"\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
         except OSError:
-            listing.update(f"{path}\0missing\n".encode())
+            listing.update(os.fsencode(path) + b"\0missing\n")
     return {
         "format": FORMAT,
         "model": {

@@ -70,7 +70,7 @@ class Examples:
         """A filter's photographs, the most exciting one first.
 
         Args:
-            layer: a full name, or the unique end of one among these layers.
+            layer: a full name, or the unique end of one among these layers; also with its axes, as it was asked for.
             filter: from 0.
 
         Raises:
@@ -173,6 +173,8 @@ class Examples:
         return cls(layers, tuple(about["files"]), about["seen"], about["skipped"], about["key"])
 
     def _resolved(self, layer: str) -> str:
+        stated = layer.rpartition("@")[0]  # the axes were for the search
+        layer = stated if stated and layer not in self.layers else layer
         if layer in self.layers:
             return layer
         matches = [name for name in self.layers if layer and name.endswith("." + layer)]

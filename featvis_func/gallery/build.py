@@ -79,7 +79,8 @@ def build_gallery(
     source = source_of(store)
     folder = _folder(store, out)
     try:
-        new = not folder.exists()
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        marked = (folder / NAME).exists()
         known = begin(folder)
         site = Site(folder, known)
         examples = None
@@ -87,9 +88,10 @@ def build_gallery(
             try:
                 examples = find_examples(source, folder, images, model=model, device=device, progress=progress)
             except ValueError:
-                if new:
+                if not marked:
                     (folder / NAME).unlink()
-                    folder.rmdir()
+                for path in new:
+                    path.rmdir()
                 raise
         making = Making(source.title, source.config, moving, examples)
         total = sum(len(part.filters) for section in source.sections for part in section.parts)
@@ -116,8 +118,15 @@ def build_gallery(
 
 
 def _folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:
-    if out is not None:
-        return whole_path(out)
     if isinstance(store, Result):
-        raise ValueError("a result's gallery needs a folder: give out=")
-    return whole_path(store.path if isinstance(store, Store) else store) / "gallery"
+        if out is None:
+            raise ValueError("a result's gallery needs a folder: give out=")
+        return whole_path(out)
+    home = whole_path(store.path if isinstance(store, Store) else store)
+    own = home / "gallery"
+    folder = own if out is None else whole_path(out)
+    above = (folder.resolve(), *folder.resolve().parents)
+    # Elsewhere among a sweep's files it would be what belongs to no unit.
+    if home.resolve() in above[1:] and own.resolve() not in above and (home / "units").is_dir():
+        raise ValueError(f"{str(folder)!r} is inside of the sweep's folder, where a gallery can only be {str(own)!r}")
+    return folder

@@ -60,7 +60,8 @@ def make_filter(making: Making, section: Section, entry: Entry, before: int | No
         sheet = pictures.film(entry.snapshots)
         files["films/{}.webp"] = sheet.data
         files[f"films/{{}}-moving.{making.moving}"] = pictures.moving(entry.snapshots, making.moving)
-        steps = snapshot_steps(making.config.get("render", making.config)["steps"], sheet.frames)
+        given = making.config.get("render", making.config)
+        steps = snapshot_steps(given.get("steps", len(entry.history)), sheet.frames)
         film = {**sheet._asdict(), "steps": steps, "kind": making.moving}
     crops = None if making.examples is None else photographs.sheet(making.examples, section.name, entry.filter)
     if crops is not None:

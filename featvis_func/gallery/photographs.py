@@ -54,7 +54,8 @@ def find_examples(
     """
     found = _model_of(source) if model is None else load_model(model)
     expected = source.config.get("fingerprint")
-    if expected is not None and fingerprint(found.module) != expected:
+    other = _other_file(source, found) if expected is None else fingerprint(found.module) != expected
+    if other:
         raise ValueError(f"{found.name} is another model than the one that was rendered: other layers or other weights")
     layers = [section.name for section in source.sections]
     images = [Path(file) for file in images] if not isinstance(images, str | Path) else images
@@ -85,8 +86,17 @@ def sheet(examples: Examples, layer: str, number: int) -> Sheet | None:
     for i, crop in enumerate(examples.crops(found, _CROP)):
         x, y = i % columns * step + (_CROP - crop.width) // 2, i // columns * step + (_CROP - crop.height) // 2
         whole.paste(crop.convert("RGB"), (x, y))
-    names = [(Path(example.path).name, short(example.score)) for example in found]
+    # A file's name may be no text; where its bytes are none, a page shows a question mark.
+    names = [(Path(example.path).name.encode(errors="replace").decode(), short(example.score)) for example in found]
     return Sheet(webp(whole, _QUALITY), whole.size, names)
+
+
+def _other_file(source: Source, model: Model) -> bool:
+    """Whether a rendering, which has no fingerprint, took its weights from another file than the model has."""
+    was, now = (str(weights).partition(" sha256:")[2] for weights in (source.config.get("weights", ""), model.weights))
+    if not now and model.name != source.config.get("model"):
+        return False  # a module of the user's, who may have loaded the file
+    return bool(was) and was != now
 
 
 def _model_of(source: Source) -> Model:

@@ -1,13 +1,17 @@
 """What a gallery shows: the layers and filters of a sweep's folder, or of one result."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featvis_func.layers import AXES
 from featvis_func.result import Result, read_result
 from featvis_func.sweep import Entry, Store, open_store
 from featvis_func.sweep.plan import folder_of
+
+_STATED = re.compile(rf"channel\((['\"]).*(?P<axes>@({'|'.join(AXES)}))\1\)")
 
 
 class Part(NamedTuple):
@@ -79,6 +83,9 @@ def _of_store(store: Store) -> Source:
 
 def _of_result(result: Result) -> Source:
     layer = str(result.config.get("layer", "layer"))
+    stated = _STATED.fullmatch(str(result.config.get("objective", "")))
+    if stated is not None and not layer.endswith(stated["axes"]):  # without them it may be another layer, or none
+        layer += stated["axes"]
     digest = hashlib.sha256(repr((result.filters, result.status)).encode())
     for name in ("images", "activations", "scores", "best_step", "history", "steps", "snapshots"):
         tensor = getattr(result, name)
