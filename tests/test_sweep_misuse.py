@@ -163,3 +163,21 @@ def test_snapshots_that_cannot_be_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(ValueError, match=says):
         sweep(model(), "c1", out=tmp_path / "out", snapshots=count, **QUICK)
     assert not (tmp_path / "out").exists()
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
+def test_one_of_several_outputs_is_no_pattern() -> None:
+    model = fv.load_model(nn.Sequential(OrderedDict(two=Pair())).eval(), size=12)
+    for name in ("two[1]", "two[1]@chw"):
+        assert [(plan.layer, len(plan.filters)) for plan in plan_layers(model, name)] == [(name, 5)]
+    assert [plan.layer for plan in plan_layers(model, "two.[fs]*")] == ["two.first", "two.second"]
+    with pytest.raises(ValueError, match=r"no layer of Sequential fits the pattern 'tow\[1\]'"):
+        plan_layers(model, "tow[1]")

@@ -1005,6 +1005,7 @@ ODD = (
 def test_odd_names_of_layers_are_names_of_folders(tmp_path: Path) -> None:
     assert len({folder_of(name) for name in ODD}) == len(ODD)
     assert folder_of("layer.0.conv") == "layer.0.conv"
+    assert (folder_of("."), folder_of("..")) == ("%2E", "%2E%2E")
     for name in ODD:
         assert re.fullmatch(r"[-\w.~% ,=@+]{1,110}", folder_of(name), re.ASCII), name
     run = toy_run(dict.fromkeys(ODD, 3))

@@ -83,6 +83,8 @@ class LayerPlan(NamedTuple):
 def folder_of(layer: str) -> str:
     """A folder's name for a layer, on any file system; different layers have different ones, but for their case."""
     name = quote(layer, safe=" ,=@+")
+    if not name.strip("."):  # which would be this folder, or the one above
+        name = name.replace(".", "%2E")
     if len(name) <= _LONGEST_NAME:
         return name
     import hashlib
@@ -154,8 +156,9 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
     for pattern in [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers:
         if not isinstance(pattern, str):
             raise ValueError(f"layers must be 'all', names or patterns, got {pattern!r}")
-        if pattern not in known and any(mark in pattern for mark in "*?["):
-            fitting = [layer.name for layer in usable if fnmatch.fnmatchcase(layer.name, pattern)]
+        fitting = [layer.name for layer in usable if fnmatch.fnmatchcase(layer.name, pattern)]
+        marked = pattern not in known and any(mark in pattern for mark in "*?[")
+        if marked and (fitting or not _is_output(model, pattern)):
             if not fitting:
                 raise ValueError(f"no layer of {model.name} fits the pattern {pattern!r}; 'featvis layers' lists them")
             names.update(fitting)
@@ -171,6 +174,14 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
         raise ValueError("no layers were asked for: the list is empty")
     named = [layer for layer in found if layer.name in names]
     return [_with_axes(layer, stated[layer.name]) if layer.name in stated else layer for layer in named]
+
+
+def _is_output(model: Model, name: str) -> bool:
+    """Whether a name with brackets means one of a module's several outputs."""
+    try:
+        return bool(find_site(model.module, name).parts)
+    except ValueError:
+        return False
 
 
 def _with_axes(layer: Layer, axes: str) -> Layer:
