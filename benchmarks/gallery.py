@@ -100,8 +100,12 @@ def measure(filters: int) -> dict[str, dict[str, float]]:
 
 
 def _apart(store: Path, site: Path) -> Build:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    try:
         return pool.apply(child, (str(store), str(site)))
+    finally:
+        pool.close()  # and not terminate: the child clears up
+        pool.join()
 
 
 def main(device: str, rounds: int) -> None:
