@@ -97,7 +97,8 @@ def _gallery(arguments: argparse.Namespace) -> int:
             options["model"] = load_model(name, weights=arguments.weights)
     made = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None, **options)
     print("\n".join(_first([f"left out: {problem}" for problem in made.problems])), end="\n" if made.problems else "")
-    print(f"{made.filters} filters of {made.layers} layers, {made.made} of them made now: {made.path}")
+    layers = f"{made.layers} layer{'' if made.layers == 1 else 's'}"
+    print(f"{made.filters} filters of {layers}, {made.made} of them made now: {made.path}")
     return 0
 
 

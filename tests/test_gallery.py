@@ -621,6 +621,10 @@ def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["validate", str(store)]) == 0
     assert cli.main(["gallery", str(store)]) == 0
     assert cli.main(["validate", str(store)]) == 0  # a gallery within belongs there
+    toy_result("head", [1], 7).save(tmp_path / "one")
+    capsys.readouterr()
+    assert cli.main(["gallery", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out.startswith("1 filters of 1 layer, 1 of them made now: ")
     assert cli.main(["gallery", str(tmp_path / "nowhere")]) == 2
     assert "is not the folder of a sweep" in capsys.readouterr().err
 
