@@ -97,12 +97,11 @@ def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float 
     activation is reached in a sixth of the steps (``benchmarks/quality.py``).
 
     For filters that start without a gradient :func:`~featvis_func.rendering.render` redirects gradients beside it, in
-    the first :data:`REDIRECT` steps. Of 48 filters of SqueezeNet's ``features.12.expand3x3_activation`` that start dead
-    (on 128 pixels 177 of 256 do), in 32 steps that wakes all 48, to the robust activation of filters that never were
-    dead (1570; those 1540); the drift wakes 28 (555, the others being grey), the script's noise 27 (660). Those that
-    all three wake come to 1460, 1030 and 1250, of saturation 0.007, 0.091 and 0.013. Both together do as well as
-    redirecting alone (48, 1550); the drift stays for what cannot be redirected: a whole layer that is off before the
-    last convolution, and models that cannot be exported (``benchmarks/dead.py``).
+    the first :data:`REDIRECT` steps. Of the 177 filters of SqueezeNet's ``features.12.expand3x3_activation`` that start
+    dead on 128 pixels, in 32 steps that wakes all, to the robust activation of filters that never were dead (1600;
+    those 1580); the drift wakes 113 (610, the others being grey), the script's noise 112 (710). Both together do as
+    well as redirecting alone (177, 1580); the drift stays for what cannot be redirected: a whole layer that is off
+    before the last convolution, and models that cannot be exported (``benchmarks/dead.py``).
 
     Args:
         steps: of the run, at least 1.
