@@ -13,9 +13,10 @@ from featvis_func.examples.key import key_of, layer_axes, listed
 from featvis_func.examples.reading import batches
 from featvis_func.examples.record import Examples, LayerExamples
 from featvis_func.execution import check_device
-from featvis_func.features import make_features
+from featvis_func.features import device_of, make_features
 from featvis_func.fields import Field, receptive_fields
 from featvis_func.models import Model, load_model
+from featvis_func.objective import feature_axis
 from featvis_func.options import whole
 from featvis_func.photographs import check_channels, seen_part
 
@@ -84,11 +85,11 @@ def top_examples(
     names = {path: path if stated is None else f"{path}@{stated}" for path, stated in axes.items()}
     features = make_features(found, list(names.values()), device=device, precision=precision)
     fields = receptive_fields(features, (found.channels, *found.size), batch_size=batch_size)
-    where = next((weight.device for weight in features.weights.values()), torch.device("cpu"))
+    where = device_of(features)
     mean, std = (torch.tensor(values, device=where)[:, None, None] for values in (found.mean, found.std))
     sizes = torch.zeros(len(files), 2, dtype=torch.int32)
-    # Channels come first, but features last.
-    widths = {path: features.shapes[name][0 if len(features.shapes[name]) == 3 else -1] for path, name in names.items()}
+    shapes = {path: features.shapes[name] for path, name in names.items()}
+    widths = {path: shape[feature_axis(shape)] for path, shape in shapes.items()}
     tops = {path: _empty(width, count, where) for path, width in widths.items()}
     bad: list[tuple[Path, str]] = []
     bar = tqdm(total=len(files), unit="picture", leave=False, disable=None if progress is None else not progress)
@@ -113,7 +114,7 @@ def top_examples(
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         warnings.warn(f"left out {len(bad)} of {len(files)} pictures: {some}{more}", stacklevel=2)
     results = {
-        path: _located(Top(*(column.cpu() for column in top)), features.shapes[names[path]], fields[names[path]],
+        path: _located(Top(*(column.cpu() for column in top)), shapes[path], fields[names[path]],
                        sizes, found.size)
         for path, top in tops.items()
     }  # fmt: skip

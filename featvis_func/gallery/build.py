@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from featvis_func.animation import FORMATS
 from featvis_func.files import whole_path
 from featvis_func.gallery import pages
-from featvis_func.gallery.filters import MOVING, Making
+from featvis_func.gallery.filters import Making
 from featvis_func.gallery.manifest import NAME
 from featvis_func.gallery.photographs import find_examples
 from featvis_func.gallery.site import Site, begin, processors
@@ -75,7 +76,7 @@ def build_gallery(
     >>> made.filters, made.path.name
     (2, 'index.html')
     """
-    check_name("moving", moving, MOVING)
+    check_name("moving", moving, FORMATS)
     source = source_of(store)
     folder = _folder(store, out)
     try:
@@ -94,7 +95,7 @@ def build_gallery(
                     path.rmdir()
                 raise
         making = Making(source.title, source.config, moving, examples)
-        total = sum(len(part.filters) for section in source.sections for part in section.parts)
+        total = sum(len(section.filters) for section in source.sections)
         hidden = None if progress is None else not progress
         with (
             tqdm(total=total, desc="gallery", unit="filter", leave=False, disable=hidden) as bar,

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from featvis_func.animation import animation_bytes
 from featvis_func.examples import Examples
 from featvis_func.gallery import pages, photographs, pictures
 from featvis_func.gallery.curve import curve, settled_step
@@ -10,9 +11,6 @@ from featvis_func.gallery.recipe import recipe
 from featvis_func.gallery.source import Section
 from featvis_func.snapshots import snapshot_steps
 from featvis_func.sweep import Entry
-
-MOVING = ("webp", "gif")
-"""What images over the run can be exported as."""
 
 
 class Making(NamedTuple):
@@ -59,7 +57,7 @@ def make_filter(making: Making, section: Section, entry: Entry, before: int | No
     if entry.snapshots is not None:
         sheet = pictures.film(entry.snapshots)
         files["films/{}.webp"] = sheet.data
-        files[f"films/{{}}-moving.{making.moving}"] = pictures.moving(entry.snapshots, making.moving)
+        files[f"films/{{}}-moving.{making.moving}"] = animation_bytes(entry.snapshots, making.moving)
         given = making.config.get("render", making.config)
         steps = snapshot_steps(given.get("steps", len(entry.history)), sheet.frames)
         film = {**sheet._asdict(), "steps": steps, "kind": making.moving}

@@ -9,7 +9,6 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from featvis_func.animation import animation_bytes
 from featvis_func.gallery.manifest import short
 from featvis_func.pictures import picture
 
@@ -56,7 +55,7 @@ class Map(NamedTuple):
 def image_files(image: Tensor) -> Shown:
     """An image ``(c, h, w)`` in full and as a thumbnail."""
     whole = picture(image)
-    small = picture(image)
+    small = whole.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.LANCZOS)
     return Shown(webp(whole, _QUALITY), webp(small, _SMALL_QUALITY), whole.size, small.size)
 
@@ -116,11 +115,6 @@ def film(snapshots: Tensor) -> Film:
     for i, frame in enumerate(frames):
         sheet.paste(frame, (i % columns * w, i // columns * h))
     return Film(webp(sheet, _FILM_QUALITY), columns, rows, len(frames), (h, w))
-
-
-def moving(snapshots: Tensor, kind: str) -> bytes:
-    """Images over the run as an animated ``.webp`` or ``.gif``."""
-    return animation_bytes(snapshots, kind)
 
 
 def webp(image: PIL.Image.Image, quality: int) -> bytes:

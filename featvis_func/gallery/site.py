@@ -62,9 +62,8 @@ class Site:
                 self.note()
         size, thumb = (found[0].size, found[0].thumb) if found else ((1, 1), (1, 1))
         rows = tuple(row for made in found for row in made.rows)
-        planned = sum(len(part.filters) for part in section.parts)
         maps = any("maps/{}.webp" in made.files for made in found)
-        return LayerPage(section.name, section.folder, section.shape, planned, rows, size, thumb, maps)
+        return LayerPage(section.name, section.folder, section.shape, len(section.filters), rows, size, thumb, maps)
 
     def _part(
         self,
@@ -210,4 +209,5 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def processors() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

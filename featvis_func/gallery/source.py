@@ -1,8 +1,10 @@
 """What a gallery shows: the layers and filters of a sweep's folder, or of one result."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,8 @@ class Part(NamedTuple):
     entries: Callable[[], Iterator[Entry]]
 
 
-class Section(NamedTuple):
+@dataclass(frozen=True)
+class Section:
     """One layer."""
 
     name: str
@@ -35,7 +38,7 @@ class Section(NamedTuple):
     """Of its output for one image; empty where not known."""
     parts: tuple[Part, ...]
 
-    @property
+    @functools.cached_property  # every filter's page asks for it
     def filters(self) -> tuple[int, ...]:
         """All that it shall have."""
         return tuple(number for part in self.parts for number in part.filters)
