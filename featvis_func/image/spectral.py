@@ -73,17 +73,18 @@ def fourier_canvas(
         if not below > 0:
             raise ValueError(f"below must be a frequency above 0, in cycles per pixel, got {below}")
         scale = torch.where(frequencies(h, w, device=device) < below, scale, 0.0)
+    # Of the real and of the imaginary parts: a factor that were spread over both would be multiplied pair by pair.
+    scale = torch.stack([scale, scale], dim=-1)
 
     def init(key: Key) -> Tensor:
         return sd * normal(key, (c, h, w // 2 + 1, 2))
 
     def decode(params: Tensor) -> Tensor:
-        spectrum = params * scale.to(params)[..., None]
-        return torch.fft.irfft2(torch.view_as_complex(spectrum), s=(h, w), norm="ortho")
+        return torch.fft.irfft2(torch.view_as_complex(params * scale.to(params)), s=(h, w), norm="ortho")
 
     def encode(pixels: Tensor) -> Tensor:
         spectrum = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho"))
-        held = scale.to(pixels)[..., None]
+        held = scale.to(pixels)
         return spectrum / torch.where(held > 0, held, torch.inf)
 
     return Canvas((c, h, w), init, decode, encode)
