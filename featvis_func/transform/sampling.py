@@ -60,15 +60,9 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, determinis
         if matrix.shape[1] == 5:  # shares of the image's sides, known only now
             across = across + matrix[0, 3] * w + matrix[0, 4] * h
             down = down + matrix[1, 3] * w + matrix[1, 4] * h
-        x = _centred(out_w, image) * (frame_w / out_w)
-        y = _centred(out_h, image)[:, None] * (frame_h / out_h)
-        # What depends on the column alone and on the row alone first: one pass over the pixels. In half sides of the
-        # image, from its centre.
-        column = (matrix[0, 0] * x + across) * (2.0 / w) + matrix[0, 1] * y * (2.0 / w)
-        row = (matrix[1, 0] * x + down) * (2.0 / h) + matrix[1, 1] * y * (2.0 / h)
+        grid = _grid(matrix, (across, down), (h, w), (frame_h, frame_w), size)
         if deterministic:
-            return _sample(image - padding, column, row) + padding
-        grid = torch.stack([column, row], dim=-1)
+            return _sample(image - padding, *grid.unbind(-1)) + padding
         view = F.grid_sample(
             (image - padding)[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
         )
@@ -95,6 +89,41 @@ def _compose(outer: Tensor, inner: Tensor) -> Tensor:
         return (outer[:, :, None] * inner[None, :, :]).sum(1)
     shares = F.pad(outer[:, 3:], (3, 0))
     return F.pad((outer[:, :3, None] * inner[None, :, :]).sum(1), (0, 5 - inner.shape[1])) + shares
+
+
+def _grid(
+    matrix: Tensor,
+    shift: tuple[Tensor, Tensor],
+    image: tuple[int, int],
+    frame: tuple[float, float],
+    size: tuple[int, int],
+) -> Tensor:
+    """Where to look for each pixel of the output, across and down, in half sides of the image from its centre.
+
+    Made in one pass over the rows of the result as it lies in memory: both numbers of a pixel side by side.
+
+    Args:
+        matrix: at least ``(2, 2)``.
+        shift: two ``()``, in pixels of the image.
+        image: its ``(h, w)``.
+        frame: ``(h, w)`` of what is shown, in pixels of the image.
+        size: ``(h', w')`` of the output.
+
+    Returns:
+        ``(h', w', 2)``.
+    """
+    h, w = size
+    place = torch.arange(2 * w, device=matrix.device)
+    is_row = place % 2 == 1
+
+    def either(column: Tensor, row: Tensor) -> Tensor:
+        return torch.where(is_row, row, column)
+
+    x = ((place // 2).to(matrix.dtype) + (0.5 - w / 2)) * (frame[1] / w)
+    y = _centred(h, matrix)[:, None] * (frame[0] / h)
+    unit = either(matrix.new_full((), 2.0 / image[1]), matrix.new_full((), 2.0 / image[0]))
+    start = (either(matrix[0, 0], matrix[1, 0]) * x + either(*shift)) * unit
+    return torch.addcmul(start, either(matrix[0, 1], matrix[1, 1]) * unit, y).reshape(h, w, 2)
 
 
 def _centred(count: int, like: Tensor) -> Tensor:
