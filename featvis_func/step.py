@@ -20,7 +20,7 @@ from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
 from featvis_func.scoring import make_scoring
-from featvis_func.types import Best, Image, Info, Key, Optimizer, Params, State, Target, Transform, Weights
+from featvis_func.types import Best, Image, Info, Key, Optimizer, OptState, Params, State, Target, Transform, Weights
 
 Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
 """(weights, state, target) -> (state, info): pure, over a batch of filters."""
@@ -79,6 +79,11 @@ def make_step(
     def view_of(key: Key, step: Tensor) -> Any:
         return transform.draw(fold_in(key, step, stream=_VIEW))
 
+    def guarded_update(grads: Params, opt: OptState, params: Params, finite: Tensor) -> tuple[Params, OptState]:
+        updates, new = optimizer.update(grads, opt, params)
+        # What a rule only reads, such as a drift, is handed on as it is.
+        return updates, pytree.tree_map(lambda n, o: o if n is o else torch.where(finite, n, o), new, opt)
+
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         draws = vmap(view_of)(state.key, state.step)
         # Of what is no parameter, the gradient tells: where the pixels mattered, and whose gradient was redirected.
@@ -91,16 +96,18 @@ def make_step(
         )
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
-        updates, opt = vmap(optimizer.update)(grads, state.opt, state.params)
         if image.couple is not None:
-            updates, finite = image.couple(updates), finite.all().expand_as(finite)
+            finite = finite.all().expand_as(finite)
+        updates, opt = vmap(guarded_update)(grads, state.opt, state.params, finite)
+        if image.couple is not None:
+            updates = image.couple(updates)
         moved = pytree.tree_map(torch.add, state.params, updates)
         better = finite & (scores > state.best.score)
         reached = (scores, decoded, maps, state.step)
         best = Best(*(where_rows(better, n, o) for n, o in zip(reached, state.best, strict=True)))
         new = State(
             pytree.tree_map(lambda n, o: where_rows(finite, n, o), moved, state.params),
-            pytree.tree_map(lambda n, o: where_rows(finite, n, o), opt, state.opt),
+            opt,
             state.key,
             state.step + 1,
             best,
