@@ -31,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from featvis_func import ops
+
 _aten = torch.ops.aten
 
 _FORWARD: dict[str, Callable[..., Tensor]] = {
@@ -85,6 +87,7 @@ _DENSE = {
     *(_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.matmul.default),
     *(_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding),
     _aten.scaled_dot_product_attention.default,
+    ops.strided_conv2d,
 }
 
 

@@ -648,12 +648,72 @@ def test_a_strided_convolution_of_few_channels_behind_a_pool() -> None:
     assert equals_the_module(load_model(module, size=30), ["3"]).exported
 
 
-def test_a_stem_is_widened_and_pools_kept_whole_on_the_cpu() -> None:
-    model = load_model(seeded(lambda: Stem(3, 7, 2, 3)), size=32)
-    weights = make_features(model, ["last"]).weights
-    assert weights["conv.weight"].shape == (8, 16, 4, 4)
-    plain = make_features(load_model(seeded(lambda: Stem(3, 3, 1, 1)), size=32), ["last"]).weights
-    assert plain["conv.weight"].shape == (8, 3, 3, 3)
+STRIDED = [  # kernel, stride, padding, sides of the image
+    ((7, 7), 2, (3, 3), (32, 33)),
+    ((7, 7), 2, (0, 0), (31, 30)),
+    ((3, 3), 2, (1, 1), (16, 17)),
+    ((3, 5), 3, (0, 2), (19, 20)),
+    ((11, 11), 4, (2, 2), (35, 38)),
+    ((4, 4), 4, (0, 0), (18, 16)),
+    ((1, 1), 2, (0, 0), (5, 4)),
+    ((2, 3), 4, (1, 0), (11, 13)),  # pixels that no kernel sees, and padding that is not all seen
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("sides", "stride", "padding", "size"), STRIDED)
+def test_a_strided_convolution_has_the_same_values_and_gradients(
+    sides: tuple[int, int], stride: int, padding: tuple[int, int], size: tuple[int, int], channels: int
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, channels, *size), (5, channels, *sides), (5,))
+    given = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+
+    def total(images: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return (ops.strided_conv2d(images, kernel, bias, stride, list(padding)) ** 2).sum()
+
+    def plain(images: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return (nn.functional.conv2d(images, kernel, bias, stride, padding) ** 2).sum()
+
+    assert torch.equal(total(*given), plain(*given))
+    wanted = torch.func.grad(plain, argnums=(0, 1, 2))(*given)
+    torch.testing.assert_close(torch.func.grad(total, argnums=(0, 1, 2))(*given), wanted)
+    leaves = [t.clone().requires_grad_() for t in given]
+    torch.testing.assert_close(torch.autograd.grad(total(*leaves), leaves), wanted)
+
+
+def test_a_strided_convolution_works_compiled_under_vmap_and_twice_differentiated() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 3, 16, 16, generator=draw, dtype=torch.float64)
+    kernel = torch.randn(5, 3, 7, 7, generator=draw, dtype=torch.float64)
+
+    def gradient_of(conv: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return torch.func.grad(lambda images: (conv(images) ** 3).sum())
+
+    ours = gradient_of(lambda images: ops.strided_conv2d(images, kernel, None, 2, [3, 3]))
+    plain = gradient_of(lambda images: nn.functional.conv2d(images, kernel, None, 2, 3))
+    compiled = torch.compile(ours, fullgraph=True)
+    torch.testing.assert_close(compiled(images[0]), plain(images[0]))
+    torch.testing.assert_close(torch.func.vmap(ours)(images), torch.func.vmap(plain)(images))
+    twice = [torch.func.grad(lambda images, g=g: (g(images) ** 2).sum())(images[0]) for g in (ours, plain)]
+    torch.testing.assert_close(*twice)
+
+
+@pytest.mark.parametrize(("stem", "expected"), [((3, 7, 2, 3), 1), ((3, 3, 1, 1), 0), ((5, 3, 2, 1), 0)])
+def test_only_strided_convolutions_of_few_channels_go_another_road(
+    stem: tuple[int, int, int, int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their kernels are the module's own."""
+    calls: list[Any] = []
+    original = ops._StridedConv.apply
+    monkeypatch.setattr(ops._StridedConv, "apply", lambda *args: calls.append(args) or original(*args))
+    module = Stem(*stem)
+    model = load_model(module, size=32, mean=[0.0] * stem[0], std=[1.0] * stem[0])
+    features = make_features(model, ["last"])
+    calls.clear()
+    features.apply(features.weights, torch.rand(2, stem[0], 32, 32))
+    assert len(calls) == expected
+    torch.testing.assert_close(features.weights["conv.weight"], module.conv.weight.detach(), rtol=0, atol=0)
 
 
 class Siblings(nn.Module):
