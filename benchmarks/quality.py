@@ -88,9 +88,10 @@ def measure(case: Case, device: str) -> tuple[list[Point], list[Point], Tensor]:
     done, spent, shown = 0, 0.0, torch.empty(0)
     for turn, steps in enumerate(OUR_RUNS):
         run = OurStep(case, device, steps=steps)
-        run()  # warm-up
-        run.state = run.start
-        seconds = _timed(run, steps, device)[0]
+        with fv.kept_memory(device == "cpu"):
+            run()  # warm-up
+            run.state = run.start
+            seconds = _timed(run, steps, device)[0]
         pictures.append(run.state.best.image)
         ours.append(point("ours", steps, seconds, pictures[-1]))
         # Then a part of the script's one run, up to its marks.

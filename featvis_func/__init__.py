@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from featvis_func.image import shared as shared
     from featvis_func.loggers import tensorboard_logger as tensorboard_logger
     from featvis_func.loggers import wandb_logger as wandb_logger
+    from featvis_func.memory import kept_memory as kept_memory
     from featvis_func.models import Model as Model
     from featvis_func.models import load_model as load_model
     from featvis_func.objective import Objective as Objective
@@ -73,6 +74,7 @@ _HOMES = {
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "loggers": ("tensorboard_logger", "wandb_logger"),
+    "memory": ("kept_memory",),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
     "presets": ("default_optimizer", "published_optimizer", "views"),

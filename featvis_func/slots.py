@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from featvis_func.execution import Begin, is_out_of_memory
+from featvis_func.memory import kept_memory
 from featvis_func.snapshots import snapshot_steps, take_snapshots
 from featvis_func.step import Step, run, where_rows
 from featvis_func.types import Best, Info, Params, State, Weights
@@ -83,6 +84,7 @@ def run_all(
     """Runs every filter to its end, ``slots`` at a time.
 
     Where the memory does not suffice, half as many go on at a time: what was running starts anew, to the same images.
+    On the CPU it runs under :func:`~featvis_func.memory.kept_memory`.
 
     Args:
         step: from :func:`~featvis_func.step.make_step`, compiled or not.
@@ -136,11 +138,13 @@ def run_all(
         decode if moments else None,
     )
     found: dict[int, _Found] = {}
+    on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
     slots = slots if pad else min(slots, len(filters))
     rest = list(range(len(filters)))
     while rest:
         try:
-            found.update(_pass(plan, rest, slots))
+            with kept_memory(on_cpu):
+                found.update(_pass(plan, rest, slots))
         except (RuntimeError, MemoryError) as error:
             if slots == 1 or together or not is_out_of_memory(error):
                 raise
