@@ -12,8 +12,8 @@ def compile_graph(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]
     """A backend of ``torch.compile``: Inductor, which on the CPU leaves ``grid_sample`` to torch.
 
     Written out it makes a dozen passes over the pixels there, which take 15 to 20 of 360 ms of a GoogLeNet step longer.
-    Nor does it arrange the images of three channels as the backbone's many, which costs a hundredth: the backbone does so
-    by itself.
+    Nor does it arrange the images' three channels like the many of a backbone, which arranges them by itself: that
+    would cost one or two hundredths.
 
     Args:
         graph, inputs: as ``torch.compile`` gives them.
