@@ -23,8 +23,8 @@ def kept_memory(wanted: bool = True) -> Iterator[None]:
     """Within the block the process keeps the main memory that it frees, for what it takes next.
 
     A step on the CPU takes and frees several hundred megabytes. glibc hands most of them back to the system, which has
-    to fill them with zeros, page by page, when the next step asks again. The setting is the process's. After the last of
-    several blocks, of whatever threads, it is what glibc itself goes up to in a process that frees large pieces, and
+    to fill them with zeros, page by page, when the next step asks again. The setting is the process's. After the last
+    of several blocks, of whatever threads, it is what glibc itself goes up to in a process that frees large pieces, and
     what is free is handed back.
 
     Args:
