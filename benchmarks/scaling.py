@@ -20,9 +20,10 @@ from featvis_func.execution import CPU_SLOTS, is_out_of_memory
 MODEL = "squeezenet1_0"
 FILTERS = (1, 8, 32, 128)
 SLOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-STEPS = 4
+# Of the runs over many filters, at whose start the memory is fetched; and of those that look for the memory's end.
+STEPS, FEW_STEPS = 16, 4
 # Seconds after which a larger batch is not tried: only memory should end the table.
-_LONGEST = 60.0
+_LONGEST = 30.0
 
 
 class Measurement(NamedTuple):
@@ -37,7 +38,7 @@ class Measurement(NamedTuple):
     """Before the first step: interpreter, libraries, model."""
 
 
-def child(filters: int, slots: int, device: str) -> Measurement | None:
+def child(filters: int, slots: int, steps: int, device: str) -> Measurement | None:
     """Runs some filters for a few steps; None where the memory does not suffice."""
     parts = OurStep(cases((MODEL,), device)[0], device)
     channels = parts.features.shapes[next(iter(parts.features.shapes))][0]
@@ -48,7 +49,7 @@ def child(filters: int, slots: int, device: str) -> Measurement | None:
 
     def run(count: int) -> None:
         width = min(slots, count)
-        fv.run_all(parts.step, parts.features.weights, begin, range(count), steps=STEPS, slots=width)
+        fv.run_all(parts.step, parts.features.weights, begin, range(count), steps=steps, slots=width)
 
     before = peak_memory(device)
     try:
@@ -62,19 +63,19 @@ def child(filters: int, slots: int, device: str) -> Measurement | None:
             return None
         raise
     seconds = time.perf_counter() - start
-    return Measurement(filters, slots, seconds / filters / STEPS, peak_memory(device) / 1e6, before / 1e6)
+    return Measurement(filters, slots, seconds / filters / steps, peak_memory(device) / 1e6, before / 1e6)
 
 
-def _child(connection: object, filters: int, slots: int, device: str) -> None:
+def _child(connection: object, filters: int, slots: int, steps: int, device: str) -> None:
     warnings.filterwarnings("error", message="out of memory")
-    connection.send(child(filters, slots, device))  # type: ignore[attr-defined]
+    connection.send(child(filters, slots, steps, device))  # type: ignore[attr-defined]
 
 
-def measure(filters: int, slots: int, device: str) -> Measurement | None:
+def measure(filters: int, slots: int, steps: int, device: str) -> Measurement | None:
     """:func:`child` in a fresh process; None also where the system ended it for its memory."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, filters, slots, device))
+    process = context.Process(target=_child, args=(theirs, filters, slots, steps, device))
     process.start()
     theirs.close()
     try:
@@ -101,15 +102,15 @@ def line(points: list[Measurement]) -> tuple[float, float, float]:
 def main(device: str, rounds: int) -> None:
     """Prints and writes both tables. One run each: ``rounds`` has no effect."""
     slots = CPU_SLOTS if device == "cpu" else 64
-    by_filters = [m for count in FILTERS if (m := measure(count, slots, device))]
+    by_filters = [m for count in FILTERS if (m := measure(count, slots, STEPS, device))]
     by_slots: list[Measurement] = []
     for width in SLOTS:
-        found = measure(width, width, device)
+        found = measure(width, width, FEW_STEPS, device)
         if found is None:
             print(f"{width} filters at a time do not fit")
             break
         by_slots.append(found)
-        if found.seconds_per_filter_step * width * STEPS > _LONGEST:
+        if found.seconds_per_filter_step * width * FEW_STEPS > _LONGEST:
             break
     start, slope, deviation = line([m for m in by_slots if m.slots >= 4])
     table: list[list[object]] = [[*Measurement._fields], *(list(m) for m in (*by_filters, *by_slots))]
