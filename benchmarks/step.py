@@ -9,7 +9,7 @@ the library and the floor alike, and a process that did so once is not as it was
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 
 import torch
@@ -79,12 +79,11 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
         "floor eager": lambda: floor(images, features.weights),
         "floor compiled": lambda: compiled_floor(images, features.weights),
     }
-    if len(features.shapes[case.layer]) != 3:  # the script knows no tokens
-        with fv.kept_memory(device == "cpu"):
-            times = interleave(calls, rounds=rounds)
-    else:
-        with script(case, device) as calls["baseline"], fv.kept_memory(device == "cpu"):
-            times = interleave(calls, rounds=rounds)
+    with ExitStack() as stack:
+        if len(features.shapes[case.layer]) == 3:  # the script knows no tokens
+            calls["baseline"] = stack.enter_context(script(case, device))
+        stack.enter_context(fv.kept_memory(device == "cpu"))
+        times = interleave(calls, rounds=rounds)
     median = {name: t.median for name, t in times.items()}
     ours = min(median["ours eager"], median["ours compiled"])
     lowest = min(median["floor eager"], median["floor compiled"])

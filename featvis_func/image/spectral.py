@@ -73,7 +73,7 @@ def fourier_canvas(
         if not below > 0:
             raise ValueError(f"below must be a frequency above 0, in cycles per pixel, got {below}")
         scale = torch.where(frequencies(h, w, device=device) < below, scale, 0.0)
-    # Of the real and of the imaginary parts: a factor that were spread over both would be multiplied pair by pair.
+    # For the real and for the imaginary part: one factor for both would be multiplied pair by pair, which takes longer.
     scale = torch.stack([scale, scale], dim=-1)
 
     def init(key: Key) -> Tensor:
