@@ -25,7 +25,8 @@ def kept_memory(wanted: bool = True) -> Iterator[None]:
     A step on the CPU takes and frees several hundred megabytes. glibc hands most of them back to the system, which has
     to fill them with zeros, page by page, when the next step asks again. The setting is the process's. After the last
     of several blocks, of whatever threads, it is what glibc itself goes up to in a process that frees large pieces, and
-    what is free is handed back.
+    what is free is handed back. It holds for the heap of the process's first thread: in other threads, and in a process
+    that was once refused memory, glibc hands pieces of more than 64 MiB back as ever.
 
     Args:
         wanted: False: nothing is changed. Nor is it where the C library is another than glibc, or where the
