@@ -42,7 +42,8 @@ class Features(NamedTuple):
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
     """(weights, images ``(n, c, h, w)`` as the module wants them) -> layer name as asked for -> ``(n, ...)``."""
     weights: Weights
-    """The tensors that the layers depend on, detached: the module's own, unless folded, rearranged or cast."""
+    """The tensors that the layers depend on, detached: the module's own, unless folded, rearranged or cast. Some
+    kernels have further forms beside them, such as ``"conv.weight.taps"``: they belong together."""
     shapes: dict[str, tuple[int, ...]]
     """Layer name as asked for -> shape of its output for one image: ``(c, h, w)``, ``(t, d)`` or ``(d,)``."""
     paths: dict[str, str]

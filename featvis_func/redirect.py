@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from featvis_func import ops
+from featvis_func import ops, winograd
 
 _aten = torch.ops.aten
 
@@ -87,7 +87,7 @@ _DENSE = {
     *(_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.matmul.default),
     *(_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding),
     _aten.scaled_dot_product_attention.default,
-    ops.strided_conv2d,
+    *(ops.strided_conv2d, winograd.conv2d_3x3),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from featvis_func import ops
+from featvis_func import ops, winograd
 from featvis_func.types import Weights
 
 _aten = torch.ops.aten
@@ -31,6 +31,7 @@ def optimise(graph: fx.Graph, weights: Weights, held: dict[str, str], *, cpu: bo
     if cpu:
         _use_strided_stem(graph, weights)
         _merge_siblings(graph, weights, held)
+        _use_winograd(graph, weights, held)
         _keep_pools_whole(graph)
 
 
@@ -152,6 +153,30 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> 
             graph.erase_node(conv)
         for unused in (n for stack in stacks for n in stack[1:]):
             graph.erase_node(unused)
+
+
+def _use_winograd(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
+    """3 x 3 convolutions of many channels, as an operation with fewer multiplications where it is compiled."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
+        images, kernel, bias, stride, padding, dilation, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+        if (
+            kernel.name not in weights
+            or not winograd.pays(weights[kernel.name])
+            or [*stride, *dilation, groups] != [1] * 5
+            or isinstance(padding, str)
+            or max(padding) > 2
+        ):
+            continue
+        if kernel not in found:
+            own = weights[kernel.name]
+            forms = {"taps": winograd.make_taps(own), "taps_back": winograd.make_taps(winograd.turned(own))}
+            with graph.inserting_before(kernel):
+                found[kernel] = [graph.placeholder(f"{kernel.name}_{form}") for form in forms]
+            for form, new in zip(forms, found[kernel], strict=True):
+                weights[new.name], held[new.name] = forms[form], f"{held[kernel.name]}.{form}"
+        node.target = winograd.conv2d_3x3
+        node.args = (images, kernel, bias, list(padding), *found[kernel])
 
 
 def _keep_pools_whole(graph: fx.Graph) -> None:

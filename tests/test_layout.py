@@ -27,7 +27,7 @@ CORE: dict[str, set[str]] = {
 # From the bottom up; a module imports from its own level and from those below.
 LEVELS: tuple[set[str], ...] = (
     {*CORE, "animation", "files", "inductor", "layers", "memory", "messages", "numbers", "ops", "photographs"}
-    | {"pictures", "redirect", "rewrites", "snapshots", "statistics", "weights", "zoo"},
+    | {"pictures", "redirect", "rewrites", "snapshots", "statistics", "weights", "winograd", "zoo"},
     {"models", "presets"},
     {"options"},
     {"capture"},

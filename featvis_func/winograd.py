@@ -1,0 +1,176 @@
+"""3 x 3 convolutions with a quarter of the multiplications, for where they are compiled on the CPU.
+
+An output tile of 4 x 4 pixels takes an input tile of 6 x 6 and a kernel of 3 x 3. Seen as polynomials, at six points
+along each axis, both become 36 numbers per channel, and the convolution 36 products of matrices, channels by channels:
+36 multiplications where it took 144. To the points and back go sums along one axis and then the other. Inductor writes
+them as loops over whole registers, two small kernels for all sizes; in eager mode they cost more than they save.
+
+Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016: F(4 x 4, 3 x 3), with the
+points 0, 1, -1, 2, -2 and infinity. Rounding: some 1e-5 of the largest value in float32, where a convolution that adds
+up its products one by one has 1e-6.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+_TILE, _POINTS = 4, 6
+# A kernel's three values at the six points, with the factors that make the other two transforms whole numbers.
+_AT_POINTS = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))
+_DENOMINATOR = 24
+# Below, what is saved in multiplications is lost in memory: c d / (c + d) of a kernel, and tiles of a whole batch.
+_LEAST_CHANNELS, _LEAST_TILES = 30, 16
+# Numbers at the points that are held at a time: more is no sooner, and fills the memory.
+_PIECE = 2**23
+
+
+def pays(kernel: Tensor) -> bool:
+    """Whether a kernel ``(d, c, h, w)`` is one that :func:`conv2d_3x3` takes less time for, in the batches it is for.
+
+    >>> pays(torch.zeros(64, 64, 3, 3)), pays(torch.zeros(64, 3, 3, 3)), pays(torch.zeros(64, 64, 5, 5))
+    (True, False, False)
+    """
+    d, c, *sides = kernel.shape
+    return sides == [3, 3] and c * d >= _LEAST_CHANNELS * (c + d) and kernel.dtype == torch.float32
+
+
+def make_taps(kernel: Tensor) -> Tensor:
+    """A kernel ``(d, c, 3, 3)`` at the points, ``(36, c, d)``.
+
+    >>> make_taps(torch.zeros(8, 4, 3, 3)).shape
+    torch.Size([36, 4, 8])
+    """
+    points = torch.tensor(_AT_POINTS, dtype=torch.float64, device=kernel.device) / _DENOMINATOR
+    taps = torch.einsum("ia,dcab,jb->ijcd", points, kernel.double(), points)
+    return taps.flatten(0, 1).to(kernel.dtype).contiguous()
+
+
+def turned(kernel: Tensor) -> Tensor:
+    """The kernel with which a convolution's gradient is a convolution: half a turn, and in- for output channels.
+
+    >>> turned(torch.arange(9.0).reshape(1, 1, 3, 3))[0, 0, 0]
+    tensor([8., 7., 6.])
+    """
+    return kernel.flip(2, 3).transpose(0, 1)
+
+
+def conv2d_3x3(
+    images: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[int], taps: Tensor, taps_back: Tensor
+) -> Tensor:
+    """``torch.nn.functional.conv2d`` with a 3 x 3 kernel that stays as it is; where compiled, by Winograd's algorithm.
+
+    Args:
+        images: ``(n, c, h, w)``.
+        kernel: ``(d, c, 3, 3)``.
+        bias: ``(d,)`` or none.
+        padding: above and below, left and right; 0, 1 or 2.
+        taps: ``(36, c, d)``: the kernel's, from :func:`make_taps`.
+        taps_back: ``(36, d, c)``: those of the :func:`turned` kernel.
+
+    Gradient: to the images by the same algorithm; to the kernel and the bias; none to the taps. Compiled, not under
+        ``vmap``.
+
+    >>> images, kernel = torch.rand(1, 4, 9, 9), torch.rand(8, 4, 3, 3)
+    >>> conv2d_3x3(images, kernel, None, [1, 1], make_taps(kernel), make_taps(turned(kernel))).shape
+    torch.Size([1, 8, 9, 9])
+    """
+    rows, columns = (_tiles(side, pad) for side, pad in zip(images.shape[2:], padding, strict=True))
+    if torch.compiler.is_compiling() and images.dtype == torch.float32 and len(images) * rows * columns >= _LEAST_TILES:
+        values = _Winograd.apply(images, kernel, padding, taps, taps_back)
+        return values if bias is None else values + bias[:, None, None]
+    return F.conv2d(images, kernel, bias, padding=padding)
+
+
+def _tiles(side: int, pad: int) -> int:
+    """How many tiles the output has along an axis."""
+    return -(-(side + 2 * pad - 2) // _TILE)
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(images: Tensor, kernel: Tensor, padding: list[int], taps: Tensor, taps_back: Tensor) -> Tensor:  # type: ignore[override]
+        margins, sides = [0, 0], []
+        for side, pad in zip(reversed(images.shape[2:]), reversed(padding), strict=True):
+            sides.append(side + 2 * pad - 2)
+            margins += [pad, _tiles(side, pad) * _TILE + 2 - side - pad]  # up to whole tiles
+        padded = F.pad(images.permute(0, 2, 3, 1), margins).contiguous()
+        return _convolve(padded, taps)[:, : sides[1], : sides[0]].permute(0, 3, 1, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        images, kernel, ctx.padding, taps, taps_back = inputs
+        ctx.save_for_backward(images, kernel, taps, taps_back)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[override]
+        images, kernel, taps, taps_back = ctx.saved_tensors
+        back = [2 - pad for pad in ctx.padding]
+        to_images, to_kernel, *_ = ctx.needs_input_grad
+        return (
+            _Winograd.apply(gradient, turned(kernel), back, taps_back, taps) if to_images else None,
+            conv2d_weight(images, kernel.shape, gradient, padding=ctx.padding) if to_kernel else None,
+            None,
+            None,
+            None,
+        )
+
+
+@torch.library.custom_op("featvis_func::winograd", mutates_args=())
+def _convolve(images: Tensor, taps: Tensor) -> Tensor:
+    """Whole tiles ``(n, 4 r + 2, 4 q + 2, c)`` and taps ``(36, c, d)`` -> ``(n, 4 r, 4 q, d)``."""
+    n, height, width, c = images.shape
+    d, rows, columns = taps.shape[2], height // _TILE, width // _TILE
+    # As many rows of tiles at a time as the piece takes: of several whole images, or some of one.
+    count = max(1, _PIECE // (_POINTS**2 * columns * max(c, d)))
+    count, step = max(1, count // rows), min(count, rows)
+    if n <= count and rows <= step:
+        return _convolve_piece(images, taps)
+    result = images.new_empty(n, rows * _TILE, columns * _TILE, d)
+    for i, row in itertools.product(range(0, n, count), range(0, rows, step)):
+        piece = images[i : i + count, row * _TILE : (row + step) * _TILE + 2]
+        result[i : i + count, row * _TILE : (row + step) * _TILE] = _convolve_piece(piece, taps)
+    return result
+
+
+def _convolve_piece(images: Tensor, taps: Tensor) -> Tensor:
+    to_points, from_points = _transforms()
+    n, height, width, c = images.shape
+    d, columns = taps.shape[2], width // _TILE
+    x = to_points(images.reshape(n * height, width, c))
+    x = to_points(x.view(_POINTS * n, height, columns * c))  # (points down, points across, n, rows, columns, c)
+    y = torch.bmm(x.view(_POINTS**2, -1, c), taps)
+    y = from_points(y.view(_POINTS, -1, columns * d))
+    y = from_points(y.view(_POINTS, -1, d))
+    return y.view(n, -1, columns * _TILE, d)
+
+
+@_convolve.register_fake
+def _(images: Tensor, taps: Tensor) -> Tensor:
+    n, height, width, _ = images.shape
+    return images.new_empty(n, height // _TILE * _TILE, width // _TILE * _TILE, taps.shape[2])
+
+
+@functools.cache
+def _transforms() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """To the points along an axis, and from them, each compiled once for all sizes."""
+    return torch.compile(_to_points, dynamic=True), torch.compile(_from_points, dynamic=True)
+
+
+def _to_points(x: Tensor) -> Tensor:
+    """Pixels ``(a, 4 t + 2, c)`` -> ``(6, a, t, c)``: tiles of six overlap by two."""
+    last = x.shape[1] - _POINTS + 1
+    d0, d1, d2, d3, d4, d5 = (x[:, i : i + last : _TILE] for i in range(_POINTS))
+    even, odd, even2, odd2 = d4 - 4 * d2, d3 - 4 * d1, d4 - d2, 2 * (d3 - d1)
+    return torch.stack([4 * d0 - 5 * d2 + d4, even + odd, even - odd, even2 + odd2, even2 - odd2, 4 * d1 - 5 * d3 + d5])
+
+
+def _from_points(y: Tensor) -> Tensor:
+    """Points ``(6, b, c)`` -> a tile's four pixels ``(b, 4, c)``."""
+    y0, y1, y2, y3, y4, y5 = y
+    even, odd, even2, odd2 = y1 + y2, y1 - y2, y3 + y4, y3 - y4
+    return torch.stack([y0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + y5], dim=1)
