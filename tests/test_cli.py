@@ -395,7 +395,7 @@ def test_a_real_interrupt(tmp_path: Path) -> None:
         "slots.run = run\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    arguments = ["render", *QUICK, "--steps", "1000000", "--out", str(tmp_path / "a" / "out")]
+    arguments = ["render", *QUICK, "--steps", "100000", "--out", str(tmp_path / "a" / "out")]
     with subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
