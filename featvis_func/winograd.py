@@ -128,13 +128,15 @@ def _convolve(images: Tensor, taps: Tensor) -> Tensor:
     # As many rows of tiles at a time as the piece takes: of several whole images, or some of one.
     count = max(1, _PIECE // (_POINTS**2 * columns * max(c, d)))
     count, step = max(1, count // rows), min(count, rows)
-    if n <= count and rows <= step:
-        return _convolve_piece(images, taps)
-    result = images.new_empty(n, rows * _TILE, columns * _TILE, d)
-    for i, row in itertools.product(range(0, n, count), range(0, rows, step)):
-        piece = images[i : i + count, row * _TILE : (row + step) * _TILE + 2]
-        result[i : i + count, row * _TILE : (row + step) * _TILE] = _convolve_piece(piece, taps)
-    return result
+    # Here no view is recorded for gradients: else torch.compile compiles again for each kind of view.
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)):
+        if n <= count and rows <= step:
+            return _convolve_piece(images, taps)
+        result = images.new_empty(n, rows * _TILE, columns * _TILE, d)
+        for i, row in itertools.product(range(0, n, count), range(0, rows, step)):
+            piece = images[i : i + count, row * _TILE : (row + step) * _TILE + 2]
+            result[i : i + count, row * _TILE : (row + step) * _TILE] = _convolve_piece(piece, taps)
+        return result
 
 
 def _convolve_piece(images: Tensor, taps: Tensor) -> Tensor:

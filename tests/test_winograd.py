@@ -113,8 +113,12 @@ def test_compiled_it_is_the_same_as_in_eager_mode(bias: bool, pieces: list[tuple
     gradients = torch.func.grad(total, argnums=(0, 1, 2))
     wanted = gradients(images, kernel, shift)
     assert not pieces
-    found = torch.compile(gradients, fullgraph=True)(images, kernel, shift)
+    compiled = torch.compile(gradients, fullgraph=True)
+    found = compiled(images, kernel, shift)
     assert pieces == [(2, 18, 14, 6), (2, 18, 14, 7)]
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled(images, kernel, shift)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled again"
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
