@@ -12,7 +12,6 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-import featvis_func as fv
 from benchmarks.common import Case, cases, report
 from benchmarks.reference import make_reference_step
 from benchmarks.step import FILTERS, OurStep
@@ -60,8 +59,7 @@ def measure(case: Case, device: str) -> dict[str, object]:
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    eager, compiled = OurStep(case, device), OurStep(case, device)
-    compiled.step = fv.compile_step(compiled.step)
+    eager, compiled = OurStep(case, device), OurStep(case, device, compiled=True)
     compiled()
     after_first = counters["stats"]["unique_graphs"]
     others = compiled.begin([f + 1 for f in FILTERS])  # copies numbers to the device, and so waits

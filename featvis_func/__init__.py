@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featvis_func.examples import top_examples as top_examples
     from featvis_func.features import Features as Features
     from featvis_func.features import activations_of as activations_of
+    from featvis_func.features import compiled_weights as compiled_weights
     from featvis_func.features import list_layers as list_layers
     from featvis_func.features import make_features as make_features
     from featvis_func.gallery import build_gallery as build_gallery
@@ -70,7 +71,7 @@ _HOMES = {
     "accentuation": ("accentuate",),
     "animation": ("animate",),
     "examples": ("Examples", "examples_key", "top_examples"),
-    "features": ("Features", "activations_of", "list_layers", "make_features"),
+    "features": ("Features", "activations_of", "compiled_weights", "list_layers", "make_features"),
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "loggers": ("tensorboard_logger", "wandb_logger"),

@@ -27,6 +27,8 @@ class Backbone(NamedTuple):
     weights: Weights
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. None: only a graph can that."""
+    forms: tuple[str, ...] = ()
+    """Names of further weights, which can be left out: see :func:`~featvis_func.winograd.add_forms`."""
 
 
 class _Caught(Exception):  # noqa: N818 - a signal, not an error

@@ -118,8 +118,10 @@ def cut(traced: Traced, layers: Sequence[str], *, optimize: bool = True) -> Back
     if optimize:
         optimise(graph, weights, held, cpu=traced.cpu)
     # In the order in which the graph takes them; under the module's own names, where they have one.
-    taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in weights]
+    taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in held]
     names = [held[name] for name in taken]
+    arranged = _arranged if optimize else Tensor.detach
+    own = {name: arranged(weights[node]) for name, node in zip(names, taken, strict=True) if node in weights}
 
     def backbone(graph: fx.Graph) -> Callable[..., dict[str, Tensor]]:
         call = fx.GraphModule(traced.root, graph)
@@ -128,14 +130,13 @@ def cut(traced: Traced, layers: Sequence[str], *, optimize: bool = True) -> Back
         def apply(weights: Weights, images: Tensor, *redirect: Tensor) -> dict[str, Tensor]:
             if optimize and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            return dict(zip(layers, call(*(weights[name] for name in names), images, *redirect), strict=True))
+            given = (weights[name] if name in own else weights.get(name) for name in names)
+            return dict(zip(layers, call(*given, images, *redirect), strict=True))
 
         return apply
 
-    arranged = _arranged if optimize else Tensor.detach
-    own = {name: arranged(weights[node]) for name, node in zip(names, taken, strict=True)}
     redirected = backbone(redirect_graph(graph))  # of the graph as it is rewritten: both take the same weights
-    return Backbone(backbone(graph), own, redirected)
+    return Backbone(backbone(graph), own, redirected, tuple(name for name in names if name not in own))
 
 
 def release(traced: Traced) -> None:

@@ -31,6 +31,7 @@ from featvis_func.random import key
 from featvis_func.transform import chain, normalize, warp
 from featvis_func.types import Weights
 from featvis_func.verification import PRECISIONS, Reference, check_outputs, fault, in_precision, reference_of
+from featvis_func.winograd import add_forms
 
 # torch.export keeps its state in the process: two threads that trace at once disturb each other.
 _tracing = threading.RLock()
@@ -42,8 +43,7 @@ class Features(NamedTuple):
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
     """(weights, images ``(n, c, h, w)`` as the module wants them) -> layer name as asked for -> ``(n, ...)``."""
     weights: Weights
-    """The tensors that the layers depend on, detached: the module's own, unless folded, rearranged or cast. Some
-    kernels have further forms beside them, such as ``"conv.weight.taps"``: they belong together."""
+    """The tensors that the layers depend on, detached: the module's own, unless folded, rearranged or cast."""
     shapes: dict[str, tuple[int, ...]]
     """Layer name as asked for -> shape of its output for one image: ``(c, h, w)``, ``(t, d)`` or ``(d,)``."""
     paths: dict[str, str]
@@ -53,6 +53,8 @@ class Features(NamedTuple):
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """(weights, images, float ``(n,)``) -> what ``apply`` gives; for images with 1 gradients are redirected past
     activations that let none through: see :mod:`featvis_func.redirect`. None where the module is not exported."""
+    forms: tuple[str, ...] = ()
+    """Names of further weights, which can be left out: see :func:`compiled_weights`."""
 
 
 class Layer(NamedTuple):
@@ -135,7 +137,22 @@ def _make_features(
         return apply
 
     redirected = None if core.redirected is None else named(core.redirected)
-    return Features(named(core.apply), weights, shapes, paths, exported, redirected)
+    return Features(named(core.apply), weights, shapes, paths, exported, redirected, core.forms)
+
+
+def compiled_weights(features: Features) -> Weights:
+    """The weights with which features run soonest where they are compiled: on the CPU with further forms of kernels.
+
+    Compiled features take these or ``features.weights``, to the same values up to rounding. The further forms, such as
+    ``"conv.weight.taps"``, are made of the kernels here, and belong to them: 8 times the memory of the 3 x 3 kernels of
+    float32 that are worth it, see :mod:`featvis_func.winograd`. In eager mode, and on other devices, they do nothing.
+
+    >>> from featvis_func.models import load_model
+    >>> features = make_features(load_model("texturenet"), ["block3.conv"])
+    >>> sorted(compiled_weights(features).keys() - features.weights.keys())
+    ['block3.conv.weight.taps', 'block3.conv.weight.taps_back']
+    """
+    return add_forms(features.weights, features.forms)
 
 
 def _axes(model: Model, module: nn.Module, site: Site, shape: tuple[int, ...], channels_last: bool) -> str:

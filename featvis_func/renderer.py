@@ -11,7 +11,7 @@ from featvis_func import image as images
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
 from featvis_func.execution import CPU_SLOTS, compile_word, compiled_for, repeatable, slots_for_memory
-from featvis_func.features import Features, device_of, make_features
+from featvis_func.features import Features, compiled_weights, device_of, make_features
 from featvis_func.messages import check_name
 from featvis_func.models import Model, load_model
 from featvis_func.numbers import split_layer
@@ -187,6 +187,7 @@ def make_renderer(
     plain = make_step(features, parameterisation, transform, goal, rule, redirect=redirect, transparency=transparency)
     pixels = len(numbers) * steps * h * w
     step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
+    weights = features.weights if step is plain else compiled_weights(features)
     layer = features.paths[goal.layers[0]]
 
     def start(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
@@ -232,7 +233,7 @@ def make_renderer(
         **({"snapshots": snapshots} if snapshots else {}),
     }
     width = min(slots, len(numbers))
-    return Renderer(tuple(numbers), width, config, step, features.weights, start, together, parameterisation.decode)
+    return Renderer(tuple(numbers), width, config, step, weights, start, together, parameterisation.decode)
 
 
 def goal_and_filters(

@@ -21,7 +21,8 @@ def optimise(graph: fx.Graph, weights: Weights, held: dict[str, str], *, cpu: bo
     Args:
         graph: of aten operations, without in-place ones, whose nodes tell shapes in ``meta["val"]``.
         weights: placeholder's name -> tensor; changed in place.
-        held: placeholder's name -> name in the module; changed in place.
+        held: placeholder's name -> name in the module; changed in place. Of those that come without weights, see
+            :func:`~featvis_func.winograd.add_forms`; they can be ``None``.
         cpu: whether it will run on one, where some rewrites were measured.
     """
     _fold_batch_norm(graph, weights, held)
@@ -169,12 +170,10 @@ def _use_winograd(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> No
         ):
             continue
         if kernel not in found:
-            own = weights[kernel.name]
-            forms = {"taps": winograd.make_taps(own), "taps_back": winograd.make_taps(winograd.turned(own))}
             with graph.inserting_before(kernel):
-                found[kernel] = [graph.placeholder(f"{kernel.name}_{form}") for form in forms]
-            for form, new in zip(forms, found[kernel], strict=True):
-                weights[new.name], held[new.name] = forms[form], f"{held[kernel.name]}.{form}"
+                found[kernel] = [graph.placeholder(f"{kernel.name}_{form}") for form in winograd.FORMS]
+            for form, new in zip(winograd.FORMS, found[kernel], strict=True):
+                held[new.name] = f"{held[kernel.name]}.{form}"
         node.target = winograd.conv2d_3x3
         node.args = (images, kernel, bias, list(padding), *found[kernel])
 

@@ -12,12 +12,14 @@ up its products one by one has 1e-6.
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
+
+from featvis_func.types import Weights
 
 _TILE, _POINTS = 4, 6
 # A kernel's three values at the six points, with the factors that make the other two transforms whole numbers.
@@ -59,8 +61,39 @@ def turned(kernel: Tensor) -> Tensor:
     return kernel.flip(2, 3).transpose(0, 1)
 
 
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "taps": make_taps,
+    "taps_back": lambda kernel: make_taps(turned(kernel)),
+}
+"""What :func:`conv2d_3x3` takes beside a kernel; together 8 times its size."""
+
+
+def add_forms(weights: Weights, forms: Sequence[str]) -> Weights:
+    """Weights and further forms of some kernels, as :func:`conv2d_3x3` takes them.
+
+    Args:
+        weights: name -> tensor.
+        forms: the names that they shall go by: a kernel's name, a dot, and one of :data:`FORMS`. Those of kernels of
+            another type than float32 are left out.
+
+    >>> list(add_forms({"conv.weight": torch.zeros(8, 4, 3, 3)}, ["conv.weight.taps", "conv.weight.taps_back"]))
+    ['conv.weight', 'conv.weight.taps', 'conv.weight.taps_back']
+    """
+    found = dict(weights)
+    for name in forms:
+        kernel, _, form = name.rpartition(".")
+        if weights[kernel].dtype == torch.float32:
+            found[name] = FORMS[form](weights[kernel])
+    return found
+
+
 def conv2d_3x3(
-    images: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[int], taps: Tensor, taps_back: Tensor
+    images: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    taps: Tensor | None = None,
+    taps_back: Tensor | None = None,
 ) -> Tensor:
     """``torch.nn.functional.conv2d`` with a 3 x 3 kernel that stays as it is; where compiled, by Winograd's algorithm.
 
@@ -69,7 +102,7 @@ def conv2d_3x3(
         kernel: ``(d, c, 3, 3)``.
         bias: ``(d,)`` or none.
         padding: above and below, left and right; 0, 1 or 2.
-        taps: ``(36, c, d)``: the kernel's, from :func:`make_taps`.
+        taps: ``(36, c, d)``: the kernel's, from :func:`make_taps`. Without them it goes the usual way.
         taps_back: ``(36, d, c)``: those of the :func:`turned` kernel.
 
     Gradient: to the images by the same algorithm; to the kernel and the bias; none to the taps. Compiled, not under
@@ -80,10 +113,11 @@ def conv2d_3x3(
     torch.Size([1, 8, 9, 9])
     """
     rows, columns = (_tiles(side, pad) for side, pad in zip(images.shape[2:], padding, strict=True))
-    if torch.compiler.is_compiling() and images.dtype == torch.float32 and len(images) * rows * columns >= _LEAST_TILES:
-        values = _Winograd.apply(images, kernel, padding, taps, taps_back)
-        return values if bias is None else values + bias[:, None, None]
-    return F.conv2d(images, kernel, bias, padding=padding)
+    few = len(images) * rows * columns < _LEAST_TILES
+    if taps is None or taps_back is None or few or images.dtype != torch.float32 or not torch.compiler.is_compiling():
+        return F.conv2d(images, kernel, bias, padding=padding)
+    values = _Winograd.apply(images, kernel, padding, taps, taps_back)
+    return values if bias is None else values + bias[:, None, None]
 
 
 def _tiles(side: int, pad: int) -> int:

@@ -119,6 +119,7 @@ def test_features_know_the_model_and_the_core_alone() -> None:
         "capture",
         "export",
         "verification",
+        "winograd",
     }
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featvis_func import load_model, make_features, winograd
+from featvis_func import compiled_weights, load_model, make_features, make_renderer, winograd
+from featvis_func.types import Weights
 from featvis_func.winograd import conv2d_3x3, make_taps, turned
 
 SIZES = [  # images, channels in and out, sides, padding
@@ -154,20 +155,22 @@ def features_of(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
 @pytest.mark.parametrize("settings", [{}, {"bias": False}, {"padding": 0}], ids=str)
 def test_a_backbone_takes_it_where_it_is_compiled(settings: dict[str, Any], pieces: list[tuple[int, ...]]) -> None:
     model, features = features_of(**settings)
-    kernels = {"first.weight", "first.bias", "conv.weight", "conv.weight.taps", "conv.weight.taps_back"}
-    assert features.weights.keys() - {"conv.bias"} == kernels
+    assert features.weights.keys() - {"conv.bias"} == {"first.weight", "first.bias", "conv.weight"}
+    weights = compiled_weights(features)
+    assert weights.keys() - features.weights.keys() == {"conv.weight.taps", "conv.weight.taps_back"}
     images = torch.rand(2, 3, 24, 24)
 
-    def total(images: Tensor) -> Tensor:
-        return (features.apply(features.weights, images)["conv"] ** 2).sum()
+    def total(images: Tensor, weights: Weights = features.weights) -> Tensor:
+        return (features.apply(weights, images)["conv"] ** 2).sum()
 
     reference = images.clone().requires_grad_()
     wanted = torch.autograd.grad((model.module(reference) ** 2).sum(), reference)[0]
     torch.testing.assert_close(torch.func.grad(total)(images), wanted)
     assert not pieces
-    found = torch.compile(torch.func.grad(total), fullgraph=True)(images)
-    assert len(pieces) == 4
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    for given, count in ((features.weights, 0), (weights, 4)):
+        found = torch.compile(torch.func.grad(total), fullgraph=True)(images, given)
+        assert len(pieces) == count
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,20 @@ def test_a_backbone_takes_it_where_it_is_compiled(settings: dict[str, Any], piec
 )
 def test_other_convolutions_stay_as_they_are(settings: dict[str, Any]) -> None:
     _, features = features_of(**{"dtype": torch.float32, **settings})
-    taken = any(name.endswith("taps") for name in features.weights)
+    taken = any(name.endswith("taps") for name in compiled_weights(features))
     # Padded by torch beforehand, it is one without padding.
     assert taken == ("padding_mode" in settings)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_renderer_makes_the_forms_where_it_compiles(compile: bool) -> None:
+    model, features = features_of()
+    renderer = make_renderer(model, "conv", range(2), compile=compile)
+    assert renderer.weights.keys() - features.weights.keys() == (set(features.forms) if compile else set())
+    assert len(features.forms) == 2
+
+
+def test_kernels_of_another_type_have_no_forms() -> None:
+    _, features = features_of()
+    cast = {name: weight.to(torch.bfloat16) for name, weight in features.weights.items()}
+    assert compiled_weights(features._replace(weights=cast)).keys() == cast.keys()
