@@ -100,8 +100,6 @@ def _grid(
 ) -> Tensor:
     """Where to look for each pixel of the output, across and down, in half sides of the image from its centre.
 
-    Made in one pass over the rows of the result as it lies in memory: both numbers of a pixel side by side.
-
     Args:
         matrix: at least ``(2, 2)``.
         shift: two ``()``, in pixels of the image.
@@ -112,18 +110,13 @@ def _grid(
     Returns:
         ``(h', w', 2)``.
     """
-    h, w = size
-    place = torch.arange(2 * w, device=matrix.device)
-    is_row = place % 2 == 1
+    x = _centred(size[1], matrix) * (frame[1] / size[1])
+    y = _centred(size[0], matrix)[:, None] * (frame[0] / size[0])
 
-    def either(column: Tensor, row: Tensor) -> Tensor:
-        return torch.where(is_row, row, column)
+    def half_sides(row: Tensor, shift: Tensor, side: int) -> Tensor:
+        return torch.addcmul((row[0] * x + shift) * (2.0 / side), row[1] * (2.0 / side), y)
 
-    x = ((place // 2).to(matrix.dtype) + (0.5 - w / 2)) * (frame[1] / w)
-    y = _centred(h, matrix)[:, None] * (frame[0] / h)
-    unit = either(matrix.new_full((), 2.0 / image[1]), matrix.new_full((), 2.0 / image[0]))
-    start = (either(matrix[0, 0], matrix[1, 0]) * x + either(*shift)) * unit
-    return torch.addcmul(start, either(matrix[0, 1], matrix[1, 1]) * unit, y).reshape(h, w, 2)
+    return torch.stack([half_sides(matrix[0], shift[0], image[1]), half_sides(matrix[1], shift[1], image[0])], dim=-1)
 
 
 def _centred(count: int, like: Tensor) -> Tensor:
