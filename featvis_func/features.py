@@ -145,7 +145,9 @@ def compiled_weights(features: Features) -> Weights:
 
     Compiled features take these or ``features.weights``, to the same values up to rounding. The further forms, such as
     ``"conv.weight.taps"``, are made of the kernels here, and belong to them: 8 times the memory of the 3 x 3 kernels of
-    float32 that are worth it, see :mod:`featvis_func.winograd`. In eager mode, and on other devices, they do nothing.
+    float32 that are worth it, see :mod:`featvis_func.winograd`. In eager mode they do nothing. Each renderer that
+    compiles makes its own, unless the features that it is given hold them already: ``features._replace(weights=
+    compiled_weights(features))``.
 
     >>> from featvis_func.models import load_model
     >>> features = make_features(load_model("texturenet"), ["block3.conv"])

@@ -1,6 +1,7 @@
 """The traced graph, rewritten to do the same in less time."""
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,6 +53,23 @@ def prune(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def _convolutions(graph: fx.Graph) -> Iterator[tuple[fx.Node, list[Any]]]:
+    """The convolutions of batches of images, and the arguments of each, where one number for both axes stands twice."""
+    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
+        traced = node.meta.get("val")
+        if traced is not None and traced.ndim == 4:
+            *tensors, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+            settings = [s if isinstance(s, str) else [*s] * (2 // len(s)) for s in tensors[3:]]
+            yield node, [*tensors[:3], *settings, groups]
+
+
+def _placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """A new argument of the graph, under a name that no other has."""
+    node = graph.placeholder(name)
+    node.target = node.name
+    return node
+
+
 def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
     """Folds each batch norm that directly follows a convolution into that convolution, in float64."""
     for norm in [n for n in graph.nodes if n.target == _aten._native_batch_norm_legit_no_training.default]:
@@ -74,7 +92,7 @@ def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) ->
         weights[kernel.name] = (old.double() * scale[:, None, None, None]).to(old.dtype)
         if bias is None:
             with graph.inserting_before(kernel):
-                bias = graph.placeholder(f"{kernel.name}_folded_bias")
+                bias = _placeholder(graph, f"{kernel.name}_folded_bias")
             held[bias.name] = f"{held[kernel.name]}.folded_bias"
         weights[bias.name] = shift.to(old.dtype)
         conv.args = (*conv.args[:2], bias, *conv.args[3:])
@@ -105,31 +123,28 @@ def _rectify_in_place(graph: fx.Graph) -> None:
 
 def _use_strided_stem(graph: fx.Graph, weights: Weights) -> None:
     """A strided convolution of the few channels of an image, as an operation whose gradient takes less time."""
-    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
-        images, kernel, bias, stride, padding, dilation, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+    for node, (images, kernel, bias, stride, padding, dilation, groups) in _convolutions(graph):
         if (
             kernel.name in weights
             and weights[kernel.name].shape[1] <= 4
             and stride[0] == stride[1] > 1
             and not isinstance(padding, str)
-            and list(dilation) == [1, 1]
-            and groups == 1
+            and [*dilation, groups] == [1] * 3
         ):
             node.target = ops.strided_conv2d
-            node.args = (images, kernel, bias, stride[0], list(padding))
+            node.args = (images, kernel, bias, stride[0], padding)
 
 
 def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
     """Rectified 1 x 1 convolutions of one tensor, as one: it is read once, and its gradient written once."""
     siblings: dict[fx.Node, list[fx.Node]] = {}
-    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
-        images, kernel, bias, *settings = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+    for node, (images, kernel, bias, *settings) in _convolutions(graph):
         relus = [user for user in node.users if user.target == _aten.relu_.default]
         if (
             bias is not None
             and all(n.name in weights and len(n.users) == 1 for n in (kernel, bias))
             and weights[kernel.name].shape[2:] == (1, 1)
-            and tuple(settings) == _CONV_DEFAULTS[3:]
+            and settings == [[1, 1], [0, 0], [1, 1], 1]
             and len(relus) == len(node.users) == 1
         ):
             siblings.setdefault(images, []).append(node)
@@ -159,8 +174,7 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> 
 def _use_winograd(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
     """3 x 3 convolutions of many channels, as an operation with fewer multiplications where it is compiled."""
     found: dict[fx.Node, list[fx.Node]] = {}
-    for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
-        images, kernel, bias, stride, padding, dilation, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+    for node, (images, kernel, bias, stride, padding, dilation, groups) in _convolutions(graph):
         if (
             kernel.name not in weights
             or not winograd.pays(weights[kernel.name])
@@ -171,11 +185,11 @@ def _use_winograd(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> No
             continue
         if kernel not in found:
             with graph.inserting_before(kernel):
-                found[kernel] = [graph.placeholder(f"{kernel.name}_{form}") for form in winograd.FORMS]
+                found[kernel] = [_placeholder(graph, f"{kernel.name}_{form}") for form in winograd.FORMS]
             for form, new in zip(winograd.FORMS, found[kernel], strict=True):
                 held[new.name] = f"{held[kernel.name]}.{form}"
         node.target = winograd.conv2d_3x3
-        node.args = (images, kernel, bias, list(padding), *found[kernel])
+        node.args = (images, kernel, bias, padding, *found[kernel])
 
 
 def _keep_pools_whole(graph: fx.Graph) -> None:

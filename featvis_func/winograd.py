@@ -74,16 +74,17 @@ def add_forms(weights: Weights, forms: Sequence[str]) -> Weights:
     Args:
         weights: name -> tensor.
         forms: the names that they shall go by: a kernel's name, a dot, and one of :data:`FORMS`. Those of kernels of
-            another type than float32 are left out.
+            another type than float32, or elsewhere than on the CPU, are left out.
 
     >>> list(add_forms({"conv.weight": torch.zeros(8, 4, 3, 3)}, ["conv.weight.taps", "conv.weight.taps_back"]))
     ['conv.weight', 'conv.weight.taps', 'conv.weight.taps_back']
     """
     found = dict(weights)
     for name in forms:
-        kernel, _, form = name.rpartition(".")
-        if weights[kernel].dtype == torch.float32:
-            found[name] = FORMS[form](weights[kernel])
+        of, _, form = name.rpartition(".")
+        kernel = weights[of]
+        if name not in weights and kernel.dtype == torch.float32 and kernel.device.type == "cpu":
+            found[name] = FORMS[form](kernel)
     return found
 
 

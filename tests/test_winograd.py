@@ -152,7 +152,7 @@ def features_of(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
     return model, make_features(model, ["conv"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"padding": 0}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"padding": 0}, {"padding": (1,)}], ids=str)
 def test_a_backbone_takes_it_where_it_is_compiled(settings: dict[str, Any], pieces: list[tuple[int, ...]]) -> None:
     model, features = features_of(**settings)
     assert features.weights.keys() - {"conv.bias"} == {"first.weight", "first.bias", "conv.weight"}
@@ -207,3 +207,43 @@ def test_kernels_of_another_type_have_no_forms() -> None:
     _, features = features_of()
     cast = {name: weight.to(torch.bfloat16) for name, weight in features.weights.items()}
     assert compiled_weights(features._replace(weights=cast)).keys() == cast.keys()
+
+
+def test_forms_that_are_there_already_are_kept() -> None:
+    model, features = features_of()
+    features = features._replace(weights=compiled_weights(features))
+    renderers = [make_renderer(model, "conv", [number], features=features, compile=True) for number in range(2)]
+    for renderer in renderers:
+        assert all(renderer.weights[name] is features.weights[name] for name in features.weights)
+
+
+class Awkward(nn.Module):
+    """Settings of one number for both axes, a convolution of a single picture, and parameters named as forms are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, stride=(2,), padding=(1,))  # type: ignore[arg-type]
+        self.conv = nn.Conv2d(64, 64, 3, padding=(1,))  # type: ignore[arg-type]
+        self.scale = nn.Parameter(torch.rand(64, 1, 1))
+        self.conv.register_parameter("weight_taps", self.scale)
+        self.conv_weight = nn.ParameterDict({"taps_back": nn.Parameter(torch.rand(64, 1, 1))})
+        self.picture = nn.Parameter(torch.rand(64, 12, 12))
+        self.last = nn.Conv2d(64, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.conv(torch.relu(self.stem(x))) * self.conv.get_parameter("weight_taps")
+        return self.last(seen + self.conv_weight["taps_back"] * self.conv(self.picture))
+
+
+def test_what_cannot_go_this_way_is_exported_all_the_same(pieces: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    module = Awkward().eval()
+    features = make_features(load_model(module, size=24, mean=[0.0] * 3, std=[1.0] * 3), ["last"])
+    assert features.exported
+    assert len(features.forms) == 2
+    images = torch.rand(2, 3, 24, 24)
+    wanted = module(images).detach()
+    torch.testing.assert_close(features.apply(features.weights, images)["last"], wanted)
+    found = torch.compile(features.apply, fullgraph=True)(compiled_weights(features), images)["last"]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert len(pieces) == 1, "the batch's convolution, and not the single picture's"
