@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import time
@@ -42,6 +43,8 @@ class Case(NamedTuple):
 def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
     """Times several functions in turn, round by round, so that whatever else the machine does meets all of them.
 
+    Each round has an order of its own, from seed 0: what runs after its like finds the caches warm.
+
     Args:
         calls: name -> what is timed.
         rounds: timed calls of each, at least 2.
@@ -53,11 +56,13 @@ def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup
     if rounds < 2:
         raise ValueError(f"an interquartile range needs at least 2 rounds, got {rounds}")
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffler = list(calls), random.Random(0)
     for number in range(warmup + rounds):
-        for name, call in calls.items():
+        shuffler.shuffle(order)
+        for name in order:
             _wait()
             start = time.perf_counter()
-            call()
+            calls[name]()
             _wait()
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
