@@ -43,7 +43,7 @@ class Case(NamedTuple):
 def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
     """Times several functions in turn, round by round, so that whatever else the machine does meets all of them.
 
-    Each round has an order of its own, from seed 0: what runs after its like finds the caches warm.
+    Each round has an order of its own, from seed 0, so that none always runs behind the same other one.
 
     Args:
         calls: name -> what is timed.
