@@ -72,7 +72,7 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
 
     # With the value: of a gradient alone the compiler leaves out the last convolution's forward pass.
     floor = grad_and_value(total)
-    compiled_floor = torch.compile(grad_and_value(total), fullgraph=True, dynamic=False)
+    compiled_floor = torch.compile(floor, fullgraph=True, dynamic=False)
     # Of the module itself: the graph's first convolution is padded to more channels, which is no useful work.
     plain = hook_backbone(private_copy(case.model.module, None), {Site(case.layer): 1})
     with FlopCounterMode(display=False) as counter:

@@ -18,7 +18,7 @@ Begin: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]
 COMPILE = ("auto", "yes", "no", "cudagraphs")
 """What :func:`render` can be told of compiling."""
 
-# On a CPU compiling takes some 50 s, and then saves some 40 to 120 ms of a step of 8 images of 224 x 224 pixels: from
+# On a CPU compiling takes some 50 s, and then saves some 25 to 120 ms of a step of 8 images of 224 x 224 pixels: from
 # about this many pixels (filters x steps x h x w) on it pays.
 _PAYS_ON_CPU = 5 * 10**8
 
