@@ -18,7 +18,7 @@ import featvis_func as fv
 from benchmarks.common import RESULTS, Case, cases, report, sheet
 from benchmarks.evaluate import evaluate
 from featvis_func.optimizer import adam, add_noise, chain, linear_decay, normalize_gradient
-from featvis_func.presets import default_optimizer
+from featvis_func.rendering.presets import default_optimizer
 
 LAYERS = ("features.12.expand3x3", "features.9.expand3x3", "features.4.expand3x3")
 RECTIFIED = "_activation"

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
 
 import featvis_func as fv
 from benchmarks.common import peak_memory, report
 from featvis_func import random
 from featvis_func.gallery import build_gallery
-from featvis_func.sweep.folder import Folder, Run, start_folder
+from featvis_func.sweep.layout import Folder, Run, start_folder
 from featvis_func.sweep.plan import LayerPlan
-from featvis_func.sweep.store import commit
+from featvis_func.sweep.shard import commit
+from featvis_func.tree import tree_map
 
 FILTERS = (1_000, 10_000)
 SIZE, STEPS, UNIT, LAYER = 224, 32, 50, 500
@@ -47,7 +47,7 @@ def make_store(path: Path, filters: int) -> Folder:
     folder = start_folder(path, Run(config, tuple(plans)))
     image = fv.fourier((SIZE, SIZE))
     keys = random.split(random.key(0), _DISTINCT)
-    pictures = torch.stack([image.decode(pytree.tree_map(lambda p: 8 * p, image.init(k))) for k in keys])
+    pictures = torch.stack([image.decode(tree_map(lambda p: 8 * p, image.init(k))) for k in keys])
     fine = random.uniform(random.key(1), pictures.shape) - 0.5
     pictures = (pictures + torch.nn.functional.avg_pool2d(fine, 3, 1, 1)).clamp(0, 1)
     for number, unit in enumerate(folder.run.units):

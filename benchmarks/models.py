@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featvis_func as fv
 from benchmarks.common import report
-from featvis_func.capture import Backbone, example_images, private_copy
-from featvis_func.export import cut, release, trace
-from featvis_func.layers import Site
+from featvis_func.backbone.export import cut, release, trace
+from featvis_func.backbone.hooks import Backbone, example_images, private_copy
+from featvis_func.backbone.layers import Site
 from featvis_func.models.base import same_random_weights
 
 KINDS = (

@@ -16,7 +16,7 @@ from benchmarks.evaluate import load_squeezenet
 from featvis_func import image as images
 from featvis_func import objective as o
 from featvis_func import transform as t
-from featvis_func.pictures import picture
+from featvis_func.io.pil import picture
 
 SIZE = 128
 UNIT, OTHER = 5, 27

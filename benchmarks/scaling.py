@@ -15,7 +15,7 @@ import torch
 import featvis_func as fv
 from benchmarks.common import cases, peak_memory, report
 from benchmarks.step import OurStep
-from featvis_func.execution import CPU_SLOTS, is_out_of_memory
+from featvis_func.engine.device import CPU_SLOTS, is_out_of_memory
 
 MODEL = "squeezenet1_0"
 FILTERS = (1, 8, 32, 128)

@@ -14,16 +14,24 @@ if TYPE_CHECKING:
     from featvis_func import random as random
     from featvis_func import transform as transform
     from featvis_func import zoo as zoo
-    from featvis_func.accentuation import accentuate as accentuate
-    from featvis_func.animation import animate as animate
-    from featvis_func.examples import Examples as Examples
-    from featvis_func.examples import examples_key as examples_key
-    from featvis_func.examples import top_examples as top_examples
-    from featvis_func.features import Features as Features
-    from featvis_func.features import activations_of as activations_of
-    from featvis_func.features import compiled_weights as compiled_weights
-    from featvis_func.features import list_layers as list_layers
-    from featvis_func.features import make_features as make_features
+    from featvis_func.backbone.features import Features as Features
+    from featvis_func.backbone.features import activations_of as activations_of
+    from featvis_func.backbone.features import compiled_weights as compiled_weights
+    from featvis_func.backbone.features import list_layers as list_layers
+    from featvis_func.backbone.features import make_features as make_features
+    from featvis_func.cpu.malloc import kept_memory as kept_memory
+    from featvis_func.dataset import Examples as Examples
+    from featvis_func.dataset import examples_key as examples_key
+    from featvis_func.dataset import top_examples as top_examples
+    from featvis_func.dataset.image_statistics import image_statistics as image_statistics
+    from featvis_func.engine.batching import Outcome as Outcome
+    from featvis_func.engine.batching import run_all as run_all
+    from featvis_func.engine.snapshots import snapshot_steps as snapshot_steps
+    from featvis_func.engine.step import compile_step as compile_step
+    from featvis_func.engine.step import filter_keys as filter_keys
+    from featvis_func.engine.step import init_state as init_state
+    from featvis_func.engine.step import make_step as make_step
+    from featvis_func.engine.step import run as run
     from featvis_func.gallery import build_gallery as build_gallery
     from featvis_func.image import alpha as alpha
     from featvis_func.image import cppn as cppn
@@ -33,32 +41,24 @@ if TYPE_CHECKING:
     from featvis_func.image import phase as phase
     from featvis_func.image import pixel as pixel
     from featvis_func.image import shared as shared
-    from featvis_func.loggers import tensorboard_logger as tensorboard_logger
-    from featvis_func.loggers import wandb_logger as wandb_logger
-    from featvis_func.memory import kept_memory as kept_memory
+    from featvis_func.io.animation import animate as animate
     from featvis_func.models import Model as Model
     from featvis_func.models import load_model as load_model
     from featvis_func.objective import Objective as Objective
     from featvis_func.objective import channel as channel
     from featvis_func.objective import layer as layer
     from featvis_func.objective import neuron as neuron
-    from featvis_func.presets import default_optimizer as default_optimizer
-    from featvis_func.presets import published_optimizer as published_optimizer
-    from featvis_func.presets import views as views
-    from featvis_func.renderer import Renderer as Renderer
-    from featvis_func.renderer import make_renderer as make_renderer
-    from featvis_func.rendering import render as render
-    from featvis_func.result import Result as Result
-    from featvis_func.result import read_result as read_result
-    from featvis_func.slots import Outcome as Outcome
-    from featvis_func.slots import run_all as run_all
-    from featvis_func.snapshots import snapshot_steps as snapshot_steps
-    from featvis_func.statistics import image_statistics as image_statistics
-    from featvis_func.step import compile_step as compile_step
-    from featvis_func.step import filter_keys as filter_keys
-    from featvis_func.step import init_state as init_state
-    from featvis_func.step import make_step as make_step
-    from featvis_func.step import run as run
+    from featvis_func.rendering.accentuate import accentuate as accentuate
+    from featvis_func.rendering.api import render as render
+    from featvis_func.rendering.loggers import tensorboard_logger as tensorboard_logger
+    from featvis_func.rendering.loggers import wandb_logger as wandb_logger
+    from featvis_func.rendering.presets import default_optimizer as default_optimizer
+    from featvis_func.rendering.presets import published_optimizer as published_optimizer
+    from featvis_func.rendering.presets import views as views
+    from featvis_func.rendering.renderer import Renderer as Renderer
+    from featvis_func.rendering.renderer import make_renderer as make_renderer
+    from featvis_func.rendering.result import Result as Result
+    from featvis_func.rendering.result import read_result as read_result
     from featvis_func.types import Best as Best
     from featvis_func.types import Image as Image
     from featvis_func.types import Info as Info
@@ -68,24 +68,24 @@ if TYPE_CHECKING:
 
 _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "zoo")
 _HOMES = {
-    "accentuation": ("accentuate",),
-    "animation": ("animate",),
-    "examples": ("Examples", "examples_key", "top_examples"),
-    "features": ("Features", "activations_of", "compiled_weights", "list_layers", "make_features"),
+    "rendering.accentuate": ("accentuate",),
+    "io.animation": ("animate",),
+    "dataset": ("Examples", "examples_key", "top_examples"),
+    "backbone.features": ("Features", "activations_of", "compiled_weights", "list_layers", "make_features"),
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
-    "loggers": ("tensorboard_logger", "wandb_logger"),
-    "memory": ("kept_memory",),
+    "rendering.loggers": ("tensorboard_logger", "wandb_logger"),
+    "cpu.malloc": ("kept_memory",),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
-    "presets": ("default_optimizer", "published_optimizer", "views"),
-    "renderer": ("Renderer", "make_renderer"),
-    "rendering": ("render",),
-    "result": ("Result", "read_result"),
-    "slots": ("Outcome", "run_all"),
-    "snapshots": ("snapshot_steps",),
-    "statistics": ("image_statistics",),
-    "step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
+    "rendering.presets": ("default_optimizer", "published_optimizer", "views"),
+    "rendering.renderer": ("Renderer", "make_renderer"),
+    "rendering.api": ("render",),
+    "rendering.result": ("Result", "read_result"),
+    "engine.batching": ("Outcome", "run_all"),
+    "engine.snapshots": ("snapshot_steps",),
+    "dataset.image_statistics": ("image_statistics",),
+    "engine.step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -2,7 +2,7 @@
 
 import sys
 
-from featvis_func.cli import main
+from featvis_func.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ Axes, in einops notation:
     n  filters (the ``torch.func.vmap`` axis)     c h w  channels, rows, columns of one image
     v  views of one image in one step             t d    tokens, features of a transformer
 
-Everything in the functional core is written for ONE image; only :mod:`featvis_func.step` adds ``n``.
+Everything in the functional core is written for ONE image; only :mod:`featvis_func.engine.step` adds ``n``.
 Tensors vary between calls; Python values are static, and a new one compiles anew.
 """
 

@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
-from sweep_toys import STEPS, toy_result, toy_run
 
 from featvis_func.gallery import build_gallery
-from featvis_func.result import Result
-from featvis_func.sweep.folder import Folder, start_folder
+from featvis_func.rendering.result import Result
+from featvis_func.sweep.layout import Folder, start_folder
 from featvis_func.sweep.plan import folder_of
-from featvis_func.sweep.store import commit
+from featvis_func.sweep.shard import commit
+from tests.sweep_toys import STEPS, toy_result, toy_run
 
 FILTERS = 1010
 """Of the layer ``wide``, which has three pages."""

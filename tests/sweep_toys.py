@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from featvis_func.files import remove_abandoned
-from featvis_func.result import Result
-from featvis_func.sweep.checks import Status, read_status
-from featvis_func.sweep.engines import Rank, run_units
-from featvis_func.sweep.folder import Run, start_folder
+from featvis_func.io.atomic import remove_abandoned
+from featvis_func.rendering.result import Result
+from featvis_func.sweep.launchers import Rank, run_units
+from featvis_func.sweep.layout import Run, start_folder
 from featvis_func.sweep.plan import LayerPlan
+from featvis_func.sweep.validate import Status, read_status
 from featvis_func.sweep.worker import Worker
 
 STEPS = 5
 # A process that has imported torch, and nothing else to lose: its children start within milliseconds. It is not the
 # one that pytest runs in, whose threads would not live on in a child.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "featvis_func.sweep.running"])
+PROCESSES.set_forkserver_preload(["pytest", "featvis_func.sweep.api"])
 
 
 def toy_run(layers: dict[str, int] | None = None, *, unit_size: int = 2, **config: Any) -> Run:

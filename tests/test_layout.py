@@ -169,9 +169,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     "code",
     [
         "import featvis_func",
-        "import featvis_func.cli",
-        "from featvis_func.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
-        "from featvis_func.cli import main\ntry: main(['render', '--help'])\nexcept SystemExit: pass",
+        "import featvis_func.cli.main",
+        "from featvis_func.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from featvis_func.cli.main import main\ntry: main(['render', '--help'])\nexcept SystemExit: pass",
     ],
     ids=["package", "cli", "help", "help of render"],
 )

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from featvis_func.animation import FORMATS
-from featvis_func.files import whole_path
 from featvis_func.gallery import pages
-from featvis_func.gallery.filters import Making
+from featvis_func.gallery.filter_files import Making
 from featvis_func.gallery.manifest import NAME
-from featvis_func.gallery.photographs import find_examples
 from featvis_func.gallery.site import Site, begin, processors
 from featvis_func.gallery.source import source_of
-from featvis_func.messages import check_name
+from featvis_func.gallery.top_examples import find_examples
+from featvis_func.io.animation import FORMATS
+from featvis_func.io.atomic import whole_path
 from featvis_func.models import Model
-from featvis_func.result import Result
+from featvis_func.rendering.result import Result
 from featvis_func.sweep import Store
+from featvis_func.validation import check_name
 
 
 class Gallery(NamedTuple):
@@ -56,7 +56,7 @@ def build_gallery(
             it; a result, or the folder where one was saved.
         out: the site's folder, new, empty or a gallery's. Default: ``gallery`` in the folder given.
         images: a folder of photographs, or files: beside each filter's image stand the nine that excite it most,
-            cropped to what the unit sees (:func:`~featvis_func.examples.top_examples`). What was found is kept in the
+            cropped to what the unit sees (:func:`~featvis_func.top_examples`). What was found is kept in the
             site's folder, for the next build.
         model: of which the layers are, for ``images``; default: the one that the store names.
         device: where to search these; default: where the model is.

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featvis_func.files import write_file
+from featvis_func.io.atomic import write_file
 
 FORMAT = 1
 NAME = "gallery.json"

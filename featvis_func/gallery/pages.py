@@ -11,7 +11,7 @@ from urllib.parse import quote
 import jinja2
 
 from featvis_func.gallery.manifest import Row, short
-from featvis_func.gallery.recipe import about
+from featvis_func.gallery.reproduce import about
 from featvis_func.gallery.source import Section, Source
 
 PAGE = 500

@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import safetensors
 
-from featvis_func.gallery.filters import Making, make_filter
+from featvis_func.gallery.filter_files import Making, make_filter
 from featvis_func.gallery.manifest import NAME, Made, Row, key_of, read_manifest, write_manifest
 from featvis_func.gallery.pages import LayerPage
 from featvis_func.gallery.source import Part, Section
-from featvis_func.messages import first_line
 from featvis_func.sweep import Entry
+from featvis_func.validation import first_line
 
 # What is made is noted so often: a build that is broken off has so much to do again.
 _SECONDS_BETWEEN_NOTES = 10.0

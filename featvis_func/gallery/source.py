@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featvis_func.layers import AXES
-from featvis_func.result import Result, read_result
+from featvis_func.backbone.layers import AXES
+from featvis_func.rendering.result import Result, read_result
 from featvis_func.sweep import Entry, Store, open_store
 from featvis_func.sweep.plan import folder_of
 

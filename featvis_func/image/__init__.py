@@ -1,6 +1,6 @@
 """Parameterisations: which tensors stand for an image.
 
-Each factory returns an :class:`~featvis_func.types.Image` of pure functions for one image: ``init(key)`` draws
+Each factory returns an :class:`~featvis_func.Image` of pure functions for one image: ``init(key)`` draws
 parameters, ``decode(params)`` maps any finite parameters (up to 1e30) into the valid range ``[0, 1]``. All are scaled
 so
 that the default optimiser suits them: its steps go as far in the picture, whichever the parameters are.

@@ -18,7 +18,7 @@ class Canvas(NamedTuple):
     """A picture before its colours and its range: unbounded, in decorrelated colour, and linear in its parameters.
 
     Pictures of equal shape can be added before :func:`bounded` maps their sum into the range, which those of an
-    :class:`~featvis_func.types.Image` cannot.
+    :class:`~featvis_func.Image` cannot.
     """
 
     shape: tuple[int, int, int]
@@ -115,7 +115,7 @@ def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.
         device: where the matrix lives; decoding elsewhere is right but copies it.
 
     Returns:
-        An :class:`~featvis_func.types.Image` with the canvas's parameters.
+        An :class:`~featvis_func.Image` with the canvas's parameters.
 
     Raises:
         ValueError: a correlation of another shape.

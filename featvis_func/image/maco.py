@@ -31,7 +31,7 @@ def phase(
         size: pixels, ``h = w`` or ``(h, w)``; odd sides are exact.
         channels: image channels, at least 1.
         magnitude: ``r``, at least 0, float ``(channels, h, w // 2 + 1)``, or ``(h, w // 2 + 1)`` for all channels; of
-            decorrelated colours about their mean, as :func:`~featvis_func.statistics.image_statistics` measures it.
+            decorrelated colours about their mean, as :func:`~featvis_func.image_statistics` measures it.
             Default: ``1 / max(f, 1 / max(h, w)) ** decay``.
         decay: power of the default magnitude; natural images have 1.2 on average (Tolhurst, Tadmor and Chao, "Amplitude
             spectra of natural images", 1992). Less is grainier.

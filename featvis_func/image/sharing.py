@@ -1,10 +1,10 @@
 """Images of which a part is common to all filters of a run."""
 
 import torch
-from torch.utils import _pytree as pytree
 
 from featvis_func.color import Correlation
 from featvis_func.image.base import Canvas, value_range
+from featvis_func.tree import tree_map
 from featvis_func.types import Image, Key, Params
 
 
@@ -26,7 +26,7 @@ def shared(
         device: where the matrix lives.
 
     Returns:
-        An :class:`~featvis_func.types.Image` with parameters ``(own, common)``. A picture to start from is encoded in
+        An :class:`~featvis_func.Image` with parameters ``(own, common)``. A picture to start from is encoded in
         the own part alone.
 
     Raises:
@@ -47,14 +47,14 @@ def shared(
     values = value_range(own.shape[0], correlation, device)
 
     def init(key: Key) -> Params:
-        return own.init(key), pytree.tree_map(torch.zeros_like, common.init(key))
+        return own.init(key), tree_map(torch.zeros_like, common.init(key))
 
     def couple(params: Params) -> Params:
         mine, ours = params
-        return mine, pytree.tree_map(lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf), ours)
+        return mine, tree_map(lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf), ours)
 
     def encode(picture: torch.Tensor) -> Params:
         pixels = values.leave(picture)
-        return own.encode(pixels), pytree.tree_map(torch.zeros_like, common.encode(pixels))
+        return own.encode(pixels), tree_map(torch.zeros_like, common.encode(pixels))
 
     return Image(init, lambda params: values.enter(own.decode(params[0]) + common.decode(params[1])), couple, encode)

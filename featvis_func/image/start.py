@@ -4,10 +4,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from featvis_func.image.base import MARGIN
 from featvis_func.random import key as make_key
+from featvis_func.tree import tree_map
 from featvis_func.types import Image, Key, Params
 
 # How far the decoded start may be from the picture: what the margin moves, and rounding.
@@ -71,9 +71,9 @@ def from_image(image: Image, picture: Tensor, *, noise: float = 0.0) -> Image:
         )
 
     def init(key: Key) -> Params:
-        begun = pytree.tree_map(lambda leaf: leaf.to(key.device), start)
+        begun = tree_map(lambda leaf: leaf.to(key.device), start)
         if not noise:
             return begun
-        return pytree.tree_map(lambda leaf, drawn: leaf + noise * drawn.to(leaf), begun, image.init(key))
+        return tree_map(lambda leaf, drawn: leaf + noise * drawn.to(leaf), begun, image.init(key))
 
     return image._replace(init=init)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from featvis_func.messages import first_line
+from featvis_func.validation import first_line
 
 # The statistics of ImageNet's training images, as all of torchvision's classification presets state them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,7 +21,7 @@ DEFAULT_SIZE = 224
 
 
 class Model(NamedTuple):
-    """A module and the input that it expects. Make one with :func:`~featvis_func.models.load_model`."""
+    """A module and the input that it expects. Make one with :func:`~featvis_func.load_model`."""
 
     module: nn.Module
     """Never changed by this library: not its mode, hooks, flags, device, dtype or values."""

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from featvis_func.messages import first_line
 from featvis_func.models.base import (
     DEFAULT_SIZE,
     IMAGENET_MEAN,
@@ -19,6 +18,7 @@ from featvis_func.models.base import (
     place,
     same_random_weights,
 )
+from featvis_func.validation import first_line
 
 
 class PixelValues(nn.Module):
@@ -56,7 +56,7 @@ class Preset(NamedTuple):
 
 
 def from_transformers(request: Request) -> Model:
-    """``ORG/NAME[@REVISION]`` or ``FOLDER``, either with ``@none``; see :func:`~featvis_func.models.load_model`.
+    """``ORG/NAME[@REVISION]`` or ``FOLDER``, either with ``@none``; see :func:`~featvis_func.load_model`.
 
     Raises:
         ValueError: transformers is missing, what is asked for cannot be fetched, needs code of its own, or takes no

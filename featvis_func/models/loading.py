@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from featvis_func.messages import suggest
 from featvis_func.models.base import Model, Request, digest, needed, normalised
 from featvis_func.models.huggingface import from_transformers
 from featvis_func.models.own import bare, check_differentiable, unwrapped
+from featvis_func.models.state_dict import load_weights
 from featvis_func.models.timm import from_hub, from_timm
 from featvis_func.models.torchvision import from_torchvision, torchvision_names
-from featvis_func.weights import load_weights
+from featvis_func.validation import suggest
 
 _ROADS: dict[str, Callable[[Request], Model]] = {
     "torchvision": from_torchvision,

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from featvis_func.messages import first_line, suggest
 from featvis_func.models.base import Model, Request, digest, needed, place, same_random_weights
+from featvis_func.validation import first_line, suggest
 
 
 def from_timm(request: Request) -> Model:
-    """``NAME[.TAG][@none]`` or ``FOLDER``; see :func:`~featvis_func.models.load_model`.
+    """``NAME[.TAG][@none]`` or ``FOLDER``; see :func:`~featvis_func.load_model`.
 
     Raises:
         ValueError: timm is missing, an unknown model or tag, or weights that cannot be fetched.
@@ -37,7 +37,7 @@ def from_timm(request: Request) -> Model:
 
 
 def from_hub(request: Request) -> Model:
-    """``ORG/NAME[@REVISION]``; see :func:`~featvis_func.models.load_model`.
+    """``ORG/NAME[@REVISION]``; see :func:`~featvis_func.load_model`.
 
     Raises:
         ValueError: timm is missing, or what the hub has cannot be fetched, or is no model of timm's.

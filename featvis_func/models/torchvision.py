@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from featvis_func.messages import first_line, suggest
 from featvis_func.models.base import DEFAULT_SIZE, IMAGENET_MEAN, IMAGENET_STD, Model, Request, same_random_weights
+from featvis_func.validation import first_line, suggest
 
 # How torchvision's own builders construct these when given weights; a weights file was made with the same.
 _PRETRAINED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -23,7 +23,7 @@ def torchvision_names() -> list[str]:
 
 
 def from_torchvision(request: Request) -> Model:
-    """``NAME[@WEIGHTS]``; see :func:`~featvis_func.models.load_model`.
+    """``NAME[@WEIGHTS]``; see :func:`~featvis_func.load_model`.
 
     Raises:
         ValueError: an unknown or quantised model, unknown weights, or weights that cannot be fetched.

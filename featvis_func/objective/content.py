@@ -1,6 +1,6 @@
 """Objectives about another image: to match its activations, its style, or to overdraw what a layer sees in it.
 
-The other image comes as its activations, from :func:`~featvis_func.features.activations_of`.
+The other image comes as its activations, from :func:`~featvis_func.activations_of`.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from featvis_func.messages import check_name
 from featvis_func.objective.base import PICTURE, Objective, features_last, gram
 from featvis_func.objective.directions import dot_cosine
 from featvis_func.types import Activations, Target
+from featvis_func.validation import check_name
 
 Loss = Literal["l1", "l2"]
 

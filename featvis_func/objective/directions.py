@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from featvis_func.messages import check_name
 from featvis_func.objective.base import Objective, arguments, features_last, place
 from featvis_func.objective.units import Position
 from featvis_func.types import Activations, Target
+from featvis_func.validation import check_name
 
 Similarity = Literal["dot", "cosine", "dot_cosine"]
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from featvis_func.messages import suggest
 from featvis_func.objective.base import Objective, arguments, feature_axis, place
 from featvis_func.types import Activations, Target
+from featvis_func.validation import suggest
 
 Position = tuple[int, int] | int
 """``(row, column)``, or the number of a token."""

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from featvis_func.optimizer.gradients import check_decay, decayed
 from featvis_func.optimizer.schedules import Schedule, rate_at
+from featvis_func.tree import tree_leaves, tree_map
 from featvis_func.types import Key, Optimizer, OptState, Params
 
 
@@ -63,8 +63,8 @@ def adam(
 
     def init(params: Params, key: Key) -> AdamState:
         # Without momentum the first moment is the gradient, and is not carried.
-        m = pytree.tree_map(torch.zeros_like, params) if b1 else ()
-        return AdamState(m, pytree.tree_map(torch.zeros_like, params), torch.zeros_like(key[0]))
+        m = tree_map(torch.zeros_like, params) if b1 else ()
+        return AdamState(m, tree_map(torch.zeros_like, params), torch.zeros_like(key[0]))
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, AdamState]:
         grads = decayed(grads, params, weight_decay)
@@ -77,7 +77,7 @@ def adam(
             rate = lr * bias / _bias(b1, t.to(m.dtype))
             return (m / (torch.sqrt(v) + eps * bias) * rate).to(m.dtype)
 
-        return pytree.tree_map(ascent, m, v), AdamState(m if b1 else (), v, t)
+        return tree_map(ascent, m, v), AdamState(m if b1 else (), v, t)
 
     return Optimizer(init, update)
 
@@ -160,8 +160,8 @@ def nadam(
         raise ValueError(f"the momentum decay must be finite and at least 0, got {momentum_decay}")
 
     def init(params: Params, key: Key) -> NadamState:
-        m, v = (pytree.tree_map(torch.zeros_like, params) for _ in range(2))
-        return NadamState(m, v, torch.zeros_like(key[0]), pytree.tree_leaves(params)[0].new_ones(()))
+        m, v = (tree_map(torch.zeros_like, params) for _ in range(2))
+        return NadamState(m, v, torch.zeros_like(key[0]), tree_leaves(params)[0].new_ones(()))
 
     def momentum(t: Tensor) -> Tensor:
         return b1 * (1.0 - 0.5 * torch.exp(t * (momentum_decay * math.log(0.96))))
@@ -179,7 +179,7 @@ def nadam(
             bias = torch.sqrt(_bias(b2, t.to(v.dtype)))
             return ((of_gradient * g + of_moment * m) / (torch.sqrt(v) + eps * bias) * bias).to(g.dtype)
 
-        return pytree.tree_map(ascent, grads, m, v), NadamState(m, v, t, product)
+        return tree_map(ascent, grads, m, v), NadamState(m, v, t, product)
 
     return Optimizer(init, update)
 
@@ -187,8 +187,8 @@ def nadam(
 def _moments(grads: Params, state: OptState, betas: tuple[float, float]) -> tuple[Params, Params]:
     """The running averages of the gradient and of its square."""
     b1, b2 = betas
-    m = pytree.tree_map(lambda m, g: torch.lerp(m, g, 1 - b1), state.m, grads) if b1 else grads
-    v = pytree.tree_map(lambda v, g: torch.addcmul(b2 * v, g, g, value=1 - b2), state.v, grads)
+    m = tree_map(lambda m, g: torch.lerp(m, g, 1 - b1), state.m, grads) if b1 else grads
+    v = tree_map(lambda v, g: torch.addcmul(b2 * v, g, g, value=1 - b2), state.v, grads)
     return m, v
 
 

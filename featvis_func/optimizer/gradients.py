@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from featvis_func.random import fold_in, normal, split
+from featvis_func.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from featvis_func.types import Key, Optimizer, OptState, Params
 
 
@@ -28,7 +28,7 @@ def normalize_gradient(*, eps: float = 1e-8) -> Optimizer:
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         norm = global_norm(grads)
-        return pytree.tree_map(lambda g: g / (norm + eps), grads), state
+        return tree_map(lambda g: g / (norm + eps), grads), state
 
     return Optimizer(_no_state, update)
 
@@ -51,7 +51,7 @@ def clip_norm(largest: float) -> Optimizer:
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         # torch.nn.utils.clip_grad_norm_ has the same 1e-6, so that a zero gradient divides by something.
         factor = (largest / (global_norm(grads) + 1e-6)).clamp_max(1.0)
-        return pytree.tree_map(lambda g: g * factor, grads), state
+        return tree_map(lambda g: g * factor, grads), state
 
     return Optimizer(_no_state, update)
 
@@ -80,10 +80,10 @@ def add_noise(sd: float) -> Optimizer:
         return NoiseState(key, torch.zeros_like(key[0]))
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, NoiseState]:
-        leaves, spec = pytree.tree_flatten(grads)
+        leaves, spec = tree_flatten(grads)
         keys = [fold_in(state.key, state.t, stream=i) for i in range(len(leaves))]
         noisy = [g + sd * normal(k, g.shape).to(g.dtype) for k, g in zip(keys, leaves, strict=True)]
-        return pytree.tree_unflatten(noisy, spec), NoiseState(state.key, state.t + 1)
+        return tree_unflatten(noisy, spec), NoiseState(state.key, state.t + 1)
 
     return Optimizer(init, update)
 
@@ -113,13 +113,13 @@ def add_drift(sd: float) -> Optimizer:
         raise ValueError(f"the standard deviation of the drift must be at least 0, got {sd}")
 
     def init(params: Params, key: Key) -> OptState:
-        leaves, spec = pytree.tree_flatten(params)
+        leaves, spec = tree_flatten(params)
         keys = split(key, len(leaves))
         drawn = [normal(k, leaf.shape).to(leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-        return pytree.tree_unflatten(drawn, spec)
+        return tree_unflatten(drawn, spec)
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
-        return pytree.tree_map(lambda g, d: torch.add(g, d, alpha=sd), grads, state), state
+        return tree_map(lambda g, d: torch.add(g, d, alpha=sd), grads, state), state
 
     return Optimizer(init, update)
 
@@ -130,14 +130,14 @@ def global_norm(tree: Params) -> Tensor:
     >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
     """
-    return torch.sqrt(torch.stack([(leaf * leaf).sum() for leaf in pytree.tree_leaves(tree)]).sum())
+    return torch.sqrt(torch.stack([(leaf * leaf).sum() for leaf in tree_leaves(tree)]).sum())
 
 
 def decayed(values: Params, params: Params, decay: float | Tensor) -> Params:
     """``values - decay * params``, leaf by leaf; untouched for a decay of the number 0."""
     if isinstance(decay, float | int) and not decay:
         return values
-    return pytree.tree_map(lambda v, p: (v - decay * p).to(v.dtype), values, params)
+    return tree_map(lambda v, p: (v - decay * p).to(v.dtype), values, params)
 
 
 def check_decay(weight_decay: float) -> None:

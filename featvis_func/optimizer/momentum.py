@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from featvis_func.optimizer.gradients import check_decay, decayed
 from featvis_func.optimizer.schedules import Schedule, rate_at
+from featvis_func.tree import tree_map
 from featvis_func.types import Key, Optimizer, OptState, Params
 
 
@@ -55,17 +55,17 @@ def sgd(
         raise ValueError("nesterov=True needs a momentum above 0")
 
     def init(params: Params, key: Key) -> SgdState:
-        velocity = pytree.tree_map(torch.zeros_like, params) if momentum else ()
+        velocity = tree_map(torch.zeros_like, params) if momentum else ()
         return SgdState(velocity, torch.zeros_like(key[0]))
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, SgdState]:
         way = grads = decayed(grads, params, weight_decay)
         velocity = ()
         if momentum:
-            way = velocity = pytree.tree_map(lambda b, g: momentum * b + g, state.velocity, grads)
+            way = velocity = tree_map(lambda b, g: momentum * b + g, state.velocity, grads)
         if nesterov:
-            way = pytree.tree_map(lambda g, b: g + momentum * b, grads, velocity)
+            way = tree_map(lambda g, b: g + momentum * b, grads, velocity)
         lr = rate(state.t)
-        return pytree.tree_map(lambda w: (lr * w).to(w.dtype), way), SgdState(velocity, state.t + 1)
+        return tree_map(lambda w: (lr * w).to(w.dtype), way), SgdState(velocity, state.t + 1)
 
     return Optimizer(init, update)

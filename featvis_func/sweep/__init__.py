@@ -1,13 +1,13 @@
 """Whole layers and networks into a folder, resumable, on one machine or many: :func:`sweep`, :func:`open_store`."""
 
-from featvis_func.sweep.checks import Status as Status
-from featvis_func.sweep.checks import validate as validate
-from featvis_func.sweep.engines import ENGINES as ENGINES
-from featvis_func.sweep.engines import TooManyFailedError as TooManyFailedError
-from featvis_func.sweep.engines import rank_of as rank_of
-from featvis_func.sweep.reading import Entry as Entry
-from featvis_func.sweep.reading import Store as Store
-from featvis_func.sweep.reading import open_store as open_store
-from featvis_func.sweep.running import DryRun as DryRun
-from featvis_func.sweep.running import dry_run as dry_run
-from featvis_func.sweep.running import sweep as sweep
+from featvis_func.sweep.api import DryRun as DryRun
+from featvis_func.sweep.api import dry_run as dry_run
+from featvis_func.sweep.api import sweep as sweep
+from featvis_func.sweep.launchers import ENGINES as ENGINES
+from featvis_func.sweep.launchers import TooManyFailedError as TooManyFailedError
+from featvis_func.sweep.launchers import rank_of as rank_of
+from featvis_func.sweep.store import Entry as Entry
+from featvis_func.sweep.store import Store as Store
+from featvis_func.sweep.store import open_store as open_store
+from featvis_func.sweep.validate import Status as Status
+from featvis_func.sweep.validate import validate as validate

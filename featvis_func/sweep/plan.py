@@ -9,12 +9,12 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
-from featvis_func.execution import CPU_SLOTS
-from featvis_func.features import Layer, list_layers
-from featvis_func.layers import check_axes, feature_axis_of, find_site
+from featvis_func.backbone.features import Layer, list_layers
+from featvis_func.backbone.layers import check_axes, feature_axis_of, find_site
+from featvis_func.engine.device import CPU_SLOTS
 from featvis_func.models import Model
-from featvis_func.options import whole, whole_filters
-from featvis_func.renderer import Renderer
+from featvis_func.rendering.options import whole, whole_filters
+from featvis_func.rendering.renderer import Renderer
 
 # Filters at a time on an accelerator; where the memory does not suffice, it is halved.
 _CUDA_SLOTS = 64
@@ -25,7 +25,7 @@ _BYTES_PER_FILTER, _BYTES_PER_UNIT = 170, 1300
 
 
 class RenderOptions(TypedDict, total=False):
-    """What of :func:`~featvis_func.rendering.render` a sweep takes: all that can be written down."""
+    """What of :func:`~featvis_func.render` a sweep takes: all that can be written down."""
 
     steps: int
     size: int | tuple[int, int] | None

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from featvis_func.execution import is_out_of_memory
-from featvis_func.messages import first_line
+from featvis_func.engine.device import is_out_of_memory
 from featvis_func.models import Model
 from featvis_func.objective import channel
-from featvis_func.renderer import Renderer, make_renderer
-from featvis_func.result import Result
-from featvis_func.sweep.folder import Folder, log_event, set_aside
+from featvis_func.rendering.renderer import Renderer, make_renderer
+from featvis_func.rendering.result import Result
+from featvis_func.sweep.layout import Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
-from featvis_func.sweep.store import Commit, commit, read_commit, record_failure
+from featvis_func.sweep.shard import Commit, commit, read_commit, record_failure
+from featvis_func.validation import first_line
 
 ATTEMPTS = 3
 """How often a unit is tried before it is left as failed."""
@@ -25,7 +25,7 @@ _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
 
 
 class Render(Protocol):
-    """What renders the filters of one layer: a :class:`~featvis_func.renderer.Renderer`, or what stands in for one."""
+    """What renders the filters of one layer: a :class:`~featvis_func.Renderer`, or what stands in for one."""
 
     def __call__(self, filters: Sequence[int], /, *, seed: int | None = None) -> Result: ...
 

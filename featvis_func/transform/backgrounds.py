@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from featvis_func.messages import check_name
 from featvis_func.random import normal, uniform
 from featvis_func.types import Draw, Key, Transform
+from featvis_func.validation import check_name
 
 # Of the smooth background: the most waves along a side, and the standard deviation of its pixels before the sigmoid.
 _WAVES = 16

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils import _pytree as pytree
 
 from featvis_func.random import split
+from featvis_func.tree import tree_leaves
 from featvis_func.types import Draw, Key, Transform
 
 
@@ -58,7 +58,7 @@ def multiview(transform: Transform, count: int) -> Transform:
         return vmap(transform.draw)(torch.stack(split(key, count)))
 
     def apply(image: Tensor, draws: Draw) -> Tensor:
-        if not pytree.tree_leaves(draws):  # nothing random: nothing to map over
+        if not tree_leaves(draws):  # nothing random: nothing to map over
             view = transform.apply(image, draws)
             return view.expand(count, *view.shape)
         return vmap(transform.apply, (None, 0))(image, draws)

@@ -1,0 +1,148 @@
+"""The command line: thin calls of the library. torch is imported late, so that ``--help`` is instant."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from featvis_func.cli.arguments import (
+    DEFAULT_MODEL,
+    RENDER_OPTIONS,
+    add_model,
+    add_options,
+    batch_size,
+    working_device,
+)
+from featvis_func.cli.commands import add_gallery, add_sweep
+from featvis_func.io.filter_spec import filter_numbers
+from featvis_func.validation import first_line, table
+
+_DEFAULT_LAYER = "block6.conv"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``featvis``.
+
+    Args:
+        argv: the arguments; default: the process's.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 1 what torch could not do or a sweep left undone, 130 or 143 interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OverflowError, OSError) as error:
+        print(f"featvis: error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # of torch: memory, a compiler, an operation that cannot be repeated
+        print(f"featvis: error: {first_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print("featvis: interrupted; nothing unfinished was written", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="featvis", description="Feature visualisation: what does each filter of a layer look for?"
+    )
+    parser.add_argument("--version", action="version", version=f"featvis_func {metadata.version('featvis-func')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    render = commands.add_parser(
+        "render",
+        help="render the filters of a layer",
+        description="Renders one image per filter; writes grid.png, a PNG per filter (with --snapshots also an animated"
+        " WebP), result.safetensors, run.json and a site to look through, gallery/index.html.",
+    )
+    add_model(render)
+    render.add_argument(
+        "--layer",
+        help=f"name of the layer, or the unique end of one (default for texturenet: {_DEFAULT_LAYER})",
+    )
+    render.add_argument("--filters", default="all", help="numbers and ranges such as 0-7,12, or all (default: all)")
+    add_options(render)
+    render.add_argument(
+        "--batch-size",
+        type=batch_size,
+        default="auto",
+        help="filters rendered at once (default: what suits the device)",
+    )
+    render.add_argument(
+        "--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)"
+    )
+    render.add_argument("--no-gallery", action="store_true", help="write no site to look through, OUT/gallery")
+    render.set_defaults(run=_render)
+
+    layers = commands.add_parser(
+        "layers",
+        help="list the layers of a model",
+        description="Lists the layers of a model in order, with type, output shape for one image and filter count.",
+    )
+    add_model(layers)
+    layers.set_defaults(run=_layers)
+    add_sweep(commands)
+    add_gallery(commands)
+    return parser
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    filters = filter_numbers(arguments.filters)
+    if arguments.layer is None and arguments.model != DEFAULT_MODEL:
+        raise ValueError(f"--layer is needed for {arguments.model}; 'featvis layers {arguments.model}' lists them")
+
+    import torch
+
+    from featvis_func.gallery import build_gallery, check_place
+    from featvis_func.models import load_model
+    from featvis_func.rendering.api import render
+    from featvis_func.rendering.result import writable_folder
+
+    device = working_device(arguments.device)
+    model = load_model(arguments.model, weights=arguments.weights)
+    site = arguments.out / "gallery"
+    if not arguments.no_gallery:
+        check_place(site)
+    made = [p for p in (arguments.out, *arguments.out.parents) if not p.exists()]
+    writable_folder(arguments.out)  # before the work, not after it
+    try:
+        result = render(
+            model,
+            _DEFAULT_LAYER if arguments.layer is None else arguments.layer,
+            filters,
+            batch_size=arguments.batch_size,
+            device=device,
+            **{name: getattr(arguments, name) for name in RENDER_OPTIONS},
+        )
+        files = result.save(arguments.out)
+        if not arguments.no_gallery:
+            build_gallery(result, site)
+    except BaseException:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    odd = [f"{f} ({s})" for f, s in zip(result.filters, result.status, strict=True) if s != "ok"]
+    finite = result.scores[torch.isfinite(result.scores)]
+    look = "" if arguments.no_gallery else f"; to look through: {site / 'index.html'}"
+    print(
+        f"{len(result.filters)} filters of {result.config['layer']}, mean score {finite.mean().item():.4g}"
+        f"{', not ok: ' + ', '.join(odd) if odd else ''}; {len(files)} files in {arguments.out}{look}"
+    )
+    return 0
+
+
+def _layers(arguments: argparse.Namespace) -> int:
+    from featvis_func.backbone.features import list_layers
+    from featvis_func.models import load_model
+
+    layers = list_layers(load_model(arguments.model, weights=arguments.weights))
+    rows = [("layer", "type", "output", "filters")]
+    for layer in layers:
+        shape = "-" if layer.shape is None else " x ".join(map(str, layer.shape))
+        rows.append((layer.name, layer.type, shape, "-" if layer.filters is None else str(layer.filters)))
+    print(table(rows))
+    return 0

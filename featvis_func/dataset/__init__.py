@@ -1,0 +1,7 @@
+"""Which photographs excite each filter most: searched in a folder, kept in one file, and cut out to be looked at."""
+
+from featvis_func.dataset.key import examples_key as examples_key
+from featvis_func.dataset.record import Example as Example
+from featvis_func.dataset.record import Examples as Examples
+from featvis_func.dataset.record import LayerExamples as LayerExamples
+from featvis_func.dataset.search import top_examples as top_examples

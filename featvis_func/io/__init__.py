@@ -1,0 +1,1 @@
+"""Files and formats: atomic writes, photographs, PNG, animations, lists of filters."""

@@ -1,0 +1,1 @@
+"""Names and options in, a :class:`~featvis_func.Result` out."""

@@ -1,0 +1,123 @@
+"""Receptive fields against those computed by hand, and against gradients."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featvis_func import load_model, make_features
+from featvis_func.backbone.receptive_field import Field, receptive_fields
+from featvis_func.models import Model
+
+
+def by_hand(steps: list[tuple[int, int, int, int]], length: int) -> list[list[int]]:
+    """First and one behind the last pixel of each position, from (kernel, stride, padding, dilation) of each layer."""
+    reached = [{pixel} for pixel in range(length)]
+    for kernel, stride, padding, dilation in steps:
+        count = (len(reached) + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        taps = [[i * stride - padding + k * dilation for k in range(kernel)] for i in range(count)]
+        reached = [set().union(*(reached[tap] for tap in own if 0 <= tap < len(reached))) for own in taps]
+    return [[min(pixels), max(pixels) + 1] for pixels in reached]
+
+
+STACKS: dict[str, list[tuple[str, int, int, int, int]]] = {
+    "one": [("conv", 3, 1, 1, 1)],
+    "stem": [("conv", 7, 2, 3, 1), ("pool", 3, 2, 1, 1), ("conv", 3, 1, 1, 1)],
+    "unpadded": [("conv", 5, 1, 0, 1), ("pool", 2, 2, 0, 1), ("conv", 3, 2, 0, 1), ("average", 2, 2, 0, 1)],
+    "dilated": [("conv", 3, 1, 2, 2), ("conv", 3, 1, 4, 4)],
+    "patches": [("conv", 8, 8, 0, 1), ("conv", 1, 1, 0, 1)],
+    "deep": [("conv", 3, 1, 1, 1)] * 4 + [("pool", 2, 2, 0, 1)] + [("conv", 3, 1, 1, 1)] * 2,
+}
+
+
+def stack(steps: list[tuple[str, int, int, int, int]]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for kind, kernel, stride, padding, dilation in steps:
+            if kind == "conv":
+                layers += [nn.Conv2d(width, 8, kernel, stride, padding, dilation), nn.ReLU()]
+                width = 8
+            else:
+                layers.append((nn.MaxPool2d if kind == "pool" else nn.AvgPool2d)(kernel, stride, padding))
+    return nn.Sequential(*layers)
+
+
+def fields_of(model: Model, layer: str, batch_size: int = 32) -> Field:
+    field = receptive_fields(
+        make_features(model, [layer]), (model.channels, *model.size), batch_size=batch_size
+    )[layer]  # fmt: skip
+    assert field is not None
+    return field
+
+
+@pytest.mark.parametrize("size", [(48, 48), (56, 40)], ids=str)
+@pytest.mark.parametrize("name", STACKS)
+def test_fields_are_those_computed_by_hand(name: str, size: tuple[int, int]) -> None:
+    module = stack(STACKS[name])
+    field = fields_of(load_model(module, size=size), str(len(module) - 1))
+    for ends, length in ((field.rows, size[0]), (field.columns, size[1])):
+        assert ends.tolist() == by_hand([step[1:] for step in STACKS[name]], length)
+
+
+def test_what_a_shut_rectifier_hides_is_found() -> None:
+    """Gradients of a dead unit are none at all; its field is that of the others."""
+    module = stack(STACKS["one"])
+    conv = module[0]
+    assert isinstance(conv, nn.Conv2d)
+    conv.bias = nn.Parameter(torch.full((8,), -3.0))
+    assert not module(torch.rand(1, 3, 16, 16)).any()
+    assert fields_of(load_model(module, size=16), "1").size == (3, 3)
+
+
+def test_gradients_stay_within() -> None:
+    torch.manual_seed(1)
+    model = load_model(stack(STACKS["stem"]), size=48)
+    features = make_features(model, ["3"])
+    field = fields_of(model, "3", batch_size=7)
+    image = torch.randn(1, 3, 48, 48, requires_grad=True)
+    values = features.apply(features.weights, image)["3"]
+    for row, column in ((0, 0), (5, 4), (11, 11)):
+        (gradient,) = torch.autograd.grad(values[0, :, row, column].sum(), image, retain_graph=True)
+        reached = gradient[0].abs().sum(0).nonzero()
+        (top, behind), (left, right) = field.rows[row].tolist(), field.columns[column].tolist()
+        assert reached[:, 0].min() >= top
+        assert reached[:, 0].max() < behind
+        assert reached[:, 1].min() >= left
+        assert reached[:, 1].max() < right
+
+
+def test_branches_asymmetry_and_global_parts() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.tall = nn.Conv2d(3, 4, (1, 7), padding=(0, 3)), nn.Conv2d(3, 4, (5, 1), padding=(2, 0))
+            self.both, self.gated, self.head = nn.Identity(), nn.Identity(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.both(torch.cat([self.wide(x), self.tall(x)], 1))
+            x = self.gated(x * x.mean((2, 3), keepdim=True).sigmoid())
+            return self.head(x.mean((2, 3)))
+
+    features = make_features(load_model(Net(), size=24), ["wide", "both", "gated", "head"])
+    found = receptive_fields(features, (3, 24, 24))
+    assert {name: field and field.size for name, field in found.items()} == {
+        "wide": (1, 7),
+        "both": (5, 7),
+        "gated": (24, 24),
+        "head": None,
+    }
+
+
+def test_squeezenet(squeezenet: Model) -> None:
+    """conv 7/2, pool 3/2: 7 + 2 * 2 = 11; two fire modules: 11 + 2 * 8."""
+    small = squeezenet._replace(size=(64, 64))
+    assert fields_of(small, "features.3.squeeze").size == (11, 11)
+    assert fields_of(small, "features.4.expand3x3").size == (27, 27)
+
+
+def test_windows_at_borders_are_shifted_inside() -> None:
+    field = fields_of(load_model(stack(STACKS["stem"]), size=48), "4")
+    assert field.size == (19, 19)
+    boxes = field.boxes(torch.tensor([[0, 0], [5, 5], [11, 0]]))
+    assert boxes.tolist() == [[0, 0, 19, 19], [11, 11, 30, 30], [0, 29, 19, 48]]

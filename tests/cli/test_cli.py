@@ -1,0 +1,456 @@
+"""The command line: what it writes, what it says, and what it leaves when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+from torchvision.models import _api as torchvision_api
+
+from featvis_func.cli import main as cli
+from featvis_func.models import Model, load_model
+from featvis_func.rendering import api as rendering
+from featvis_func.rendering import renderer
+from featvis_func.rendering.presets import OPTIMIZERS, VIEWS
+
+QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def run_json(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched, and nothing is written outside of the test's own folder."""
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", refuse)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+# --- render ---------------------------------------------------------------------------------------------------------
+
+
+def test_render_writes_what_was_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a" / "b"
+    assert cli.main(["render", *QUICK, "--filters", "2-3,11", "--out", str(out)]) == 0
+    assert sorted(contents(out)) == [
+        *("filter-0002.png", "filter-0003.png", "filter-0011.png", "grid.png", "result.safetensors", "run.json")
+    ]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith("3 filters of block6.conv, mean score ")
+    assert str(out) in printed.out
+    summary = run_json(out)
+    assert summary["config"]["model"] == "texturenet"
+    assert [entry["filter"] for entry in summary["filters"]] == [2, 3, 11]
+    assert np.asarray(PIL.Image.open(out / "filter-0003.png")).shape == (16, 16, 3)
+    tensors = safetensors.torch.load_file(out / "result.safetensors")
+    assert [entry["score"] for entry in summary["filters"]] == tensors["scores"].tolist()
+
+
+def test_render_into_the_default_folder() -> None:
+    assert cli.main(["render", *QUICK]) == 0
+    assert "run.json" in contents(Path("featvis-out"))
+
+
+def test_every_flag_arrives(tmp_path: Path, texturenet: Model) -> None:
+    weights = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(texturenet.module.state_dict(), weights)
+    out = tmp_path / "out"
+    flags = {
+        "--layer": "block4.conv",
+        "--filters": "5,1-3",
+        "--steps": "2",
+        "--size": "12x20",
+        "--seed": "7",
+        "--views": "lucid",
+        "--image": "phase",
+        "--lr": "0.15",
+        "--batch-size": "3",
+        "--tolerance": "0.5",
+        "--redirect": "1",
+        "--precision": "float32",
+        "--compile": "no",
+        "--device": "cpu",
+        "--weights": str(weights),
+        "--out": str(out),
+    }
+    assert (
+        cli.main(["render", "texturenet", "--deterministic", *(part for pair in flags.items() for part in pair)]) == 0
+    )
+    summary = run_json(out)
+    config = summary["config"]
+    expected = {
+        "layer": "block4.conv",
+        "steps": 2,
+        "size": [12, 20],
+        "seed": 7,
+        "views": "lucid",
+        "image": "phase",
+        "lr": 0.15,
+        "batch_size": 3,
+        "tolerance": 0.5,
+        "redirect": 1,
+        "precision": "float32",
+        "compile": "no",
+        "deterministic": True,
+        "device": "cpu",
+    }
+    assert {name: config[name] for name in expected} == expected
+    assert config["weights"].startswith("mine.safetensors sha256:")
+    assert [entry["filter"] for entry in summary["filters"]] == [5, 1, 2, 3]
+    tensors = safetensors.torch.load_file(out / "result.safetensors")
+    assert tensors["images"].shape == (4, 3, 12, 20)
+    assert tensors["history"].shape == (2, 4)
+    options: dict[str, Any] = {"steps": 2, "size": (12, 20), "seed": 7, "views": "lucid", "lr": 0.15, "batch_size": 3}
+    options["redirect"] = 1
+    library = rendering.render(texturenet, "block4.conv", [5, 1, 2, 3], image="phase", deterministic=True, **options)
+    assert torch.equal(tensors["images"], library.images)
+
+
+def test_snapshots_are_animated_beside_the_images(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = ["render", *QUICK, "--steps", "4", "--out", str(out)]
+    assert cli.main([*run, "--snapshots", "3"]) == 0
+    assert sorted(contents(out)) == [
+        *("filter-0000.png", "filter-0000.webp", "filter-0001.png", "filter-0001.webp"),
+        *("grid.png", "result.safetensors", "run.json"),
+    ]
+    with PIL.Image.open(out / "filter-0001.webp") as film:
+        assert (getattr(film, "n_frames", 1), film.size) == (3, (16, 16))
+    filmed = safetensors.torch.load_file(out / "result.safetensors")
+    assert filmed["snapshots"].shape == (2, 3, 3, 16, 16)
+    assert run_json(out)["config"]["snapshots"] == 3
+    assert cli.main(run) == 0
+    assert not list(out.glob("*.webp"))
+    plain = safetensors.torch.load_file(out / "result.safetensors")
+    assert {*filmed} - {*plain} == {"snapshots"}
+    assert all(torch.equal(plain[name], filmed[name]) for name in plain)
+    assert "snapshots" not in (out / "run.json").read_text()
+
+
+def test_two_runs_are_the_same_byte_for_byte(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        assert cli.main(["render", *QUICK, "--steps", "3", "--batch-size", "1", "--out", str(tmp_path / name)]) == 0
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    assert cli.main(["render", *QUICK, "--steps", "3", "--seed", "1", "--out", str(tmp_path / "third")]) == 0
+    assert contents(tmp_path / "third")["grid.png"] != contents(tmp_path / "first")["grid.png"]
+
+
+def test_all_filters_of_a_layer(tmp_path: Path) -> None:
+    flags = [*QUICK, "--layer", "block1.conv", "--filters", "all", "--batch-size", "64"]
+    assert cli.main(["render", *flags, "--out", str(tmp_path / "out")]) == 0
+    names = [name for name in contents(tmp_path / "out") if name.startswith("filter-")]
+    convolution = load_model("texturenet").module.get_submodule("block1.conv")
+    assert isinstance(convolution, torch.nn.Conv2d)
+    assert len(names) == convolution.out_channels
+
+
+def test_a_random_torchvision_model(tmp_path: Path) -> None:
+    flags = ["--layer", "3.squeeze", *QUICK, "--out", str(tmp_path / "out")]
+    assert cli.main(["render", "torchvision:squeezenet1_1@none", *flags]) == 0
+    assert run_json(tmp_path / "out")["config"]["layer"] == "features.3.squeeze"
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("all", None),
+        ("0", [0]),
+        ("0-3", [0, 1, 2, 3]),
+        ("5-5", [5]),
+        ("7,0-2", [7, 0, 1, 2]),
+        (" 1 , 3-4 ", [1, 3, 4]),
+    ],
+)
+def test_filter_numbers(text: str, numbers: list[int] | None) -> None:
+    assert cli.filter_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,", "-1", "3-1", "1-", "a", "1.5", "1--3", "ALL", "1;2", "0x3", "²"])
+def test_other_filter_numbers_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be numbers and ranges such as '0-7,12', or 'all'"):
+        cli.filter_numbers(text)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def test_layers_of_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["layers"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    header, *lines = printed.out.splitlines()
+    assert header.split() == ["layer", "type", "output", "filters"]
+    names = [name for name, _ in load_model("texturenet").module.named_modules() if name]
+    assert [line.split()[0] for line in lines] == names
+    row = next(line for line in lines if line.startswith("block6.conv "))
+    assert row.split()[1] == "Conv2d"
+    assert row.split()[2] == row.split()[-1]
+    assert " x " in row
+    assert len({line.index(line.split()[1]) for line in [header, *lines]}) == 1, "the columns do not line up"
+
+
+def test_layers_of_a_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["layers", "torchvision:squeezenet1_1@none"]) == 0
+    assert "features.3.squeeze" in capsys.readouterr().out
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def refused(
+    arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str], *, folder: Path | None = None
+) -> None:
+    """Exit code 2, one line that says it, and nothing left behind."""
+    before = sorted(folder.parent.rglob("*")) if folder else []
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("featvis: error: ")
+    assert message in printed.err
+    assert sorted(folder.parent.rglob("*")) == before if folder else True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet18", "--layer", "layer1"], "unknown model 'resnet18'; did you mean 'torchvision:resnet18'?"),
+        (["texturnet", "--layer", "head"], "did you mean 'texturenet'"),
+        (["torchvision:resnet81", "--layer", "layer1"], "'resnet18'"),
+        (["torchvision:resnet18@V9", "--layer", "layer1"], "it has IMAGENET1K_V1"),
+        (["torchvision:resnet18", "--layer", "layer1"], "could not fetch the weights"),
+        (["torchvision:resnet18@none"], "--layer is needed for torchvision:resnet18@none"),
+        (["--layer", "conv"], "layer 'conv' is ambiguous; it could be 'block1.conv', 'block2.conv'"),
+        (["--layer", "block9.conv"], "no layer 'block9.conv'; did you mean 'block"),
+        (["--filters", "0-7,9999"], "layer 'block6.conv' has filters 0 to "),
+        (["--filters", ""], "filters '' must be numbers and ranges"),
+        (["--filters", "3-1"], "filters '3-1' must be numbers and ranges"),
+        (["--weights", "absent.pth"], "no weights file 'absent.pth'"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--size", "0"], "image size must be "),
+        (["--size", "12x0"], "image size must be "),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--tolerance", "-1"], "tolerance must be finite and at least 0, got -1.0"),
+        (["--precision", "half"], "precision must be one of auto, float32, bfloat16, got 'half'"),
+        (["--compile", "fast"], "compile must be one of auto, yes, no, cudagraphs, got 'fast'"),
+        (["--seed", "-1"], "seed must be in [0, 2**64), got -1"),
+        (["--lr", "0"], "got 0.0"),
+        (["--lr", "nan"], "got nan"),
+        (["--views", "sideways"], "unknown views 'sideways'; expected one of default, published, lucid, maco, none"),
+        (["--device", "abacus"], "no device 'abacus' here"),
+        (["--device", ""], "no device '' here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "out"
+    (tmp_path / "new").mkdir()
+    flags = [flag for pair in zip(QUICK[::2], QUICK[1::2], strict=True) if pair[0] not in arguments for flag in pair]
+    refused(["render", *flags, *arguments, "--out", str(out)], message, capsys, folder=out)
+
+
+def test_a_layer_without_channels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Unflatten(1, (2, 2)))
+    monkeypatch.setattr("featvis_func.models.loading.by_name", lambda *_, **__: load_model(module, size=8))
+    arguments = ["render", "texturenet", "--layer", "1", *QUICK, "--out", str(tmp_path / "out")]
+    refused(arguments, "gives (2, 2, 6, 6) per image, which has no channels", capsys, folder=tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["render", "layers"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("half.safetensors", "cannot be read"), ("half.pth", "cannot be read"), ("other.pth", "not of this architecture")],
+)
+def test_bad_weights(
+    command: str, name: str, message: str, tmp_path: Path, texturenet: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    if name == "other.pth":
+        torch.save({"conv.weight": torch.zeros(3)}, path)
+    else:
+        save: Any = safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save
+        save(texturenet.module.state_dict(), path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    out = [*QUICK, "--out", str(tmp_path / "out")] if command == "render" else []
+    refused([command, "texturenet", "--weights", str(path), *out], message, capsys, folder=tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["render", "layers"])
+def test_an_unknown_model(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused([command, "vgg"] + ["--layer", "a"] * (command == "render"), "unknown model 'vgg'", capsys)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    out = tmp_path / place
+    refused(["render", *QUICK, "--out", str(out)], f"cannot write to the folder {str(out)!r}", capsys)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(rendering, "render", work)
+    (tmp_path / "file").touch()
+    refused(["render", *QUICK, "--out", str(tmp_path / "file")], "cannot write to the folder", capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["paint"], ["render", "--steps", "many"], ["render", "--size", "5x"], ["render", "--size", "x"], ["--wrong"]],
+    ids=" ".join,
+)
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
+    assert not Path("featvis-out").exists()
+
+
+def test_an_error_leaves_the_folders_that_were_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    refused(["render", *QUICK, "--steps", "0", "--out", str(tmp_path / "mine")], "steps", capsys)
+    assert (tmp_path / "mine").is_dir()
+    refused(["render", *QUICK, "--steps", "0", "--out", str(tmp_path / "mine" / "a" / "b")], "steps", capsys)
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run_all", "make_features", "_result"])
+def test_an_interrupted_run_leaves_nothing(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(renderer, name, interrupt)
+    assert cli.main(["render", *QUICK, "--out", str(tmp_path / "a" / "b")]) == 130
+    printed = capsys.readouterr()
+    assert printed.err.strip() == "featvis: interrupted; nothing unfinished was written"
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_interrupted_save_leaves_whole_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["render", *QUICK, "--out", str(tmp_path / "out")]
+    real, calls = os.replace, []
+
+    def interrupt(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    assert cli.main(arguments) == 130
+    monkeypatch.undo()
+    assert "interrupted" in capsys.readouterr().err
+    left = contents(tmp_path / "out")
+    assert sorted(left) == ["filter-0000.png", "grid.png"]
+    assert cli.main([*arguments[:-1], str(tmp_path / "whole")]) == 0
+    whole = contents(tmp_path / "whole")
+    assert left == {name: whole[name] for name in left}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_a_real_interrupt(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
+        "from featvis_func.cli import main as cli\nfrom featvis_func.engine import batching as slots\n"
+        "real = slots.run\n"
+        "def run(*args, callback, **options):\n"
+        "    def tell(info):\n"
+        "        print('begun', flush=True)\n"
+        "        callback(info)\n"
+        "    return real(*args, callback=tell, **options)\n"
+        "slots.run = run\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    arguments = ["render", *QUICK, "--steps", "100000", "--out", str(tmp_path / "a" / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.strip() == "featvis: interrupted; nothing unfinished was written"
+    assert not (tmp_path / "a").exists()
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["render", "--help"], ["layers", "--help"], ["--version"]], ids=str)
+def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from featvis_func.cli import main as cli\n"
+        "try:\n"
+        f"    cli.main({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    heavy = sorted({'torch', 'torchvision', 'numpy', 'safetensors', 'PIL'} & set(sys.modules))\n"
+        "    sys.exit(str(heavy) if end.code or heavy else 0)\n"
+    )
+    done = python("-c", script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "featvis" in done.stdout
+
+
+def test_the_help_names_every_flag_and_every_preset() -> None:
+    done = python("-m", "featvis_func", "render", "--help")
+    assert done.returncode == 0
+    flags = (
+        *("--layer", "--filters", "--steps", "--size", "--seed", "--views"),
+        *("--lr", "--batch-size", "--tolerance", "--redirect", "--precision", "--compile", "--deterministic"),
+        *("--device", "--weights", "--out"),
+    )
+    assert all(flag in done.stdout for flag in flags)
+    for names in (VIEWS, OPTIMIZERS):
+        assert f"{', '.join(names[:-1])} or {names[-1]}" in " ".join(done.stdout.split())
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    done = python("-m", "featvis_func", "render", *QUICK, "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 filters of block6.conv" in done.stdout
+    failed = python("-m", "featvis_func", "render", *QUICK, "--layer", "conv", "--out", str(tmp_path / "none"))
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,664 @@
+"""A gallery as people use it, in a real browser: by mouse, keyboard and touch, from files and from a web server."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from featvis_func.cli import main as cli
+from featvis_func.sweep.plan import folder_of
+from tests.gallery_sites import (
+    DAMAGED,
+    EMPTY,
+    FILTERS,
+    HOSTILE,
+    LAYERS,
+    LONG,
+    MODEL,
+    QUOTED,
+    folder_url,
+    heavy_site,
+    numbers,
+    served,
+    toy_site,
+)  # fmt: skip
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PAGES = {
+    "model": "index.html",
+    "layer": f"layers/{folder_url(HOSTILE)}/index.html",
+    "filter": f"layers/{folder_url(HOSTILE)}/3.html",
+    "compare": f"compare.html#pins={folder_url(HOSTILE)}:3*conv:10",
+}
+
+
+class Site(NamedTuple):
+    """Where a gallery is."""
+
+    folder: Path
+    url: str
+    """Ends with a slash."""
+
+
+class Visit:
+    """Pages of one test; notes what must not happen on any of them."""
+
+    def __init__(self, browser: Any, site: Site) -> None:
+        self.site = site
+        self.wrong: list[str] = []
+        self.loaded: list[str] = []
+        self.browser = browser
+        self._contexts: list[Any] = []
+
+    def __call__(self, path: str = "index.html", *, width: int = 1280, height: int = 800, **options: Any) -> Any:
+        """A page in a window of its own."""
+        context = self.browser.new_context(viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(20_000)
+        self._contexts.append(context)
+        context.on("request", self._asked)
+        context.on("requestfailed", self._failed)
+        context.on("response", lambda r: r.status < 400 or self.wrong.append(f"{r.status}: {r.url}"))
+        context.on("console", lambda m: self.wrong.append(f"console, {m.type}: {m.text}"))
+        context.on("weberror", lambda e: self.wrong.append(f"error: {e.error}"))
+        page = context.new_page()
+        page.on("dialog", self._dialog)
+        page.goto(self.site.url + path)
+        return page
+
+    def _asked(self, request: Any) -> None:
+        self.loaded.append(request.url)
+        if not request.url.startswith((self.site.url, "data:")):
+            self.wrong.append(f"asked for {request.url}")
+
+    def _failed(self, request: Any) -> None:
+        if "ERR_ABORTED" not in (request.failure or ""):  # by the way to another page
+            self.wrong.append(f"failed: {request.url}, {request.failure}")
+
+    def _dialog(self, dialog: Any) -> None:
+        self.wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+        assert not self.wrong
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        api = importlib.import_module("playwright.sync_api")
+    except ImportError:
+        pytest.skip("no playwright: pip install 'featvis-func[test]'")
+    path = os.environ.get("FEATVIS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: neither FEATVIS_CHROMIUM nor one of {', '.join(BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all sites; after the browser, so that none is made where there is none."""
+    return tmp_path_factory.mktemp("sites") / "sub folder é#"
+
+
+@pytest.fixture(scope="module")
+def toy(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return toy_site(folder / "toy")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    with ExitStack() as stack:
+        yield stack.enter_context(served(folder.parent)) + "sub%20folder%20%C3%A9%23/"
+
+
+@pytest.fixture
+def visit(browser: Any, toy: Path) -> Iterator[Visit]:
+    """The toy gallery, from files."""
+    made = Visit(browser, Site(toy, f"{toy.as_uri()}/"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def web(browser: Any, toy: Path, server: str) -> Iterator[Visit]:
+    """The toy gallery, from a web server, where it is not at the root."""
+    made = Visit(browser, Site(toy, f"{server}toy/"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["file", "http"])
+def anywhere(request: pytest.FixtureRequest) -> Visit:
+    """The toy gallery, from files and from a web server."""
+    return request.getfixturevalue({"file": "visit", "http": "web"}[request.param])
+
+
+def grid(page: Any) -> list[int]:
+    """The filters on a layer's page."""
+    return page.locator("#grid > li").evaluate_all("items => items.map(item => Number(item.dataset.n))")
+
+
+def focused(page: Any) -> int:
+    return page.evaluate("Number(document.activeElement.closest('li').dataset.n)")
+
+
+def is_drawn(page: Any, selector: str) -> bool:
+    """Whether all images there have arrived and can be decoded."""
+    drawn = "i => i.complete && i.naturalWidth && i.currentSrc.endsWith('.webp')"
+    page.wait_for_function(f"s => [...document.querySelectorAll(s)].every({drawn})", arg=selector)
+    return page.locator(selector).count() > 0
+
+
+def pinned(page: Any) -> list[str]:
+    return page.locator("#pin-list img").evaluate_all("images => images.map(image => image.alt)")
+
+
+def press(page: Any, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def ends(page: Any, text: str) -> None:
+    """Waits until the address ends so."""
+    page.wait_for_url(re.compile(re.escape(text) + "$"))
+
+
+# Ways through the pages.
+
+
+def test_from_the_model_to_a_filter_and_back(anywhere: Visit) -> None:
+    page = anywhere()
+    assert page.locator("h1").inner_text() == MODEL
+    assert page.locator(".layers h2").all_inner_texts() == list(LAYERS)
+    assert is_drawn(page, ".layers li:first-child img")
+    page.get_by_role("link", name="conv", exact=True).click()
+    ends(page, "conv/index.html")
+    assert grid(page) == list(range(LAYERS["conv"]))
+    page.locator("#grid a").nth(12).click()
+    ends(page, "layers/conv/12.html")
+    assert page.locator("h1").inner_text() == "conv:12"
+    assert is_drawn(page, ".views img")
+    page.locator("#after").click()
+    ends(page, "/13.html")
+    page.locator("#before").click()
+    ends(page, "/12.html")
+    page.go_back()
+    page.go_back()
+    page.go_back()
+    ends(page, "conv/index.html")
+    page.go_forward()
+    ends(page, "/12.html")
+    page.locator("#up").click()
+    page.wait_for_function("document.activeElement?.closest('#grid li')")
+    assert focused(page) == 12
+    assert "f=12" not in page.url
+    page.locator("header a").first.click()
+    ends(page, "toy/index.html")
+
+
+def test_every_filter_has_an_address(visit: Visit) -> None:
+    order = numbers("score", layer="wide", falling=True, dead=False)
+    index = 600
+    number = order[index]
+    page = visit(f"layers/wide/{number}.html#sort=score&dead=hide")
+    assert page.locator("#before").inner_text() == f"← {order[index - 1]}"
+    assert page.locator("#after").inner_text() == f"{order[index + 1]} →"
+    page.locator("#up").click()
+    page.wait_for_function("document.activeElement?.closest('#grid li')")
+    assert focused(page) == number
+    assert grid(page) == order[500:]
+    assert page.locator("#pager b").inner_text() == "2"
+    assert page.locator("#grid a:focus").evaluate("a => a.getBoundingClientRect().top > 60")
+
+
+@pytest.mark.parametrize(("key", "falls"), [("score", True), ("converged", False)])
+def test_filters_are_sorted(visit: Visit, key: str, falls: bool) -> None:
+    page = visit("layers/conv/index.html#theme=dark")
+    before = page.locator("#grid i").all_inner_texts()
+    page.locator("#sort").select_option(key)
+    assert grid(page) == numbers(key, falling=falls)
+    assert f"sort={key}" in page.url
+    page.locator("#order").click()
+    other = numbers(key, falling=not falls)
+    assert grid(page) == other
+    deep = visit(page.url.removeprefix(visit.site.url))
+    assert grid(deep) == other, "the address says it all"
+    page.locator("#sort").select_option("number")
+    assert page.locator("#grid i").all_inner_texts() == before, "what the script makes is what was there"
+    assert "sort=" not in page.url
+    page.locator("#order").click()
+    assert grid(page) == list(reversed(range(LAYERS["conv"])))
+
+
+def test_an_order_is_that_of_all_pages(visit: Visit) -> None:
+    page = visit("layers/wide/page-3.html")
+    page.locator("#sort").select_option("score")
+    order = numbers("score", layer="wide", falling=True)
+    assert grid(page) == order[1000:]
+    page.reload()
+    assert grid(page) == order[1000:]
+    page.locator("#pager").get_by_text("2").click()
+    ends(page, "page-2.html#sort=score")
+    assert grid(page) == order[500:1000]
+    page.locator("#order").click()
+    assert grid(page) == numbers("score", layer="wide")[500:1000]
+    page.goto(f"{visit.site.url}layers/wide/page-3.html#dead=hide")
+    assert grid(page) == numbers(layer="wide", dead=False)[500:], "there is no third page then"
+    assert page.locator("#pager > *").all_inner_texts() == ["1", "2"]
+
+
+def test_dead_filters_are_hidden_and_shown(visit: Visit) -> None:
+    page = visit("layers/conv/index.html")
+    assert page.locator("#grid li.dead").count() == LAYERS["conv"] - len(numbers(dead=False))
+    assert page.locator("#grid li[data-n='3']").inner_text().split() == ["3", "dead", "★"]
+    page.get_by_label("dead filters").uncheck()
+    assert grid(page) == numbers(dead=False)
+    assert "dead=hide" in page.url
+    page.locator("#grid a").nth(3).click()
+    ends(page, "/4.html#dead=hide")
+    assert page.locator("#before").inner_text() == "← 2"
+    page.goto(f"{visit.site.url}layers/conv/3.html#dead=hide")
+    assert "Dead" in page.locator(".note").inner_text()
+    page.goto(f"{visit.site.url}layers/conv/52.html")
+    assert "not finite" in page.locator(".note").inner_text()
+    page.goto(f"{visit.site.url}layers/conv/2.html")
+    assert page.locator(".facts div", has_text="Score").inner_text().split() == ["Score", "none"]
+
+
+def test_a_search_finds_numbers(visit: Visit) -> None:
+    page = visit("layers/wide/page-3.html")
+    for text, found in [
+        ("7", [7]),
+        ("10-12, 900 1", [1, 10, 11, 12, 900]),
+        ("995-", list(range(995, FILTERS))),
+        ("4000", []),
+    ]:
+        page.locator("#q").fill(text)
+        assert grid(page) == found
+    assert page.locator("#said").inner_text() == "No filter 4000 here"
+    page.locator("#q").fill("conv")
+    assert "is no number" in page.locator("#said").inner_text()
+    page.locator("#q").fill("5-6")
+    assert "2 found" in page.locator("#said").inner_text()
+    deep = visit(page.url.removeprefix(visit.site.url))
+    assert grid(deep) == [5, 6]
+    press(page, "Enter")
+    assert focused(page) == 5
+    press(page, "/", "Escape")
+    assert grid(page) == list(range(1000, FILTERS))
+    page.locator("#q").fill("1009")
+    press(page, "Enter")
+    ends(page, "wide/1009.html")
+    page.locator("#q").fill("4000")
+    press(page, "Enter")
+    assert page.locator("#q").evaluate("q => q.validationMessage") == "This layer has no filter 4000"
+    page.locator("#q").fill("17")
+    press(page, "Enter")
+    ends(page, "wide/17.html")
+
+
+def test_a_search_finds_layers(visit: Visit) -> None:
+    page = visit()
+    press(page, "/")
+    page.keyboard.type("CRIPT")
+    assert page.locator(".layers > li:visible").count() == 1
+    assert page.locator("#said").inner_text() == "1 layer"
+    press(page, "Enter")
+    ends(page, f"{folder_url(HOSTILE)}/index.html")
+    assert page.locator("h1").inner_text() == HOSTILE
+    page.goto(f"{visit.site.url}index.html#q=nothing")
+    assert page.locator("#said").inner_text() == "No layer's name has “nothing” in it"
+    page.locator("#q").fill("conv:52")
+    press(page, "Enter")
+    ends(page, "conv/52.html")
+    page.goto(visit.site.url + "index.html")
+    page.locator("#q").fill("conv:60")
+    press(page, "Enter")
+    assert page.locator("#said").inner_text() == "conv has no filter 60"
+
+
+def test_keys_lead_everywhere(visit: Visit) -> None:
+    page = visit("layers/conv/index.html#sort=score")
+    order = numbers("score", falling=True)
+    columns = page.locator("#grid").evaluate("g => getComputedStyle(g).gridTemplateColumns.split(' ').length")
+    press(page, "ArrowDown")
+    assert focused(page) == order[0]
+    press(page, "ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft")
+    assert focused(page) == order[columns + 1]
+    press(page, "ArrowUp")
+    assert focused(page) == order[1]
+    press(page, "Tab")
+    assert page.evaluate("document.activeElement.classList[0]") == "pin"
+    press(page, "Shift+Tab", "Enter")
+    ends(page, f"conv/{order[1]}.html#sort=score")
+    press(page, "ArrowRight")
+    ends(page, f"conv/{order[2]}.html#sort=score")
+    press(page, "ArrowLeft")
+    ends(page, f"conv/{order[1]}.html#sort=score")
+    press(page, "Escape")
+    ends(page, "conv/index.html#sort=score")
+    page.wait_for_function("document.activeElement?.closest('#grid li')")
+    assert focused(page) == order[1]
+    page.get_by_label("dead filters").focus()
+    press(page, "/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    press(page, "Shift+ArrowRight")
+    assert page.url.endswith("conv/index.html#sort=score"), "typing in the search leads nowhere"
+    press(page, "Escape", "Shift+ArrowRight")
+    ends(page, f"{folder_url(HOSTILE)}/index.html#sort=score")
+    press(page, "Shift+ArrowLeft")
+    ends(page, "conv/index.html#sort=score")
+    press(page, "Escape")
+    ends(page, "toy/index.html#sort=score")
+    press(page, "Escape")
+    ends(page, "toy/index.html#sort=score")
+
+
+def test_the_focus_goes_from_top_to_bottom(visit: Visit) -> None:
+    page = visit("layers/conv/index.html")
+    seen = []
+    for _ in range(9):
+        press(page, "Tab")
+        seen.append(page.evaluate("(e => e.id || e.classList[0] || e.textContent)(document.activeElement)"))
+    assert seen == [
+        "skip",
+        MODEL,
+        "q",
+        "theme",
+        "sort",
+        "order",
+        "dead",
+        page.locator("#grid a").first.text_content(),
+        "pin",
+    ]
+    page.reload()
+    press(page, "Tab", "Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.url.endswith("index.html")
+
+
+# What is pinned.
+
+
+def test_pins_of_two_layers_stand_side_by_side(anywhere: Visit) -> None:
+    page = anywhere("layers/conv/index.html")
+    press(page, "ArrowRight", "ArrowRight", "p")
+    page.locator("#grid li[data-n='20']").hover()
+    page.get_by_role("button", name="Pin filter 20", exact=True).click()
+    assert pinned(page) == ["conv:1", "conv:20"]
+    page.locator("nav.beside a").click()
+    page.wait_for_url("**%253Cscript%253E*/index.html#pins=*")
+    page.locator("#grid a").nth(5).click()
+    page.wait_for_url("**/5.html#*")
+    press(page, "p")
+    assert pinned(page) == ["conv:1", "conv:20", f"{HOSTILE}:5"]
+    assert is_drawn(page, "#pin-list img")
+    page.reload()
+    assert len(pinned(page)) == 3
+    press(page, "c")
+    page.wait_for_url("**/compare.html#pins=*")
+    titles = page.locator("#compared h2")
+    titles.nth(2).wait_for()
+    assert titles.all_inner_texts() == ["conv:1", "conv:20", f"{HOSTILE}:5"]
+    assert is_drawn(page, "#compared img")
+    tops = page.locator("#compared > li").evaluate_all("items => items.map(i => i.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1
+    deep = anywhere(page.url.removeprefix(anywhere.site.url))
+    deep.locator("#compared h2").nth(2).wait_for()
+    page.get_by_role("button", name="Unpin conv:20").click()
+    page.wait_for_function("document.querySelectorAll('#compared > li').length === 2")
+    assert titles.all_inner_texts() == ["conv:1", f"{HOSTILE}:5"]
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"Unpin {HOSTILE}:5"
+    titles.nth(0).get_by_role("link").click()
+    assert page.locator("h1").inner_text() == "conv:1"
+    assert page.locator(".heading .pin").get_attribute("aria-pressed") == "true"
+    press(page, "p")
+    assert pinned(page) == [f"{HOSTILE}:5"]
+    page.get_by_role("button", name="Unpin all").click()
+    assert page.locator("#pins").is_hidden()
+
+
+def test_pins_outlive_the_way_back(anywhere: Visit) -> None:
+    page = anywhere("layers/conv/index.html")
+    page.locator("#grid a").nth(4).click()
+    ends(page, "/4.html")
+    press(page, "p")
+    assert pinned(page) == ["conv:4"]
+    page.go_back()
+    page.locator("#pin-list img").wait_for()
+    assert pinned(page) == ["conv:4"]
+    press(page, "p")
+    page.get_by_role("button", name="Unpin all").click()
+    page.go_forward()
+    page.wait_for_function("document.getElementById('pins').hidden")
+    fresh = page.context.new_page()
+    fresh.goto(f"{anywhere.site.url}layers/conv/index.html")
+    assert fresh.locator("#pins").is_hidden(), "an address without pins has none"
+
+
+def test_pins_that_are_not_there_do_no_harm(visit: Visit) -> None:
+    odd = "*".join(
+        ["%2525E0%2525A4%2525A", "..", "..%252F..:1", "nothing:4", "conv:x", "conv:99999", ":", "conv:7", "conv:7"]
+    )
+    page = visit(f"compare.html#pins={odd}&sort=%E0%A4%A&theme=%22%3E&__proto__=1")
+    page.locator("#compared h2").wait_for()
+    assert page.locator("#compared h2").all_inner_texts() == ["conv:7"]
+    page.get_by_role("button", name="Unpin all").click()
+    assert page.locator("#compared > li").count() == 0
+    assert "Pin filters" in page.locator("#said").inner_text()
+
+
+def test_a_pin_whose_filter_has_gone_is_a_name(visit: Visit) -> None:
+    pins, lost = "pins=conv:1*conv:99*gone:4", f"{visit.site.url}layers/gone/thumbs/4.webp"
+    page = visit(f"layers/conv/index.html#{pins}")
+    names = page.locator("#pin-list span")
+    names.nth(1).wait_for()
+    page.locator("#theme").click()
+    assert names.all_inner_texts() == ["conv:99", "gone:4"]
+    assert pinned(page) == ["conv:1"]
+    page.goto(f"{visit.site.url}index.html#{pins}")
+    assert names.all_inner_texts() == ["conv:99", "gone:4"]
+    assert is_drawn(page, "#pin-list img")
+    assert not [url for url in visit.loaded if url.endswith("conv/thumbs/99.webp")], "its layer is known"
+    assert visit.loaded.count(lost) == 1, "by a page that knows nothing of its layer, and once"
+    visit.wrong = [line for line in visit.wrong if lost not in line and "ERR_FILE_NOT_FOUND" not in line]
+
+
+# What the pages show.
+
+
+@pytest.mark.parametrize(
+    ("anywhere", "layer"),
+    [("file", HOSTILE), ("file", QUOTED), ("file", LONG), ("http", QUOTED)],
+    ids=["file-hostile", "file-quoted", "file-long", "http-quoted"],
+    indirect=["anywhere"],
+)
+def test_names_are_shown_as_they_are(anywhere: Visit, layer: str) -> None:
+    page = anywhere()
+    page.get_by_role("link", name=layer, exact=True).click()
+    ends(page, f"{folder_url(layer)}/index.html")
+    assert page.locator("h1").inner_text() == layer
+    assert grid(page) == list(range(LAYERS[layer]))
+    assert is_drawn(page, "#grid img")
+    page.locator("#grid a").nth(1).click()
+    ends(page, "/1.html")
+    assert page.title() == f"{layer}:1 – {MODEL}"
+    assert is_drawn(page, ".views img")
+    press(page, "p")
+    (name,) = pinned(page)
+    assert name == f"{layer}:1" or (layer == LONG and name.startswith("trunk."))
+    assert is_drawn(page, "#pin-list img")
+    press(page, "c")
+    page.locator("#compared h2").wait_for()
+    assert page.locator("#compared h2").all_inner_texts() == [f"{layer}:1"]
+    assert is_drawn(page, "#compared img")
+    assert page.locator("#compared img.map").count() == (layer != LONG)
+
+
+def test_what_is_damaged_or_missing_is_said(visit: Visit) -> None:
+    page = visit()
+    assert page.locator(".problems summary").inner_text() == "1 unit left out"
+    assert folder_of(DAMAGED) in page.locator(".problems li").inner_text()
+    page.get_by_role("link", name=DAMAGED, exact=True).click()
+    ends(page, f"{folder_url(DAMAGED)}/index.html")
+    assert grid(page) == [0, 1]
+    assert "2 of 6 filters" in page.locator("main").inner_text()
+    page.goto(f"{visit.site.url}layers/{folder_url(EMPTY)}/index.html")
+    assert "Nothing of this layer has been rendered yet." in page.locator("main").inner_text()
+
+
+def test_the_film_follows_the_slider(web: Visit) -> None:
+    page = web(PAGES["filter"])
+    places = []
+    slider = page.get_by_role("slider")
+    slider.focus()
+    for key in ("ArrowLeft", "ArrowLeft", "End"):
+        places.append((page.locator("output").inner_text(), page.locator(".frame img").evaluate("i => i.style.left")))
+        press(page, key)
+    assert places == [("5", "-200%"), ("2", "-100%"), ("0", "0%")]
+    assert slider.get_attribute("aria-valuetext") == "after step 5"
+    width, height = page.locator(".frame").evaluate("f => [f.clientWidth, f.clientHeight]")
+    assert width / height == pytest.approx(40 / 24, rel=0.02)
+    assert "/3.html" in page.url, "its arrows lead to no other filter"
+    with page.expect_download() as download:
+        page.get_by_role("link", name="WEBP").click()
+    assert download.value.suggested_filename == "3-moving.webp"
+    assert download.value.path().read_bytes()[8:12] == b"WEBP"
+
+
+def test_the_command_is_copied_and_understood(web: Visit) -> None:
+    page = web(PAGES["filter"], permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy the command").click()
+    page.get_by_text("Copied").wait_for()
+    command = page.evaluate("navigator.clipboard.readText()")
+    program, *words = shlex.split(command)
+    assert program == "featvis"
+    parsed = cli._parser().parse_args(words)
+    assert (parsed.model, parsed.layer, parsed.filters, parsed.steps, parsed.seed) == (MODEL, HOSTILE, "3", 5, 7)
+    page.get_by_role("button", name="Copy the Python call").click()
+    page.wait_for_function("document.querySelectorAll('.copy')[1].textContent === 'Copied'")
+    compile(page.evaluate("navigator.clipboard.readText()"), "call", "exec")
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen(visit: Visit) -> None:
+    def paper(page: Any) -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    page = visit("layers/conv/index.html", color_scheme="dark")
+    dark = paper(page)
+    page.emulate_media(color_scheme="light")
+    light = paper(page)
+    assert light != dark
+    page.get_by_role("button", name="Dark").click()
+    assert paper(page) == dark
+    page.locator("#grid a").first.click()
+    ends(page, "0.html#theme=dark")
+    assert paper(page) == dark
+    page.get_by_role("button", name="Light").click()
+    page.go_back()
+    page.wait_for_function("dark => getComputedStyle(document.body).backgroundColor !== dark", arg=dark)
+
+
+def test_pages_are_readable_without_scripts(visit: Visit) -> None:
+    page = visit(java_script_enabled=False)
+    assert page.locator(".scripted:visible").count() == 0
+    page.get_by_role("link", name="wide", exact=True).click()
+    ends(page, "wide/index.html")
+    assert page.locator("#grid > li").count() == 500
+    page.locator("#pager a").last.click()
+    ends(page, "page-3.html")
+    assert page.locator("#grid > li").count() == FILTERS - 1000
+    page.locator("#grid a").last.click()
+    assert page.locator("h1").inner_text() == "wide:1009"
+    assert "Score" in page.locator(".facts").inner_text()
+    page.locator("#before").click()
+    ends(page, "1008.html")
+    page.goto(visit.site.url + "compare.html")
+    assert "needs JavaScript" in page.locator("noscript").inner_text()
+
+
+def test_fingers_pin_and_swipe(visit: Visit) -> None:
+    page = visit("layers/conv/index.html", width=390, height=700, has_touch=True, is_mobile=True)
+    star = page.locator("#grid li[data-n='1'] .pin")
+    assert star.evaluate("s => getComputedStyle(s).opacity") == "1"
+    box = star.bounding_box()
+    assert min(box["width"], box["height"]) >= 24
+    star.tap()
+    assert pinned(page) == ["conv:1"]
+    page.locator("#grid a").nth(1).tap()
+    ends(page, "/1.html#pins=conv:1")
+    session = page.context.new_cdp_session(page)
+    for start, end, there in ((300, 60, "/2.html"), (60, 300, "/1.html")):
+        points = [{"x": start + (end - start) * i / 4, "y": 300} for i in range(5)]
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[:1]})
+        for point in points[1:]:
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        ends(page, f"{there}#pins=conv:1")
+
+
+# How it looks.
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_nothing_is_wider_than_the_window(visit: Visit, kind: str) -> None:
+    long = PAGES[kind].replace(folder_url(HOSTILE), folder_url(LONG))
+    for path in dict.fromkeys([PAGES[kind], long]):
+        page = visit(path, width=320)
+        for width in (320, 768, 1440, 2560):
+            page.set_viewport_size({"width": width, "height": 800})
+            wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            assert wide[0] <= wide[1], f"{path} at {width}"
+        assert page.locator("header").evaluate("h => h.offsetHeight") < 120
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("kind", PAGES)
+def test_axe_finds_nothing(visit: Visit, kind: str, theme: str) -> None:
+    try:
+        axe = importlib.import_module("axe_playwright_python.sync_playwright").Axe()
+    except ImportError:
+        pytest.skip("no axe-playwright-python: pip install 'featvis-func[test]'")
+    page = visit(PAGES[kind], color_scheme=theme)
+    if kind == "compare":
+        page.locator("#compared h2").nth(1).wait_for()
+    elif kind != "model":
+        press(page, "ArrowDown", "p")  # with the bar of what is pinned
+    for width in (1280, 320) if theme == "light" else (1280,):
+        page.set_viewport_size({"width": width, "height": 800})
+        for found in axe.run(page, options={"preload": False}).response["violations"]:
+            where = [node["html"] for node in found["nodes"]][:3]
+            assert found["impact"] not in ("serious", "critical"), (found["id"], found["help"], where, width)
+
+
+def test_the_first_view_of_500_filters_is_light(browser: Any, folder: Path, server: str) -> None:
+    folder.mkdir(exist_ok=True)
+    visit = Visit(browser, Site(heavy_site(folder / "heavy"), f"{server}heavy/"))
+    page = visit("layers/conv/index.html", width=1440, height=900)
+    page.wait_for_load_state("networkidle")
+    size = size_of(page)
+    print(f"first view: {size} bytes, {len(visit.loaded)} files")
+    assert is_drawn(page, "#grid li:nth-child(-n+40) img")
+    assert size < 1_000_000
+    page.mouse.wheel(0, 20_000)
+    page.wait_for_function("document.querySelector('#grid li:last-child img').naturalWidth")
+    visit.close()
+
+
+def size_of(page: Any) -> int:
+    """Bytes of all that the page has loaded, as it came, with its headers."""
+    kinds = "['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))"
+    return page.evaluate(f"{kinds}.reduce((sum, entry) => sum + entry.transferSize, 0)")

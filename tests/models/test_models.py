@@ -1,0 +1,452 @@
+"""Models by name, by file and as they are."""
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision.models
+from torch import Tensor, nn
+from torchvision.models import _api as torchvision_api
+
+from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, Model, load_model
+from featvis_func.models.state_dict import load_weights
+from featvis_func.validation import suggest
+from featvis_func.zoo import CLASSES, MEAN, SIZE, STD
+
+
+def same_values(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def small(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+
+class Downloads:
+    """Stands in for torchvision's loader: hands over random values instead of fetching any."""
+
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+        self.states: dict[str, dict[str, Tensor]] = {}
+
+    def __call__(self, url: str, **options: Any) -> dict[str, Tensor]:
+        del options
+        self.urls.append(url)
+        name = url.rsplit("/", 1)[1].partition("-")[0]
+        own = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            module = torchvision.models.get_model(name, weights=None, **own)
+        self.states[name] = module.state_dict()
+        return self.states[name]
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> Downloads:
+    loader = Downloads()
+    monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", loader)
+    return loader
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", refuse)
+
+
+# --- texturenet -----------------------------------------------------------------------------------------------------
+
+
+def test_texturenet_comes_with_its_input_and_classes() -> None:
+    model = load_model("texturenet")
+    assert (model.name, model.mean, model.std, model.size) == ("texturenet", MEAN, STD, (SIZE, SIZE))
+    assert model.categories == tuple(CLASSES)
+    assert model.channels == 3
+    assert not model.module.training
+    assert same_values(model.module, load_model("texturenet").module)
+
+
+def test_a_model_passes_through(texturenet: Model) -> None:
+    assert load_model(texturenet) == texturenet
+    assert load_model(texturenet).module is texturenet.module
+
+
+# --- torchvision ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "googlenet"])
+def test_random_weights_are_the_same_each_time_and_cost_no_draws(name: str) -> None:
+    before = torch.random.get_rng_state()
+    first = load_model(f"torchvision:{name}@none")
+    torch.rand(3)
+    second = load_model(f"torchvision:{name}@none")
+    torch.random.set_rng_state(before)
+    third = load_model(f"torchvision:{name}@none")
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same_values(first.module, second.module)
+    assert same_values(first.module, third.module)
+    assert not first.module.training
+    assert first.weights == ""
+    assert first.categories == ()
+    assert (first.mean, first.std, first.size) == (IMAGENET_MEAN, IMAGENET_STD, (224, 224))
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "size"),
+    [
+        ("resnet18", "ResNet18_Weights.IMAGENET1K_V1", 224),
+        ("resnet18@IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", 224),
+        ("resnet18@DEFAULT", "ResNet18_Weights.IMAGENET1K_V1", 224),
+        ("resnet18@ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", 224),
+        ("efficientnet_b1@IMAGENET1K_V2", "EfficientNet_B1_Weights.IMAGENET1K_V2", 240),
+        ("mobilenet_v3_small", "MobileNet_V3_Small_Weights.IMAGENET1K_V1", 224),
+    ],
+)
+def test_named_weights_bring_their_own_preset(downloads: Downloads, spec: str, weights: str, size: int) -> None:
+    model = load_model(f"torchvision:{spec}")
+    (url,) = downloads.urls
+    enum = torchvision.models.get_weight(weights)
+    assert url == enum.url
+    assert model.name == f"torchvision:{spec}"
+    assert model.weights == weights
+    assert (model.mean, model.std, model.size) == (IMAGENET_MEAN, IMAGENET_STD, (size, size))
+    assert model.categories == tuple(enum.meta["categories"])
+    assert len(model.categories) == 1000
+    assert not model.module.training
+    (state,) = downloads.states.values()
+    assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
+
+
+def test_a_preset_of_other_statistics_is_used(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Preset:
+        mean, std, crop_size = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), [96]
+
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(type(weights), "transforms", property(lambda self: Preset))
+    model = load_model("torchvision:resnet18")
+    assert (model.mean, model.std, model.size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (96, 96))
+    assert len(downloads.urls) == 1
+
+
+def test_own_mean_std_and_size_go_before_the_preset(downloads: Downloads) -> None:
+    model = load_model("torchvision:resnet18", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=(64, 48))
+    assert (model.mean, model.std, model.size) == ((0.5,) * 3, (0.25,) * 3, (64, 48))
+    assert downloads.urls
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("<urlopen error no route>\nand a second line"),
+        RuntimeError('invalid hash value (expected "f37072fd", got "00")'),
+    ],
+)
+def test_a_download_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", fail)
+    with pytest.raises(ValueError, match=r"could not fetch the weights ResNet18_Weights\.IMAGENET1K_V1") as caught:
+        load_model("torchvision:resnet18")
+    assert str(error).splitlines()[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "'@none'" in str(caught.value)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18", r"unknown model 'resnet18'; did you mean 'torchvision:resnet18'\?$"),
+        ("texturnet", r"unknown model 'texturnet'; .*'texturenet', 'torchvision:NAME.*did you mean 'texturenet'"),
+        ("", r"unknown model ''; expected 'texturenet', 'torchvision:NAME.*'timm:NAME.* or 'transformers:ORG"),
+        ("torchvision:resnet81", r"no model 'resnet81'; did you mean .*'resnet18'"),
+        ("torchvision:", r"no model ''"),
+        ("torchvison:resnet18", r"unknown model 'torchvison:resnet18'; expected .*'torchvision:NAME"),
+        ("torchvision:quantized_resnet50", r"is quantised, .*did you mean 'torchvision:resnet50'\?$"),
+        ("torchvision:qqqqqqqq", r"no model 'qqqqqqqq'$"),
+        ("torchvision:resnet50@IMAGENET1K_V3", r"'IMAGENET1K_V3'; it has IMAGENET1K_V1, IMAGENET1K_V2$"),
+        (
+            "torchvision:resnet18@ResNet50_Weights.IMAGENET1K_V2",
+            r"'ResNet50_Weights.IMAGENET1K_V2' are not of resnet18, which has IMAGENET1K_V1$",
+        ),
+        ("torchvision:resnet18@Nothing.V1", r"no weights 'Nothing.V1'; resnet18 has IMAGENET1K_V1$"),
+        ("torchvision:resnet18@ResNet18_Weights.V9", r"'ResNet18_Weights.V9'; resnet18 has IMAGENET1K_V1$"),
+        ("torchvision:resnet18@a.b.c", r"no weights 'a.b.c'; resnet18 has IMAGENET1K_V1$"),
+    ],
+)
+def test_unknown_names_say_what_exists(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("resnet81", ["resnet18", "vgg11"], "; did you mean 'resnet18'?"),
+        ("zzz", ["resnet18"], ""),
+        ("a", [], ""),
+    ],
+)
+def test_suggest(name: str, known: list[str], expected: str) -> None:
+    assert suggest(name, known) == expected
+
+
+# --- bare modules ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_bare_module_tells_its_channels(channels: int) -> None:
+    module = nn.Sequential(nn.Conv2d(channels, 2, 3)).train()
+    model = load_model(module)
+    assert model.module is module
+    assert module.training
+    assert model.channels == channels
+    expected = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    assert (model.mean, model.std) == expected
+    assert (model.name, model.size, model.categories, model.weights) == ("Sequential", (224, 224), (), "")
+
+
+def test_a_bare_transformer_tells_its_size() -> None:
+    with torch.random.fork_rng(devices=[]):
+        module = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16)
+    assert load_model(module).size == (32, 32)
+    assert load_model(module, size=48).size == (48, 48)
+
+
+def test_a_module_without_convolutions_takes_three_channels() -> None:
+    assert load_model(nn.Linear(3, 2)).mean == IMAGENET_MEAN
+
+
+@pytest.mark.parametrize(
+    ("given", "mean", "std", "size"),
+    [
+        ({"mean": (0.5, 0.5, 0.5)}, (0.5,) * 3, IMAGENET_STD, (224, 224)),
+        ({"std": [1, 2, 3]}, IMAGENET_MEAN, (1, 2, 3), (224, 224)),
+        ({"mean": [0.5]}, (0.5,), (1.0,), (224, 224)),
+        ({"std": (0.5, 0.5)}, (0.0, 0.0), (0.5, 0.5), (224, 224)),
+        ({"size": 32}, IMAGENET_MEAN, IMAGENET_STD, (32, 32)),
+        ({"size": (32, 48)}, IMAGENET_MEAN, IMAGENET_STD, (32, 48)),
+    ],
+)
+def test_what_is_given_goes_first(
+    given: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int]
+) -> None:
+    model = load_model(small(), **given)
+    assert (model.mean, model.std, model.size) == (mean, std, size)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": 0}, r"at least 1 x 1 pixels, got \(0, 0\)"),
+        ({"size": (32, -1)}, r"got \(32, -1\)"),
+        ({"mean": (0.5, 0.5), "std": (1.0,)}, r"one mean and one std above 0 per channel"),
+        ({"mean": ()}, r"got mean \(\)"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std \(1\.0, 0\.0, 1\.0\)"),
+        ({"std": (1.0, -1.0, 1.0)}, r"std above 0"),
+        ({"std": (1.0, float("nan"), 1.0)}, r"std above 0"),
+        ({"weights": "w.pth"}, r"weights= goes with a model's name"),
+    ],
+)
+def test_input_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(small(), **given)
+
+
+# --- files of weights -----------------------------------------------------------------------------------------------
+
+
+def write(path: Path, state: Any) -> Path:
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+WRAPPERS = {
+    "bare": lambda state: state,
+    "ordered": OrderedDict,
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    "model": lambda state: {"model": state, "loss": 0.5},
+    "module.": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "state_dict and module.": lambda state: {"state_dict": {f"module.{n}": v for n, v in state.items()}},
+    "without num_batches_tracked": lambda state: {n: v for n, v in state.items() if "num_batches" not in n},
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_from_torch_files(tmp_path: Path, wrapper: str, suffix: str) -> None:
+    source, target = small(1), small(2)
+    path = write(tmp_path / f"w{suffix}", WRAPPERS[wrapper](source.state_dict()))
+    load_weights(target, path)
+    load_weights(target, str(path))
+    assert same_values(source, target)
+
+
+def test_weights_from_safetensors(tmp_path: Path) -> None:
+    source, target = small(1), small(2)
+    load_weights(target, write(tmp_path / "w.safetensors", source.state_dict()))
+    assert same_values(source, target)
+
+
+def test_weights_from_old_torch_files(tmp_path: Path) -> None:
+    source, target = small(1), small(2)
+    torch.save(source.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    load_weights(target, tmp_path / "w.pth")
+    assert same_values(source, target)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_named_model_with_own_weights(tmp_path: Path, suffix: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        source = torchvision.models.squeezenet1_1()
+    path = write(tmp_path / f"mine{suffix}", source.state_dict())
+    model = load_model("torchvision:squeezenet1_1", weights=path)
+    assert same_values(model.module, source)
+    assert model.weights.startswith(f"mine{suffix} sha256:")
+    assert len(model.weights.partition("sha256:")[2]) == 64
+    assert not model.module.training
+
+
+def test_texturenet_with_own_weights(tmp_path: Path, texturenet: Model) -> None:
+    state = {name: value + 1 for name, value in texturenet.module.state_dict().items()}
+    model = load_model("texturenet", weights=write(tmp_path / "w.safetensors", state))
+    assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
+    assert same_values(load_model("texturenet").module, texturenet.module)
+
+
+@pytest.mark.usefixtures("offline")
+def test_googlenet_with_own_weights_transforms_its_input(tmp_path: Path) -> None:
+    """As torchvision's own builder does, because published weights were converted from another framework."""
+    with torch.random.fork_rng(devices=[]):
+        source = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
+    trunk = {name: value for name, value in source.state_dict().items() if not name.startswith("aux")}
+    model = load_model("torchvision:googlenet", weights=write(tmp_path / "w.pth", trunk))
+    assert isinstance(model.module, torchvision.models.GoogLeNet)
+    assert model.module.transform_input
+    assert all(torch.equal(value, trunk[name]) for name, value in model.module.state_dict().items() if name in trunk)
+
+
+class Opens:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    torch.save({"0.weight": Opens(str(harm))}, tmp_path / "w.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Opens(str(harm)), protocol=2))
+    for name in ("w.pth", "plain.pth"):
+        with pytest.raises(ValueError, match="cannot be read") as caught:
+            load_weights(small(), tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    path = write(tmp_path / f"w{suffix}", small().state_dict())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        load_weights(small(), path)
+    assert repr(str(path)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.pth", None, "no weights file"),
+        ("absent.safetensors", None, "no weights file"),
+        ("w.bin", {"a": torch.zeros(1)}, r"must be a \.safetensors, \.pth or \.pt file"),
+        ("w", {"a": torch.zeros(1)}, r"must be a \.safetensors, \.pth or \.pt file"),
+        ("w.pth", [torch.zeros(1)], "no state dict of tensors"),
+        ("w.pth", {}, "no state dict of tensors"),
+        ("w.pth", {"a": 1}, "no state dict of tensors"),
+        ("w.pth", torch.zeros(2), "no state dict of tensors"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        load_weights(small(), path)
+
+
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no weights file"):
+        load_weights(small(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {n: v for n, v in state.items() if n != "0.bias"}, r"\(Sequential\): no 0\.bias$"),
+        (lambda state: {**state, "9.weight": torch.zeros(1)}, r"unknown 9\.weight$"),
+        (
+            lambda state: {**state, "0.weight": torch.zeros(4, 1, 3, 3)},
+            r"0\.weight is \(4, 1, 3, 3\) instead of \(4, 3, 3, 3\)$",
+        ),
+        (lambda state: {f"x.{n}": v for n, v in state.items()}, r"no 0\.weight, no 0\.bias, .*, and \d+ more$"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_and_change_nothing(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    path = write(tmp_path / "w.safetensors", change(small(1).state_dict()))
+    target = small(2)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_weights(target, path)
+    assert "\n" not in str(caught.value)
+    assert same_values(target, small(2))
+
+
+def test_an_old_file_cut_anywhere(tmp_path: Path) -> None:
+    """Damaged pickles fail in many ways; each becomes one error."""
+    path = tmp_path / "weights.pth"
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for cut in range(0, 600, 7):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"cannot be read|hold no state dict"):
+            load_weights(small(), path)
+
+
+def test_a_file_without_names(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({0: torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="hold no state dict of tensors"):
+        load_weights(small(), path)
+
+
+def test_random_weights_fetch_no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", fail)
+    assert load_model("torchvision:lraspp_mobilenet_v3_large@none").size == (224, 224)

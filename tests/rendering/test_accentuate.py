@@ -1,0 +1,106 @@
+"""Accentuation starts from a picture, stays near it where it is told to, and says where it looked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+import featvis_func as fv
+from featvis_func.backbone.features import activations_of
+from featvis_func.image import fourier
+from featvis_func.io.image_files import read_picture
+from featvis_func.rendering.result import picture as as_picture
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Tensor:
+    """Smooth coloured stripes and a disc, 48 x 64."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1.3, 1.3, 64), indexing="ij")
+    disc = torch.sigmoid(20 * (0.5 - (x**2 + y**2).sqrt()))
+    stripes = 0.5 + 0.3 * torch.sin(9 * x + torch.tensor([0.0, 1.0, 2.0])[:, None, None])
+    return 0.8 * stripes * (1 - disc) + 0.9 * disc * torch.tensor([0.9, 0.4, 0.2])[:, None, None]
+
+
+def accentuated(photograph: Tensor | str | Path, **options: Any) -> fv.Result:
+    settings = {"near": "block2.conv", "steps": 12, "size": (48, 64), **options}
+    return fv.accentuate("texturenet", "block4.conv:3-4", photograph, **settings)
+
+
+def test_the_filter_finds_more_in_it_and_the_layer_still_sees_the_picture(photograph: Tensor) -> None:
+    model = fv.load_model("texturenet")
+    free, bound = accentuated(photograph, strength=0.0), accentuated(photograph, strength=2.0)
+    layers = ["block4.conv", "block2.conv"]
+    before = activations_of(model, layers, photograph)
+
+    def gain(result: fv.Result, row: int) -> float:
+        after = activations_of(model, layers, result.images[row])
+        return float((after["block4.conv"] - before["block4.conv"])[result.filters[row]].mean())
+
+    def distance(result: fv.Result, row: int) -> float:
+        after = activations_of(model, layers, result.images[row])["block2.conv"]
+        return float((after - before["block2.conv"]).norm() / before["block2.conv"].norm())
+
+    for row in (0, 1):
+        assert gain(free, row) > gain(bound, row) > 0
+        assert distance(bound, row) < 0.7 * distance(free, row)
+
+
+def test_it_starts_as_the_picture_whatever_the_filter(photograph: Tensor) -> None:
+    result = accentuated(photograph, steps=1)
+    torch.testing.assert_close(result.images, photograph.expand(2, -1, -1, -1), rtol=0, atol=2e-3)
+    assert result.filters == (3, 4)
+    assert "departure('block2.conv', <picture>)" in result.config["objective"]
+
+
+def test_a_file_is_read_and_cut_to_the_form(photograph: Tensor, tmp_path: Path) -> None:
+    as_picture(photograph).save(tmp_path / "photograph.png")
+    from_file = accentuated(tmp_path / "photograph.png", steps=1)
+    torch.testing.assert_close(from_file.images[0], photograph, rtol=0, atol=5e-3)
+    square = read_picture(tmp_path / "photograph.png", 48)
+    torch.testing.assert_close(square, photograph[:, :, 8:56], rtol=0, atol=5e-3)
+    assert read_picture(tmp_path / "photograph.png", 12, channels=1).shape == (1, 12, 12)
+
+
+def test_transparency_becomes_opacity(photograph: Tensor, tmp_path: Path) -> None:
+    result = accentuated(photograph)
+    assert result.transparency is not None
+    shown = result.transparent()
+    assert shown.images.shape == (2, 4, 48, 64)
+    assert torch.equal(shown.images[:, :3], result.images)
+    opacity = shown.images[:, 3]
+    assert 0.0 <= float(opacity.min()) < 0.9
+    assert torch.isclose((opacity == 1.0).float().mean(), torch.tensor(0.1), atol=0.03)
+    shown.save(tmp_path)
+    assert np.asarray(PIL.Image.open(tmp_path / "filter-0003.png")).shape == (48, 64, 4)
+    with pytest.raises(ValueError, match="no transparency; render with transparency=True"):
+        fv.render("texturenet", "head:3", steps=1, size=16).transparent()
+    with pytest.raises(ValueError, match="percentile must be above 0"):
+        result.transparent(percentile=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"near": "block9.conv"}, "no layer 'block9.conv'"),
+        ({"strength": -1.0}, "strength must be finite and at least 0, got -1"),
+        ({"image": "cppn"}, "cannot start from a picture"),
+        ({"image": fourier(16)}, r"the picture has shape \(3, 48, 64\), the image \(3, 16, 16\)"),
+        ({"photograph": torch.rand(1, 48, 64)}, r"expected a picture \(3, h, w\) of floats .*got \(1, 48, 64\)"),
+        ({"photograph": "missing.png"}, "missing.png cannot be read as an image"),
+    ],
+)
+def test_bad_input(photograph: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        accentuated(**{"photograph": photograph, **options})
+
+
+def test_a_model_without_weights() -> None:
+    module = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.ReLU())
+    model = fv.load_model(module, size=8)
+    result = fv.accentuate(model, "1:2", torch.rand(3, 8, 8), near="0", steps=2)
+    assert result.filters == (2,)
+    assert result.status == ("ok",)

@@ -1,0 +1,336 @@
+"""What the loggers write, read back from TensorBoard's event files and from W&B's offline runs."""
+
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import featvis_func as fv
+from featvis_func.rendering.loggers import _BINS, Logger, tensorboard_logger, wandb_logger
+from featvis_func.rendering.result import Result, picture
+
+
+def make(count: int = 3, *, channels: int = 3, seed: int = 0, first: int = 7) -> Result:
+    """A result whose last filter never had a finite score."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, history = torch.rand(2, count, generator=generator)[0], torch.rand(4, count, generator=generator)
+    scores[-1], history[:, -1] = -math.inf, math.nan
+    history[2:, 0] = math.nan  # stopped after two steps
+    return Result(
+        images=torch.rand(count, channels, 5, 6, generator=generator),
+        activations=torch.rand(count, 2, 3, generator=generator),
+        scores=scores,
+        best_step=torch.tensor([1] * (count - 1) + [-1]),
+        filters=tuple(range(first, first + count)),
+        status=("ok",) * (count - 1) + ("nonfinite",),
+        history=history,
+        steps=torch.tensor([2] + [4] * (count - 1)),
+        config={"layer": "block.conv", "steps": 4, "lr": None},
+    )
+
+
+def as_rgb(image: PIL.Image.Image) -> np.ndarray:
+    """TensorBoard has grey as three equal channels."""
+    return np.asarray(image.convert("RGB") if image.mode == "L" else image)
+
+
+# --- TensorBoard ----------------------------------------------------------------------------------------------------
+
+
+def events(folder: Path) -> Any:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    kinds = ("COMPRESSED_HISTOGRAMS", "IMAGES", "SCALARS", "HISTOGRAMS", "TENSORS")
+    found = accumulator.EventAccumulator(str(folder), {getattr(accumulator, kind): 0 for kind in kinds})
+    return found.Reload()
+
+
+def test_tensorboard_has_what_there_was(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    results = {0: make(), 500: make(seed=1)}
+    with tensorboard_logger(tmp_path / "run") as log:
+        for step, result in results.items():
+            log(result, step)
+    found, root = events(tmp_path / "run"), "featvis/block.conv"
+    assert set(found.Tags()["images"]) == {f"{root}/{name}" for name in ("grid", "image/7", "image/8", "image/9")}
+    for i, number in enumerate((7, 8, 9)):
+        shown = found.Images(f"{root}/image/{number}")
+        assert [event.step for event in shown] == [0, 500]
+        for event, result in zip(shown, results.values(), strict=True):
+            pixels = PIL.Image.open(io.BytesIO(event.encoded_image_string))
+            np.testing.assert_array_equal(np.asarray(pixels), np.asarray(picture(result.images[i])))
+    curves = {f"{root}/history/{step}/{number}" for step in (0, 500) for number in (7, 8)}
+    assert set(found.Tags()["scalars"]) == {f"{root}/score/7", f"{root}/score/8"} | curves
+    for i, number in enumerate((7, 8)):
+        scores = [(event.step, event.value) for event in found.Scalars(f"{root}/score/{number}")]
+        assert scores == [(step, result.scores[i].item()) for step, result in results.items()]
+        for step, result in results.items():
+            curve = [(event.step, event.value) for event in found.Scalars(f"{root}/history/{step}/{number}")]
+            assert curve == [*enumerate(result.history[: result.steps[i], i].tolist())]
+    histogram = found.Histograms(f"{root}/scores")[0].histogram_value
+    finite = results[0].scores[:2].double()
+    assert histogram.num == sum(histogram.bucket) == 2
+    assert (histogram.min, histogram.max) == (finite.min().item(), finite.max().item())
+    table = found.Tensors(f"{root}/filters/text_summary")[1].tensor_proto.string_val[0].decode()
+    assert f"| 7 | {results[500].scores[0]:.4g} | 1 | 2 | ok |" in table
+    assert "| 9 | -inf | -1 | 4 | nonfinite |" in table
+    text = found.Tensors(f"{root}/config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert all(line.startswith("    ") for line in text.splitlines()), "not shown as it stands"
+    assert json.loads(text) == results[0].config
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_tensorboard_shows_any_number_of_channels(tmp_path: Path, channels: int) -> None:
+    pytest.importorskip("tensorboard")
+    result = make(channels=channels)
+    with tensorboard_logger(str(tmp_path), prefix="") as log:
+        log(result)
+    found = events(tmp_path)
+    for tag, image in {"image/7": picture(result.images[0]), "grid": result.grid()}.items():
+        (event,) = found.Images(f"block.conv/{tag}")
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(event.encoded_image_string)))
+        np.testing.assert_array_equal(pixels, as_rgb(image))
+    assert {event.value for event in found.Scalars("block.conv/history/7")} == set(result.history[:2, 0].tolist())
+
+
+def test_a_writer_stays_open_and_has_the_loss_beside_the_images(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    writer = import_module("torch.utils.tensorboard").SummaryWriter(str(tmp_path))
+    with tensorboard_logger(writer) as log:
+        log(make(), 3)
+    writer.add_scalar("loss", 0.5, 4)
+    writer.close()
+    assert len([*tmp_path.glob("events*")]) == 1, "the writer was closed, and opened a second file"
+    found = events(tmp_path)
+    assert found.Scalars("loss")[0].value == 0.5
+    assert found.Images("featvis/block.conv/grid")[0].step == 3
+
+
+@pytest.mark.parametrize("score", [0.0, 2.5, -3e38, 1e21], ids=str)
+def test_a_histogram_of_equal_scores(tmp_path: Path, score: float) -> None:
+    pytest.importorskip("tensorboard")
+    with tensorboard_logger(tmp_path) as log:
+        log(replace(make(), scores=torch.full((3,), score)))
+    histogram = events(tmp_path).Histograms("featvis/block.conv/scores")[0].histogram_value
+    assert sum(histogram.bucket) == 3
+
+
+def test_a_result_without_a_finite_score(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with tensorboard_logger(tmp_path) as log:
+        log(make(1))
+    tags = events(tmp_path).Tags()
+    assert not tags["scalars"]
+    assert not tags["histograms"]
+    assert len(tags["images"]) == 2
+
+
+def test_a_module_is_watched_while_it_is_trained(tmp_path: Path) -> None:
+    """The example of the module's docstring."""
+    pytest.importorskip("tensorboard")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    with fv.tensorboard_logger(tmp_path) as log:
+        for step in range(4):
+            module(torch.rand(2, 3, 16, 16)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 2 == 0:
+                log(fv.render(fv.load_model(module, size=16), "0", range(2), steps=2, progress=False), step)
+    assert module.training
+    shown = events(tmp_path).Images("featvis/0/image/1")
+    assert [event.step for event in shown] == [0, 2]
+    assert shown[0].encoded_image_string != shown[1].encoded_image_string, "the same weights were rendered twice"
+
+
+# --- Weights & Biases -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """W&B without a network, and with all that it writes in a folder of the test's own."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield tmp_path
+    wandb.teardown()  # or it would keep to these settings
+
+
+def records(run_file: Path) -> Iterator[Any]:
+    """The records of a run's log: in blocks of 32 KiB, parts with a head of checksum, length and kind."""
+    record = import_module("wandb.proto.wandb_internal_pb2").Record
+    data, at, parts = run_file.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record.FromString(parts)
+            parts = b""
+
+
+def flat(value: Any, name: str) -> dict[str, Any]:
+    """Nested keys joined by slashes, as W&B itself joins some."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for part, below in value.items() for key, leaf in flat(below, f"{name}/{part}").items()}
+
+
+def named(items: Any) -> dict[str, Any]:
+    pairs = [(item.key or "/".join(item.nested_key), json.loads(item.value_json)) for item in items]
+    return {key: leaf for name, value in pairs for key, leaf in flat(value, name).items()}
+
+
+def runs(folder: Path) -> list[Path]:
+    """The logs of the runs that have ended; W&B's own process writes them, and may still be at it after a run's end."""
+    import_module("wandb").teardown()
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def history_of(run_file: Path) -> list[dict[str, Any]]:
+    return [named(r.history.item) for r in records(run_file) if r.HasField("history")]
+
+
+def pixels_of(run_file: Path, path: str) -> np.ndarray:
+    return np.asarray(PIL.Image.open(run_file.parent / "files" / path))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_wandb_has_what_there_was(offline: Path, channels: int) -> None:
+    results = {0: make(channels=channels), 500: make(channels=channels, seed=1)}
+    with wandb_logger("filters", name="first") as log:
+        for step, result in results.items():
+            log(result, step)
+    (file,) = runs(offline)
+    root = "featvis/block.conv"
+    entries = {entry["_step"]: entry for entry in history_of(file)}
+    assert [*entries] == [0, 500]
+    for step, result in results.items():
+        entry = entries[step]
+        assert entry[f"{root}/images/captions"] == [
+            f"block.conv:7, score {result.scores[0]:.4g}, ok",
+            f"block.conv:8, score {result.scores[1]:.4g}, ok",
+            "block.conv:9, score -inf, nonfinite",
+        ]
+        for path, image in zip(entry[f"{root}/images/filenames"], result.images, strict=True):
+            np.testing.assert_array_equal(pixels_of(file, path), np.asarray(picture(image)))
+        np.testing.assert_array_equal(pixels_of(file, entry[f"{root}/grid/path"]), np.asarray(result.grid()))
+        assert [entry[f"{root}/score/{number}"] for number in (7, 8)] == result.scores[:2].tolist()
+        assert f"{root}/score/9" not in entry
+        assert sum(entry[f"{root}/scores/values"]) == 2
+        assert entry[f"{root}/scores/bins"][::_BINS] == sorted(result.scores[:2].tolist())
+        table = json.loads((file.parent / "files" / entry[f"{root}/history_table/path"]).read_text())
+        assert {(at, key): value for at, key, value in table["data"]} == {
+            (at, str(number)): result.history[at, i].item()
+            for i, number in enumerate((7, 8))
+            for at in range(int(result.steps[i]))
+        }
+    configs = [named(record.config.update) for record in records(file) if record.HasField("config")]
+    assert {f"{root}/{name}": value for name, value in results[0].config.items()} in configs
+
+
+def test_wandb_takes_a_result_without_a_finite_score(offline: Path) -> None:
+    with wandb_logger("filters") as log:
+        log(make(1))
+    (entry,) = history_of(runs(offline)[0])
+    assert entry["featvis/block.conv/images/captions"] == ["block.conv:7, score -inf, nonfinite"]
+    assert not any("score" in name for name in entry)
+
+
+def test_a_run_stays_open(offline: Path) -> None:
+    with import_module("wandb").init(project="mine") as run:
+        with wandb_logger(run, prefix="seen") as log:
+            log(make(), 2)
+        run.log({"loss": 0.5}, step=2)
+        with wandb_logger("other") as log:
+            log(make())
+    files = runs(offline)
+    assert len(files) == 2, "the logger took the run under way for its own"
+    entries = [entry for file in files for entry in history_of(file)]
+    both = [entry for entry in entries if "loss" in entry]
+    assert (len(entries), len(both)) == (2, 1)
+    assert both[0]["seen/block.conv/grid/_type"] == "image-file"
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make_logger", "package", "extra"),
+    [
+        (lambda: tensorboard_logger("folder"), "tensorboard", "tensorboard"),
+        (lambda: wandb_logger("project"), "wandb", "wandb"),
+    ],
+    ids=["tensorboard", "wandb"],
+)
+def test_a_package_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_logger: Any, package: str, extra: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"'{package}_logger' needs the package {package}.*featvis-func\[{extra}\]'"):
+        make_logger()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_writer_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+
+    class Writer:
+        def __init__(self) -> None:
+            self.tags: list[str] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda tag, *args, **options: self.tags.append(tag)
+
+    writer = Writer()
+    tensorboard_logger(writer)(make(1))
+    prefix = "featvis/block.conv"
+    assert writer.tags == [f"{prefix}/{name}" for name in ("image/7", "grid", "filters", "config")]
+
+
+@pytest.mark.parametrize("where", [None, 3, [1]], ids=str)
+@pytest.mark.parametrize("make_logger", [tensorboard_logger, wandb_logger])
+def test_what_is_no_place(make_logger: Any, where: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected .* got"):
+        make_logger(where)
+
+
+def test_a_run_takes_no_options() -> None:
+    class Run:
+        log = config = None
+
+    with pytest.raises(ValueError, match="the run is there already, and takes no options; got mode"):
+        wandb_logger(Run(), mode="offline")
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "message"),
+    [
+        ("image", 0, "expected a Result, as render returns it, got 'image'"),
+        (make(), -1, "step must be at least 0, got -1"),
+        (make(), 1.5, "step must be a whole number, got 1.5"),
+    ],
+    ids=["no result", "negative", "fraction"],
+)
+def test_what_is_no_entry(given: Any, step: Any, message: str) -> None:
+    log = Logger(lambda result, step: pytest.fail("was written"), lambda: None)
+    with pytest.raises(ValueError, match=message):
+        log(given, step)

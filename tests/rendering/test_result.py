@@ -1,0 +1,326 @@
+"""What a render gives back: the sheet, the files, the summary."""
+
+import json
+import math
+import os
+import stat
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from featvis_func.rendering.result import Result, picture, writable_folder
+
+GAP = 2
+
+
+def make(count: int = 5, *, channels: int = 3, h: int = 4, w: int = 6, first: int = 0) -> Result:
+    generator = torch.Generator().manual_seed(count)
+    return Result(
+        images=torch.rand(count, channels, h, w, generator=generator),
+        activations=torch.rand(count, 2, 3, generator=generator),
+        scores=torch.arange(count) + 0.5,
+        best_step=torch.arange(count),
+        filters=tuple(range(first, first + count)),
+        status=("ok",) * count,
+        history=torch.rand(7, count, generator=generator),
+        steps=torch.full((count,), 7),
+        config={"layer": "conv", "steps": 7},
+    )
+
+
+# --- the sheet ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "shape"),
+    [
+        (1, None, (1, 1)),
+        (2, None, (1, 2)),
+        (3, None, (2, 2)),
+        (5, None, (2, 3)),
+        (9, None, (3, 3)),
+        (5, 1, (5, 1)),
+        (5, 4, (2, 4)),
+        (5, 5, (1, 5)),
+        (5, 99, (1, 5)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_grid_geometry(count: int, columns: int | None, shape: tuple[int, int], channels: int) -> None:
+    result = make(count, channels=channels)
+    sheet = result.grid(columns=columns)
+    wide = 6 * (channels if channels == 2 else 1)
+    rows, across = shape
+    assert sheet.size == (across * (wide + GAP) + GAP, rows * (4 + GAP) + GAP)
+    assert sheet.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pixels = np.asarray(sheet).copy()
+    for i, image in enumerate(result.images):
+        y, x = i // across * (4 + GAP) + GAP, i % across * (wide + GAP) + GAP
+        tile = pixels[y : y + 4, x : x + wide]
+        np.testing.assert_array_equal(tile, np.asarray(picture(image)))
+        tile[...] = 255
+    assert (pixels == 255).all(), "something outside of the tiles"
+
+
+@pytest.mark.parametrize("columns", [0, -1])
+def test_grid_needs_a_column(columns: int) -> None:
+    with pytest.raises(ValueError, match=f"columns must be at least 1, got {columns}"):
+        make().grid(columns=columns)
+
+
+def test_picture_rounds_to_the_nearest_and_stays_in_range() -> None:
+    values = torch.tensor([0.0, 0.5 / 255 - 1e-5, 0.6 / 255, 1.0, 1.2, -0.1])
+    assert np.asarray(picture(values.reshape(1, 1, 6))).ravel().tolist() == [0, 0, 1, 255, 255, 0]
+
+
+def test_picture_colours_and_other_channels() -> None:
+    rgb = torch.stack([torch.full((2, 3), v) for v in (1.0, 0.0, 0.2)])
+    assert picture(rgb).getpixel((2, 1)) == (255, 0, 51)
+    beside = np.asarray(picture(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)])))
+    assert beside.tolist() == [[0, 0, 0, 255, 255, 255]] * 2
+
+
+def test_a_notebook_shows_the_grid() -> None:
+    result = make()
+    image = PIL.Image.open(BytesIO(result._repr_png_()))
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(result.grid()))
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (("ok", "ok", "ok"), "Result(3 images 3 x 4 x 6, mean score 1.5)"),
+        (("ok", "dead", "dead"), "Result(3 images 3 x 4 x 6, mean score 1.5, {'dead': 2})"),
+        (("nonfinite", "dead", "ok"), "Result(3 images 3 x 4 x 6, mean score 1.5, {'dead': 1, 'nonfinite': 1})"),
+    ],
+)
+def test_repr(status: tuple[str, ...], expected: str) -> None:
+    assert repr(replace(make(3), status=status)) == expected
+
+
+def refuse(constant: str) -> Any:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf], ids=str)
+def test_summary_is_strict_json(score: float) -> None:
+    result = make(2)
+    odd = replace(result, scores=torch.tensor([1.5, score]), best_step=torch.tensor([3, -1]), status=("ok", "dead"))
+    summary = json.loads(json.dumps(odd.summary()), parse_constant=refuse)
+    assert summary["config"] == {"layer": "conv", "steps": 7}
+    assert summary["filters"] == [
+        {"filter": 0, "score": 1.5, "best_step": 3, "steps": 7, "status": "ok"},
+        {"filter": 1, "score": None, "best_step": -1, "steps": 7, "status": "dead"},
+    ]
+    assert summary["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"featvis-func", "torch", "torchvision", "numpy"} <= set(summary["versions"])
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_save_writes_what_was_promised(tmp_path: Path) -> None:
+    result = make(3, first=9)
+    files = result.save(tmp_path / "a" / "b")
+    names = ["grid.png", "filter-0009.png", "filter-0010.png", "filter-0011.png", "result.safetensors", "run.json"]
+    assert [path.name for path in files] == names
+    assert sorted(contents(tmp_path / "a" / "b")) == sorted(names)
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(files[0])), np.asarray(result.grid()))
+    for path, image in zip(files[1:4], result.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(PIL.Image.open(path)), np.asarray(picture(image)))
+    tensors = safetensors.torch.load_file(files[4])
+    for name in ("images", "activations", "scores", "best_step", "history", "steps"):
+        assert torch.equal(tensors.pop(name), getattr(result, name))
+    assert tensors.pop("filters").tolist() == [9, 10, 11]
+    assert not tensors
+    with safetensors.safe_open(files[4], "pt") as file:
+        assert json.loads(file.metadata()["run"], parse_constant=refuse) == result.summary()
+    text = files[5].read_text(encoding="utf-8")
+    assert text.endswith("}\n")
+    assert json.loads(text, parse_constant=refuse) == result.summary()
+
+
+def test_numbers_of_filters_sort_as_names(tmp_path: Path) -> None:
+    files = replace(make(2), filters=(7, 123456)).save(tmp_path)
+    assert [path.name for path in files[1:3]] == ["filter-000007.png", "filter-123456.png"]
+
+
+def test_equal_results_are_equal_bytes(tmp_path: Path) -> None:
+    make().save(tmp_path / "first")
+    make().save(tmp_path / "second")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    other = make()
+    other.images[0, 0, 0, 0] += 0.5
+    other.save(tmp_path / "third")
+    assert contents(tmp_path / "third") != contents(tmp_path / "first")
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    make(channels=1).save(tmp_path)
+    make().save(tmp_path)
+    make().save(tmp_path / "fresh")
+    fresh = contents(tmp_path / "fresh")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == fresh
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    old = os.umask(mask)
+    try:
+        files = make().save(tmp_path)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(old)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), MemoryError()])
+# Of the third file's; each file is synchronised, and then its folder.
+@pytest.mark.parametrize(("where", "number"), [("replace", 3), ("write", 3), ("fsync", 5)])
+def test_a_write_that_ends_early_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str, number: int
+) -> None:
+    make().save(tmp_path)
+    before = contents(tmp_path)
+    real, calls = getattr(os, where), []
+
+    def fail(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == number:
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, where, fail)
+    other = make(channels=1)
+    expected = ValueError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as caught:
+        other.save(tmp_path)
+    monkeypatch.undo()
+    if isinstance(error, OSError):
+        assert "No space left on device" in str(caught.value)
+        assert "filter-0001.png" in str(caught.value)
+    after = contents(tmp_path)
+    assert sorted(after) == sorted(before), "a temporary file is left"
+    changed = [name for name in before if after[name] != before[name]]
+    assert sorted(changed) == ["filter-0000.png", "grid.png"]
+    assert after["run.json"] == before["run.json"]
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot write to the folder") as caught:
+        make().save(tmp_path / path)
+    assert repr(str(tmp_path / path)) in str(caught.value)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "grid.png").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*grid\.png"):
+        make().save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="cannot write to the folder"):
+        make().save(tmp_path)
+
+
+def test_a_folder_is_tried_without_a_trace(tmp_path: Path) -> None:
+    assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    assert writable_folder(str(tmp_path)) == tmp_path
+
+
+def test_images_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    replace(make(3), filters=(0, 1, 2)).save(tmp_path)
+    replace(make(1), filters=(1,)).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("filter-0001.png", "grid.png", "mine.txt", "result.safetensors", "run.json")
+    }
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------
+
+
+def filmed(count: int = 3, *, channels: int = 3, first: int = 0, frames: int = 4) -> Result:
+    result = make(count, channels=channels, first=first)
+    return replace(result, snapshots=torch.randint(0, 256, (count, frames, channels, 4, 6)).to(torch.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_snapshots_are_saved_and_animated(tmp_path: Path, channels: int) -> None:
+    result = filmed(3, first=9, channels=channels)
+    files = result.save(tmp_path)
+    films = ["filter-0009.webp", "filter-0010.webp", "filter-0011.webp"]
+    assert [path.name for path in files if path.suffix == ".webp"] == films
+    assert files[-1].name == "run.json"
+    assert sorted(contents(tmp_path)) == sorted(path.name for path in files)
+    tensors = safetensors.torch.load_file(tmp_path / "result.safetensors")
+    assert result.snapshots is not None
+    assert torch.equal(tensors["snapshots"], result.snapshots)
+    assert json.loads((tmp_path / "run.json").read_text())["snapshots"] == 4
+    with PIL.Image.open(tmp_path / films[1]) as film:
+        assert getattr(film, "n_frames", 1) == 4
+        assert film.size == (6 * (2 if channels == 2 else 1), 4)
+    before = contents(tmp_path)
+    result.save(tmp_path / "again")
+    assert contents(tmp_path / "again") == before
+
+
+def test_animations_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    filmed(3).save(tmp_path)
+    (tmp_path / "filter-0007.webp").write_bytes(b"mine")
+    make(2, first=1).save(tmp_path)
+    (tmp_path / "filter-0001.webp").write_bytes(b"mine, too")  # the last run has written none
+    make(1, first=2).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith("filter")} == {
+        *("filter-0002.png", "filter-0007.webp", "filter-0001.webp")
+    }
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_a_filter_is_animated_by_its_number(tmp_path: Path, suffix: str) -> None:
+    result = filmed(channels=1, first=5)
+    path = result.animate(tmp_path / f"six.{suffix}", 6, seconds=0.4, hold=0.6)
+    assert result.snapshots is not None
+    total = 0
+    with PIL.Image.open(path) as film:
+        for index, frame in enumerate(result.snapshots[1, :, 0]):
+            film.seek(index)
+            film.load()
+            total += film.info["duration"]
+            if suffix == "gif":
+                np.testing.assert_array_equal(np.asarray(film.convert("L")), frame.numpy())
+    assert total == 1000
+
+
+def test_what_cannot_be_animated(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="this result has no snapshots; render with snapshots="):
+        make().animate(tmp_path / "a.gif", 0)
+    with pytest.raises(ValueError, match="this result has no filter 3; it has 0-2"):
+        filmed().animate(tmp_path / "a.gif", 3)
+    with pytest.raises(ValueError, match=r"unknown suffix of an animation '\.mp4'; expected one of \.gif, \.webp"):
+        filmed().animate(tmp_path / "a.mp4", 0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,39 @@
+"""Small models that several test modules share."""
+
+import torch
+from torch import nn
+
+TINY_SIZE = 20
+
+
+def make_tiny() -> nn.Sequential:
+    """A small random CNN in evaluation mode; batch norm with statistics of its own, ReLUs that work in place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 12, 3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(12, 6, 3),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        )
+        norm = module[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.uniform_(-0.5, 0.5)
+        norm.running_var.uniform_(0.5, 2.0)
+    return module.eval()
+
+
+class OneConv(nn.Module):
+    """A convolution of 4 filters; what else happens is the subclass's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
