@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featvis_func as fv
 from benchmarks.common import report
-from featvis_func.backbone.export import cut, release, trace
+from featvis_func.backbone.export import release, trace
 from featvis_func.backbone.hooks import Backbone, example_images, private_copy
-from featvis_func.backbone.layers import Site
+from featvis_func.backbone.layers import LayerRef
 from featvis_func.models.base import same_random_weights
 
 KINDS = (
@@ -144,10 +144,10 @@ def check(model: fv.Model, *, shares: Sequence[float] = SHARES) -> Found:
         raise ValueError(f"{model.name} has no layer to check")
     chosen = list(dict.fromkeys(fit[int(len(fit) * share)] for share in shares))
     wanted = {path: calls[path] for path in chosen}
-    traced = trace(module, {Site(path): count for path, count in wanted.items()}, images)
+    traced = trace(module, {LayerRef(path): count for path, count in wanted.items()}, images)
     try:
-        plain, fast = (cut(traced, chosen, optimize=optimize) for optimize in (False, True))
-        alone = {path: cut(traced, [path], optimize=False) for path in chosen}
+        plain, fast = (truncate(traced, chosen, optimize=optimize) for optimize in (False, True))
+        alone = {path: truncate(traced, [path], optimize=False) for path in chosen}
     finally:
         release(traced)
     counted = {path: _flops(lambda x, b=backbone: b.apply(b.weights, x), images) for path, backbone in alone.items()}

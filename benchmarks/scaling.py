@@ -15,7 +15,7 @@ import torch
 import featvis_func as fv
 from benchmarks.common import cases, peak_memory, report
 from benchmarks.step import OurStep
-from featvis_func.engine.device import CPU_SLOTS, is_out_of_memory
+from featvis_func.engine.device import CPU_BATCH_SIZE, is_out_of_memory
 
 MODEL = "squeezenet1_0"
 FILTERS = (1, 8, 32, 128)
@@ -49,7 +49,7 @@ def child(filters: int, slots: int, steps: int, device: str) -> Measurement | No
 
     def run(count: int) -> None:
         width = min(slots, count)
-        fv.run_all(parts.step, parts.features.weights, begin, range(count), steps=steps, slots=width)
+        fv.run_batched(parts.step, parts.features.weights, begin, range(count), steps=steps, slots=width)
 
     before = peak_memory(device)
     try:
@@ -101,7 +101,7 @@ def line(points: list[Measurement]) -> tuple[float, float, float]:
 
 def main(device: str, rounds: int) -> None:
     """Prints and writes both tables. One run each: ``rounds`` has no effect."""
-    slots = CPU_SLOTS if device == "cpu" else 64
+    slots = CPU_BATCH_SIZE if device == "cpu" else 64
     by_filters = [m for count in FILTERS if (m := measure(count, slots, STEPS, device))]
     by_slots: list[Measurement] = []
     for width in SLOTS:

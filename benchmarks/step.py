@@ -3,7 +3,7 @@
 The floor is the forward pass of the truncated, folded backbone and the backward pass to its input, alone: same batch,
 dtype and memory layout; eager or compiled with torch's own convolutions, or compiled with those of our compiled step,
 whichever is fastest. All take turns, round by round; the time to compile stands apart. On the CPU the script has a
-process of its own, since memory is kept here as :func:`run_all` keeps it, for the library and the floor alike, and a
+process of its own, since memory is kept here as :func:`run_batched` keeps it, for the library and the floor alike, and a
 process that did so once is not as it was before.
 """
 
@@ -22,7 +22,7 @@ import featvis_func as fv
 from benchmarks.common import Case, cases, interleave, report
 from benchmarks.reference import make_reference_step
 from featvis_func.backbone.hooks import hook_backbone, private_copy
-from featvis_func.backbone.layers import Site
+from featvis_func.backbone.layers import LayerRef
 from featvis_func.transform import chain, normalize
 from featvis_func.types import Weights
 
@@ -74,7 +74,7 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
     floor = grad_and_value(total)
     compiled_floor = torch.compile(floor, fullgraph=True, dynamic=False)
     # Of the module itself: the graph's first convolution is padded to more channels, which is no useful work.
-    plain = hook_backbone(private_copy(case.model.module, None), {Site(case.layer): 1})
+    plain = hook_backbone(private_copy(case.model.module, None), {LayerRef(case.layer): 1})
     with FlopCounterMode(display=False) as counter:
         plain.apply(plain.weights, images.clone().requires_grad_())[case.layer].sum().backward()
     seconds_to_compile = {
@@ -88,7 +88,7 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
         "floor eager": lambda: floor(images, eager.weights),
         "floor compiled": lambda: compiled_floor(images, eager.weights),
     }
-    if features.forms:
+    if features.packed:
         calls["floor as ours"] = lambda: compiled_floor(images, compiled.weights)
     with ExitStack() as stack:
         if len(features.shapes[case.layer]) == 3:  # the script knows no tokens

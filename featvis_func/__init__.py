@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from featvis_func.dataset import examples_key as examples_key
     from featvis_func.dataset import top_examples as top_examples
     from featvis_func.dataset.image_statistics import image_statistics as image_statistics
-    from featvis_func.engine.batching import Outcome as Outcome
-    from featvis_func.engine.batching import run_all as run_all
+    from featvis_func.engine.batching import RunResult as RunResult
+    from featvis_func.engine.batching import run_batched as run_batched
     from featvis_func.engine.snapshots import snapshot_steps as snapshot_steps
     from featvis_func.engine.step import compile_step as compile_step
     from featvis_func.engine.step import filter_keys as filter_keys
@@ -82,7 +82,7 @@ _HOMES = {
     "rendering.renderer": ("Renderer", "make_renderer"),
     "rendering.api": ("render",),
     "rendering.result": ("Result", "read_result"),
-    "engine.batching": ("Outcome", "run_all"),
+    "engine.batching": ("RunResult", "run_batched"),
     "engine.snapshots": ("snapshot_steps",),
     "dataset.image_statistics": ("image_statistics",),
     "engine.step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),

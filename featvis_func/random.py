@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.types import Key
+from featvis_func.validation import check_seed
 
 _MASK = 0xFFFFFFFF
 # The key schedule's parity constant and the rotations of Threefry-2x32 (the paper's table 2).
@@ -72,8 +73,7 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Key:
     >>> key(7)
     tensor([0, 7])
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    seed = check_seed(seed)
     return torch.tensor([seed >> 32, seed & _MASK], dtype=torch.int64, device=device)
 
 

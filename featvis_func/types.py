@@ -44,7 +44,7 @@ class Image(NamedTuple):
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
     """parameters -> ``(c, h, w)`` float, inside the valid range whatever the parameters."""
-    couple: Callable[[Params], Params] | None = None
+    share_params: Callable[[Params], Params] | None = None
     """Where filters have a part in common: parameters, or updates, with the leading axis ``n`` -> the same, with that
     part averaged over ``n``. Such filters are rendered together."""
     encode: Callable[[Tensor], Params] | None = None
@@ -92,7 +92,7 @@ class State(NamedTuple):
     step: Tensor
     """int64 ``(n,)``: the number of the step to come."""
     best: Best
-    transparency: Any = ()
+    saliency: Any = ()
     """``(n, h, w)``, or nothing if not wanted: how much the score's gradient was at each pixel, over all steps."""
 
 

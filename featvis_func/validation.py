@@ -1,7 +1,14 @@
-"""What the errors of all modules are made of."""
+"""Checks of what a user gives, and the parts of error messages. Imports neither torch nor the rest of the package.
+
+A check returns the value in the library's own type, or raises one ``ValueError`` that names the value that was given,
+what was expected and, where there is a choice, what exists.
+"""
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -46,3 +53,91 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[-1] = 0
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def check_int(name: str, value: Any, least: int | None = None) -> int:
+    """An integer of any type (``int``, numpy, a tensor of one element) as a Python ``int``.
+
+    >>> check_int("steps", 3, 1)
+    3
+    >>> check_int("steps", 0, 1)
+    Traceback (most recent call last):
+        ...
+    ValueError: steps must be at least 1, got 0
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from error
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def check_float(name: str, value: Any, least: float | None = None, *, above: float | None = None) -> float:
+    """A finite number of any type as a Python ``float``.
+
+    >>> check_float("tolerance", 0.05, 0)
+    0.05
+    >>> check_float("lr", 0, above=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: lr must be finite and above 0, got 0
+    """
+    bound = f" and at least {least:g}" if least is not None else f" and above {above:g}" if above is not None else ""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number, got {value!r}") from error
+    if not math.isfinite(number) or (least is not None and number < least) or (above is not None and number <= above):
+        raise ValueError(f"{name} must be finite{bound}, got {value}")
+    return number
+
+
+def check_seed(value: Any) -> int:
+    """A seed: an integer in ``[0, 2**64)``.
+
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: seed must be in [0, 2**64), got -1
+    """
+    seed = check_int("seed", value)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    return seed
+
+
+def check_filters(filters: Iterable[int] | int) -> list[int]:
+    """Filter numbers, in whatever container or integer type, as a list without repetitions.
+
+    >>> check_filters(range(3)), check_filters(7)
+    ([0, 1, 2], [7])
+    """
+    try:
+        # An array without axes is a number, though it is an instance of Iterable.
+        several = isinstance(filters, Iterable) and getattr(filters, "ndim", 1) != 0
+        numbers = [operator.index(f) for f in (filters if several else [filters])]  # pyright: ignore
+    except TypeError as error:
+        raise ValueError(f"filters must be whole numbers, got {filters!r}") from error
+    if not numbers:
+        raise ValueError("no filters were asked for: the list is empty")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"filter {next(f for f in numbers if numbers.count(f) > 1)} is asked for more than once")
+    return numbers
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """An image size in pixels, one number for a square or ``(h, w)``, as ``(h, w)``.
+
+    >>> check_size(64), check_size((48, 64))
+    ((64, 64), (48, 64))
+    """
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    try:
+        h, w = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        h = w = 0
+    if h < 1 or w < 1 or any(isinstance(side, bool) for side in sides):
+        raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
+    return h, w

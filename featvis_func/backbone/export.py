@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from featvis_func.backbone.graph_passes import optimise, prune
 from featvis_func.backbone.hooks import Backbone, catch
-from featvis_func.backbone.layers import Site
+from featvis_func.backbone.layers import LayerRef
 from featvis_func.backbone.redirected_relu import redirect_graph
 from featvis_func.types import Weights
 
@@ -23,7 +23,7 @@ class _Probe(nn.Module):
     are gone from the graph, what follows the layers is dead code.
     """
 
-    def __init__(self, module: nn.Module, calls: Mapping[Site, int]) -> None:
+    def __init__(self, module: nn.Module, calls: Mapping[LayerRef, int]) -> None:
         super().__init__()
         self.module = module
         self.calls = calls
@@ -31,7 +31,7 @@ class _Probe(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         with catch(self.module, self.calls, stop=False) as caught:
             self.module(images)
-        return [caught[site.path] for site in self.calls]
+        return [caught[ref.path] for ref in self.calls]
 
 
 class Traced(NamedTuple):
@@ -49,7 +49,7 @@ class Traced(NamedTuple):
     cpu: bool
 
 
-def trace(module: nn.Module, calls: Mapping[Site, int], example: Tensor) -> Traced:
+def trace(module: nn.Module, calls: Mapping[LayerRef, int], example: Tensor) -> Traced:
     """Traces a module, up to the last of some layers, into a graph whose placeholders are its weights and the images.
 
     Args:
@@ -58,7 +58,7 @@ def trace(module: nn.Module, calls: Mapping[Site, int], example: Tensor) -> Trac
         example: images ``(n, c, h, w)``, ``n`` at least 2; the graph takes any number of them.
 
     Returns:
-        What :func:`cut` takes; it holds memory that only :func:`release` frees.
+        What :func:`truncate` takes; it holds memory that only :func:`release` frees.
 
     Raises:
         Exception: of any kind, where torch.export cannot trace the module.
@@ -82,7 +82,7 @@ def trace(module: nn.Module, calls: Mapping[Site, int], example: Tensor) -> Trac
     weights = {node: values[name].detach() for node, name in held.items()}
     names = {node: name.removeprefix("module.") for node, name in held.items()}
     prune(graph)
-    paths = tuple(site.path for site in calls)
+    paths = tuple(ref.path for ref in calls)
     return Traced(program.graph_module, graph, weights, names, paths, example.device.type == "cpu")
 
 
@@ -100,7 +100,7 @@ def _drop_rest(whole: fx.GraphModule) -> None:
     whole.recompile()
 
 
-def cut(traced: Traced, layers: Sequence[str], *, optimize: bool = True) -> Backbone:
+def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) -> Backbone:
     """A traced module as a function, computed no further than some of the layers that it was traced for.
 
     Args:

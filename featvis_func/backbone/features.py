@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.export import cut, release, trace
+from featvis_func.backbone.export import release, trace, truncate
 from featvis_func.backbone.hooks import (
     Backbone,
     channels_last_seen,
@@ -23,10 +23,18 @@ from featvis_func.backbone.hooks import (
     hook_backbone,
     private_copy,
 )
-from featvis_func.backbone.layers import Site, axes_of, canonical, check_axes, feature_axis_of, find_site, tensors_in
+from featvis_func.backbone.layers import (
+    LayerRef,
+    axes_of,
+    canonical,
+    check_axes,
+    feature_axis_of,
+    parse_layer,
+    tensors_in,
+)
 from featvis_func.backbone.layers import resolve_layer as resolve_layer
-from featvis_func.backbone.verify import PRECISIONS, Reference, check_outputs, fault, in_precision, reference_of
-from featvis_func.cpu.winograd import add_forms
+from featvis_func.backbone.verify import PRECISIONS, Reference, check_outputs, find_mismatch, in_precision, reference_of
+from featvis_func.cpu.winograd import add_packed_weights
 from featvis_func.models import Model
 from featvis_func.random import key
 from featvis_func.transform import chain, normalize, warp
@@ -53,7 +61,7 @@ class Features(NamedTuple):
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """(weights, images, float ``(n,)``) -> what ``apply`` gives; for images with 1 gradients are redirected past
     activations that let none through: see :mod:`featvis_func.backbone.redirected_relu`. None where the module is not exported."""
-    forms: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
     """Names of further weights, which can be left out: see :func:`compiled_weights`."""
 
 
@@ -111,20 +119,20 @@ def make_features(
 def _make_features(
     model: Model, layers: Sequence[str], device: torch.device | str | None, precision: str, verify: bool
 ) -> Features:
-    sites = {name: find_site(model.module, name) for name in layers}
-    if not sites:
+    refs = {name: parse_layer(model.module, name) for name in layers}
+    if not refs:
         raise ValueError("no layers were asked for")
-    paths = {name: site.path for name, site in sites.items()}
+    paths = {name: ref.path for name, ref in refs.items()}
     module = private_copy(model.module, device)
     images = example_images(model, module)
-    different = list(dict.fromkeys(site._replace(axes=None) for site in sites.values()))
+    different = list(dict.fromkeys(ref._replace(axes=None) for ref in refs.values()))
     calls, channels_last = count_calls(model, module, different, images)
     reference = reference_of(module, calls, images)
     check_outputs(model, paths, reference)
     axes, shapes = {}, {}
-    for name, site in sites.items():
-        value = reference.values[site.path]
-        axes[name] = _axes(model, module, site, tuple(value.shape[1:]), channels_last)
+    for name, ref in refs.items():
+        value = reference.values[ref.path]
+        axes[name] = _axes(model, module, ref, tuple(value.shape[1:]), channels_last)
         shapes[name] = tuple(canonical(value, axes[name]).shape[1:])
     core, exported = _backbone(model, module, calls, reference, verify)
     dtype, weights = in_precision(model, core, precision, reference)
@@ -137,14 +145,14 @@ def _make_features(
         return apply
 
     redirected = None if core.redirected is None else named(core.redirected)
-    return Features(named(core.apply), weights, shapes, paths, exported, redirected, core.forms)
+    return Features(named(core.apply), weights, shapes, paths, exported, redirected, core.packed)
 
 
 def compiled_weights(features: Features) -> Weights:
-    """The weights with which features run soonest where they are compiled: on the CPU with further forms of kernels.
+    """The weights with which features run soonest where they are compiled: on the CPU with further packed of kernels.
 
-    Compiled features take these or ``features.weights``, to the same values up to rounding. The further forms, such as
-    ``"conv.weight.taps"``, are made of the kernels here, and belong to them: 8 times the memory of the 3 x 3 kernels of
+    Compiled features take these or ``features.weights``, to the same values up to rounding. The further packed, such as
+    ``"conv.weight.transformed"``, are made of the kernels here, and belong to them: 8 times the memory of the 3 x 3 kernels of
     float32 that are worth it, see :mod:`featvis_func.cpu.winograd`. In eager mode they do nothing. Each renderer that
     compiles makes its own, unless the features that it is given hold them already: ``features._replace(weights=
     compiled_weights(features))``.
@@ -152,40 +160,40 @@ def compiled_weights(features: Features) -> Weights:
     >>> from featvis_func.models import load_model
     >>> features = make_features(load_model("texturenet"), ["block3.conv"])
     >>> sorted(compiled_weights(features).keys() - features.weights.keys())
-    ['block3.conv.weight.taps', 'block3.conv.weight.taps_back']
+    ['block3.conv.weight.flipped', 'block3.conv.weight.transformed']
     """
-    return add_forms(features.weights, features.forms)
+    return add_packed_weights(features.weights, features.packed)
 
 
-def _axes(model: Model, module: nn.Module, site: Site, shape: tuple[int, ...], channels_last: bool) -> str:
+def _axes(model: Model, module: nn.Module, ref: LayerRef, shape: tuple[int, ...], channels_last: bool) -> str:
     """What the axes of a layer mean: as stated, or as can be told."""
-    if site.axes is not None:
-        check_axes(site.path, site.axes, shape)
-        return site.axes
+    if ref.axes is not None:
+        check_axes(ref.path, ref.axes, shape)
+        return ref.axes
     # Of an output of several tensors, the kind of module tells nothing.
-    child = nn.Identity() if site.parts else module.get_submodule(site.module)
+    child = nn.Identity() if ref.parts else module.get_submodule(ref.module)
     found = axes_of(child, shape, model.size, channels_last=channels_last)
     if found is None:
         raise ValueError(
-            f"layer {site.path!r} gives {shape} per image, of which the first or the last could be the channels; say"
-            f" which: '{site.path}@chw' or '{site.path}@hwc'"
+            f"layer {ref.path!r} gives {shape} per image, of which the first or the last could be the channels; say"
+            f" which: '{ref.path}@chw' or '{ref.path}@hwc'"
         )
     return found
 
 
 def _backbone(
-    model: Model, module: nn.Module, calls: Mapping[Site, int], reference: Reference, verify: bool
+    model: Model, module: nn.Module, calls: Mapping[LayerRef, int], reference: Reference, verify: bool
 ) -> tuple[Backbone, bool]:
     """The module as a graph, and True; where there is none that gives the same, through a hook, and False."""
     try:
         traced = trace(module, calls, reference.images)
         try:
-            core = cut(traced, traced.layers)
-            wrong = fault(core, reference) if verify else ""
+            core = truncate(traced, traced.layers)
+            wrong = find_mismatch(core, reference) if verify else ""
             if wrong:
                 # In very deep networks the rounding of rewrites can tip rectifiers; the graph goes as it was traced.
-                core = cut(traced, traced.layers, optimize=False)
-                wrong = fault(core, reference)
+                core = truncate(traced, traced.layers, optimize=False)
+                wrong = find_mismatch(core, reference)
         finally:
             release(traced)
         if not wrong:

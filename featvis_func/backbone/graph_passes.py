@@ -23,7 +23,7 @@ def optimise(graph: fx.Graph, weights: Weights, held: dict[str, str], *, cpu: bo
         graph: of aten operations, without in-place ones, whose nodes tell shapes in ``meta["val"]``.
         weights: placeholder's name -> tensor; changed in place.
         held: placeholder's name -> name in the module; changed in place. Of those that come without weights, see
-            :func:`~featvis_func.cpu.winograd.add_forms`; they can be ``None``.
+            :func:`~featvis_func.cpu.winograd.add_packed_weights`; they can be ``None``.
         cpu: whether it will run on one, where some rewrites were measured.
     """
     _fold_batch_norm(graph, weights, held)
@@ -185,8 +185,8 @@ def _use_winograd(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> No
             continue
         if kernel not in found:
             with graph.inserting_before(kernel):
-                found[kernel] = [_placeholder(graph, f"{kernel.name}_{form}") for form in winograd.FORMS]
-            for form, new in zip(winograd.FORMS, found[kernel], strict=True):
+                found[kernel] = [_placeholder(graph, f"{kernel.name}_{form}") for form in winograd.PACKINGS]
+            for form, new in zip(winograd.PACKINGS, found[kernel], strict=True):
                 held[new.name] = f"{held[kernel.name]}.{form}"
         node.target = winograd.conv2d_3x3
         node.args = (images, kernel, bias, padding, *found[kernel])

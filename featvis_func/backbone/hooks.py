@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from featvis_func.backbone.layers import Site, tensors_in, works_channels_last
+from featvis_func.backbone.layers import LayerRef, tensors_in, works_channels_last
 from featvis_func.models import Model
 from featvis_func.types import Weights
 from featvis_func.validation import first_line
@@ -27,8 +27,8 @@ class Backbone(NamedTuple):
     weights: Weights
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. None: only a graph can that."""
-    forms: tuple[str, ...] = ()
-    """Names of further weights, which can be left out: see :func:`~featvis_func.cpu.winograd.add_forms`."""
+    packed: tuple[str, ...] = ()
+    """Names of further weights, which can be left out: see :func:`~featvis_func.cpu.winograd.add_packed_weights`."""
 
 
 class _Caught(Exception):  # noqa: N818 - a signal, not an error
@@ -91,39 +91,41 @@ def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
         raise ValueError(f"{model.name} fails on an image of {shape}: {first_line(error)}") from error
 
 
-def count_calls(model: Model, module: nn.Module, sites: Sequence[Site], images: Tensor) -> tuple[dict[Site, int], bool]:
+def count_calls(
+    model: Model, module: nn.Module, refs: Sequence[LayerRef], images: Tensor
+) -> tuple[dict[LayerRef, int], bool]:
     """How often one forward pass calls each layer, so that the last call is known; and whether any module works with
     channels last.
 
     Raises:
         ValueError: a layer that is not called, or whose output is no tensor and has no part of that name.
     """
-    calls = dict.fromkeys(sites, 0)
-    wrong: dict[Site, str] = {}
+    calls = dict.fromkeys(refs, 0)
+    wrong: dict[LayerRef, str] = {}
 
-    def counter(site: Site) -> Callable[..., None]:
+    def counter(ref: LayerRef) -> Callable[..., None]:
         def count(child: nn.Module, args: Any, output: Any) -> None:
-            calls[site] += 1
+            calls[ref] += 1
             found = tensors_in(output)
-            if site.parts not in found:
-                choice = ", ".join(f"{site.module + part!r}" for part in found)
+            if ref.parts not in found:
+                choice = ", ".join(f"{ref.module + part!r}" for part in found)
                 kind = f"gives a {type(output).__name__} instead of a tensor, which has no channels"
-                wrong[site] = f"layer {site.path!r} {kind}{f'; choose one of {choice}' if choice else ''}"
+                wrong[ref] = f"layer {ref.path!r} {kind}{f'; choose one of {choice}' if choice else ''}"
 
         return count
 
-    handles = [module.get_submodule(site.module).register_forward_hook(counter(site)) for site in calls]
+    handles = [module.get_submodule(ref.module).register_forward_hook(counter(ref)) for ref in calls]
     try:
         with channels_last_seen(module) as last:
             forward_once(model, module, images)
     finally:
         for handle in handles:
             handle.remove()
-    for site, number in calls.items():
-        if site in wrong:
-            raise ValueError(wrong[site])
+    for ref, number in calls.items():
+        if ref in wrong:
+            raise ValueError(wrong[ref])
         if number == 0:
-            raise ValueError(f"layer {site.path!r} is not called in the forward pass, so that it has no output")
+            raise ValueError(f"layer {ref.path!r} is not called in the forward pass, so that it has no output")
     return calls, bool(last)
 
 
@@ -145,23 +147,23 @@ def channels_last_seen(module: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 @contextmanager
-def catch(module: nn.Module, calls: Mapping[Site, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
+def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
     """Catches the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
     left = dict(calls)
     caught: dict[str, Tensor] = {}
 
-    def hook(site: Site) -> Callable[..., None]:
+    def hook(ref: LayerRef) -> Callable[..., None]:
         def catch(child: nn.Module, args: Any, output: Any) -> None:
-            left[site] -= 1
-            if left[site] == 0:
+            left[ref] -= 1
+            if left[ref] == 0:
                 # A copy: an in-place operation that follows would overwrite what was caught.
-                caught[site.path] = tensors_in(output)[site.parts].clone()
+                caught[ref.path] = tensors_in(output)[ref.parts].clone()
                 if stop and len(caught) == len(calls):
                     raise _Caught
 
         return catch
 
-    handles = [module.get_submodule(site.module).register_forward_hook(hook(site)) for site in calls]
+    handles = [module.get_submodule(ref.module).register_forward_hook(hook(ref)) for ref in calls]
     try:
         yield caught
     except _Caught:
@@ -171,7 +173,7 @@ def catch(module: nn.Module, calls: Mapping[Site, int], *, stop: bool) -> Iterat
             handle.remove()
 
 
-def hook_backbone(module: nn.Module, calls: Mapping[Site, int]) -> Backbone:
+def hook_backbone(module: nn.Module, calls: Mapping[LayerRef, int]) -> Backbone:
     """The slow road, which every module can take: a forward pass that stops at the last layer."""
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ _CHANNELS_FIRST = (
 _NAME = re.compile(r"(?P<module>.*?)(?P<parts>(\[[^\[\]]+\])*)(@(?P<axes>\w+))?")
 
 
-class Site(NamedTuple):
+class LayerRef(NamedTuple):
     """Where activations are taken from."""
 
     module: str
@@ -47,21 +47,21 @@ class Site(NamedTuple):
         return self.module + self.parts
 
 
-def find_site(module: nn.Module, name: str) -> Site:
+def parse_layer(module: nn.Module, name: str) -> LayerRef:
     """Reads a layer's name.
 
     Raises:
         ValueError: as for :func:`resolve_layer`, or unknown axes.
 
-    >>> find_site(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0@hwc")
-    Site(module='0.0', parts='', axes='hwc')
+    >>> parse_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0@hwc")
+    LayerRef(module='0.0', parts='', axes='hwc')
     """
     match = _NAME.fullmatch(name)
     if match is None or not (match["parts"] or match["axes"]) or name in dict(module.named_modules()):
-        return Site(_resolved(module, name))
+        return LayerRef(_resolved(module, name))
     if match["axes"] is not None:
         check_name("axes of a layer", match["axes"], AXES)
-    return Site(_resolved(module, match["module"]), match["parts"], match["axes"])
+    return LayerRef(_resolved(module, match["module"]), match["parts"], match["axes"])
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -81,7 +81,7 @@ def resolve_layer(module: nn.Module, name: str) -> str:
     >>> resolve_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0")
     '0.0'
     """
-    return find_site(module, name).path
+    return parse_layer(module, name).path
 
 
 def tensors_in(output: Any) -> dict[str, Tensor]:
@@ -118,8 +118,10 @@ def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, int], *, ch
         return "chw"
     if _ends_in_channels(child, shape):
         return "hwc"
-    forms = [axes for axes, sides in (("chw", shape[1:]), ("hwc", shape[:2])) if _same_form((sides[0], sides[1]), size)]
-    return forms[0] if len(forms) == 1 else None
+    packed = [
+        axes for axes, sides in (("chw", shape[1:]), ("hwc", shape[:2])) if _same_form((sides[0], sides[1]), size)
+    ]
+    return packed[0] if len(packed) == 1 else None
 
 
 def check_axes(layer: str, axes: str, shape: Sequence[int]) -> None:

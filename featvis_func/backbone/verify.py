@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featvis_func.backbone.hooks import Backbone, catch, wave
-from featvis_func.backbone.layers import Site
+from featvis_func.backbone.layers import LayerRef
 from featvis_func.models import Model
 from featvis_func.types import Weights
 from featvis_func.validation import first_line
@@ -41,7 +41,7 @@ class Reference(NamedTuple):
     """To the images, of a fixed mixture of all values."""
 
 
-def reference_of(module: nn.Module, calls: Mapping[Site, int], images: Tensor) -> Reference:
+def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tensor) -> Reference:
     """Runs the module through hooks.
 
     Args:
@@ -89,7 +89,7 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
             )
 
 
-def fault(core: Backbone, reference: Reference) -> str:
+def find_mismatch(core: Backbone, reference: Reference) -> str:
     """What a backbone does otherwise than the module, in values or gradient; empty if nothing."""
     values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
     if wrong := _difference(values, reference.values):

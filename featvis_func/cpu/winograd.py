@@ -41,50 +41,50 @@ def pays(kernel: Tensor) -> bool:
     return sides == [3, 3] and c * d >= _LEAST_CHANNELS * (c + d) and kernel.dtype == torch.float32
 
 
-def make_taps(kernel: Tensor) -> Tensor:
+def transform_kernel(kernel: Tensor) -> Tensor:
     """A kernel ``(d, c, 3, 3)`` at the points, ``(36, c, d)``.
 
-    >>> make_taps(torch.zeros(8, 4, 3, 3)).shape
+    >>> transform_kernel(torch.zeros(8, 4, 3, 3)).shape
     torch.Size([36, 4, 8])
     """
     points = torch.tensor(_AT_POINTS, dtype=torch.float64, device=kernel.device) / _DENOMINATOR
-    taps = torch.einsum("ia,dcab,jb->ijcd", points, kernel.double(), points)
-    return taps.flatten(0, 1).to(kernel.dtype).contiguous()
+    transformed = torch.einsum("ia,dcab,jb->ijcd", points, kernel.double(), points)
+    return transformed.flatten(0, 1).to(kernel.dtype).contiguous()
 
 
-def turned(kernel: Tensor) -> Tensor:
+def flip_kernel(kernel: Tensor) -> Tensor:
     """The kernel with which a convolution's gradient is a convolution: half a turn, and in- for output channels.
 
-    >>> turned(torch.arange(9.0).reshape(1, 1, 3, 3))[0, 0, 0]
+    >>> flip_kernel(torch.arange(9.0).reshape(1, 1, 3, 3))[0, 0, 0]
     tensor([8., 7., 6.])
     """
     return kernel.flip(2, 3).transpose(0, 1)
 
 
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "taps": make_taps,
-    "taps_back": lambda kernel: make_taps(turned(kernel)),
+PACKINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transformed": transform_kernel,
+    "flipped": lambda kernel: transform_kernel(flip_kernel(kernel)),
 }
 """What :func:`conv2d_3x3` takes beside a kernel; together 8 times its size."""
 
 
-def add_forms(weights: Weights, forms: Sequence[str]) -> Weights:
-    """Weights and further forms of some kernels, as :func:`conv2d_3x3` takes them.
+def add_packed_weights(weights: Weights, packed: Sequence[str]) -> Weights:
+    """Weights and further packed of some kernels, as :func:`conv2d_3x3` takes them.
 
     Args:
         weights: name -> tensor.
-        forms: the names that they shall go by: a kernel's name, a dot, and one of :data:`FORMS`. Those of kernels of
+        packed: the names that they shall go by: a kernel's name, a dot, and one of :data:`PACKINGS`. Those of kernels of
             another type than float32, or elsewhere than on the CPU, are left out.
 
-    >>> list(add_forms({"conv.weight": torch.zeros(8, 4, 3, 3)}, ["conv.weight.taps", "conv.weight.taps_back"]))
-    ['conv.weight', 'conv.weight.taps', 'conv.weight.taps_back']
+    >>> list(add_packed_weights({"conv.weight": torch.zeros(8, 4, 3, 3)}, ["conv.weight.transformed", "conv.weight.flipped"]))
+    ['conv.weight', 'conv.weight.transformed', 'conv.weight.flipped']
     """
     found = dict(weights)
-    for name in forms:
+    for name in packed:
         of, _, form = name.rpartition(".")
         kernel = weights[of]
         if name not in weights and kernel.dtype == torch.float32 and kernel.device.type == "cpu":
-            found[name] = FORMS[form](kernel)
+            found[name] = PACKINGS[form](kernel)
     return found
 
 
@@ -93,8 +93,8 @@ def conv2d_3x3(
     kernel: Tensor,
     bias: Tensor | None,
     padding: list[int],
-    taps: Tensor | None = None,
-    taps_back: Tensor | None = None,
+    transformed: Tensor | None = None,
+    flipped: Tensor | None = None,
 ) -> Tensor:
     """``torch.nn.functional.conv2d`` with a 3 x 3 kernel that stays as it is; where compiled, by Winograd's algorithm.
 
@@ -103,21 +103,27 @@ def conv2d_3x3(
         kernel: ``(d, c, 3, 3)``.
         bias: ``(d,)`` or none.
         padding: above and below, left and right; 0, 1 or 2.
-        taps: ``(36, c, d)``: the kernel's, from :func:`make_taps`. Without them it goes the usual way.
-        taps_back: ``(36, d, c)``: those of the :func:`turned` kernel.
+        transformed: ``(36, c, d)``: the kernel's, from :func:`transform_kernel`. Without them it goes the usual way.
+        flipped: ``(36, d, c)``: those of the :func:`flip_kernel` kernel.
 
-    Gradient: to the images by the same algorithm; to the kernel and the bias; none to the taps. Compiled, not under
+    Gradient: to the images by the same algorithm; to the kernel and the bias; none to the transformed. Compiled, not under
         ``vmap``.
 
     >>> images, kernel = torch.rand(1, 4, 9, 9), torch.rand(8, 4, 3, 3)
-    >>> conv2d_3x3(images, kernel, None, [1, 1], make_taps(kernel), make_taps(turned(kernel))).shape
+    >>> conv2d_3x3(images, kernel, None, [1, 1], transform_kernel(kernel), transform_kernel(flip_kernel(kernel))).shape
     torch.Size([1, 8, 9, 9])
     """
     rows, columns = (_tiles(side, pad) for side, pad in zip(images.shape[2:], padding, strict=True))
     few = len(images) * rows * columns < _LEAST_TILES
-    if taps is None or taps_back is None or few or images.dtype != torch.float32 or not torch.compiler.is_compiling():
+    if (
+        transformed is None
+        or flipped is None
+        or few
+        or images.dtype != torch.float32
+        or not torch.compiler.is_compiling()
+    ):
         return F.conv2d(images, kernel, bias, padding=padding)
-    values = _Winograd.apply(images, kernel, padding, taps, taps_back)
+    values = _Winograd.apply(images, kernel, padding, transformed, flipped)
     return values if bias is None else values + bias[:, None, None]
 
 
@@ -128,26 +134,26 @@ def _tiles(side: int, pad: int) -> int:
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
-    def forward(images: Tensor, kernel: Tensor, padding: list[int], taps: Tensor, taps_back: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(images: Tensor, kernel: Tensor, padding: list[int], transformed: Tensor, flipped: Tensor) -> Tensor:  # type: ignore[override]
         margins, sides = [0, 0], []
         for side, pad in zip(reversed(images.shape[2:]), reversed(padding), strict=True):
             sides.append(side + 2 * pad - 2)
             margins += [pad, _tiles(side, pad) * _TILE + 2 - side - pad]  # up to whole tiles
         padded = F.pad(images.permute(0, 2, 3, 1), margins).contiguous()
-        return _convolve(padded, taps)[:, : sides[1], : sides[0]].permute(0, 3, 1, 2)
+        return _convolve(padded, transformed)[:, : sides[1], : sides[0]].permute(0, 3, 1, 2)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        images, kernel, ctx.padding, taps, taps_back = inputs
-        ctx.save_for_backward(images, kernel, taps, taps_back)
+        images, kernel, ctx.padding, transformed, flipped = inputs
+        ctx.save_for_backward(images, kernel, transformed, flipped)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[override]
-        images, kernel, taps, taps_back = ctx.saved_tensors
+        images, kernel, transformed, flipped = ctx.saved_tensors
         back = [2 - pad for pad in ctx.padding]
         to_images, to_kernel, *_ = ctx.needs_input_grad
         return (
-            _Winograd.apply(gradient, turned(kernel), back, taps_back, taps) if to_images else None,
+            _Winograd.apply(gradient, flip_kernel(kernel), back, flipped, transformed) if to_images else None,
             conv2d_weight(images, kernel.shape, gradient, padding=ctx.padding) if to_kernel else None,
             None,
             None,
@@ -156,40 +162,40 @@ class _Winograd(torch.autograd.Function):
 
 
 @torch.library.custom_op("featvis_func::winograd", mutates_args=())
-def _convolve(images: Tensor, taps: Tensor) -> Tensor:
-    """Whole tiles ``(n, 4 r + 2, 4 q + 2, c)`` and taps ``(36, c, d)`` -> ``(n, 4 r, 4 q, d)``."""
+def _convolve(images: Tensor, transformed: Tensor) -> Tensor:
+    """Whole tiles ``(n, 4 r + 2, 4 q + 2, c)`` and transformed ``(36, c, d)`` -> ``(n, 4 r, 4 q, d)``."""
     n, height, width, c = images.shape
-    d, rows, columns = taps.shape[2], height // _TILE, width // _TILE
+    d, rows, columns = transformed.shape[2], height // _TILE, width // _TILE
     # As many rows of tiles at a time as the piece takes: of several whole images, or some of one.
     count = max(1, _PIECE // (_POINTS**2 * columns * max(c, d)))
     count, step = max(1, count // rows), min(count, rows)
     # Here no view is recorded for gradients: else torch.compile compiles again for each kind of view.
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)):
         if n <= count and rows <= step:
-            return _convolve_piece(images, taps)
+            return _convolve_piece(images, transformed)
         result = images.new_empty(n, rows * _TILE, columns * _TILE, d)
         for i, row in itertools.product(range(0, n, count), range(0, rows, step)):
             piece = images[i : i + count, row * _TILE : (row + step) * _TILE + 2]
-            result[i : i + count, row * _TILE : (row + step) * _TILE] = _convolve_piece(piece, taps)
+            result[i : i + count, row * _TILE : (row + step) * _TILE] = _convolve_piece(piece, transformed)
         return result
 
 
-def _convolve_piece(images: Tensor, taps: Tensor) -> Tensor:
+def _convolve_piece(images: Tensor, transformed: Tensor) -> Tensor:
     to_points, from_points = _transforms()
     n, height, width, c = images.shape
-    d, columns = taps.shape[2], width // _TILE
+    d, columns = transformed.shape[2], width // _TILE
     x = to_points(images.reshape(n * height, width, c))
     x = to_points(x.view(_POINTS * n, height, columns * c))  # (points down, points across, n, rows, columns, c)
-    y = torch.bmm(x.view(_POINTS**2, -1, c), taps)
+    y = torch.bmm(x.view(_POINTS**2, -1, c), transformed)
     y = from_points(y.view(_POINTS, -1, columns * d))
     y = from_points(y.view(_POINTS, -1, d))
     return y.view(n, -1, columns * _TILE, d)
 
 
 @_convolve.register_fake
-def _(images: Tensor, taps: Tensor) -> Tensor:
+def _(images: Tensor, transformed: Tensor) -> Tensor:
     n, height, width, _ = images.shape
-    return images.new_empty(n, height // _TILE * _TILE, width // _TILE * _TILE, taps.shape[2])
+    return images.new_empty(n, height // _TILE * _TILE, width // _TILE * _TILE, transformed.shape[2])
 
 
 @functools.cache

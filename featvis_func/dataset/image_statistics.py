@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import correlation_of
-from featvis_func.image import image_size
 from featvis_func.image.spectral import frequencies
 from featvis_func.io.image_files import check_channels, find_pictures, read_pixels
+from featvis_func.validation import check_size
 
 _FOLDER_SIZE = 224  # px
 # Higher frequencies are those of the corners of the spectrum alone, which diagonal waves have.
@@ -79,9 +79,9 @@ def image_statistics(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    asked = None if size is None else image_size(size)
+    asked = None if size is None else check_size(size)
     if isinstance(images, str | Path):
-        pictures = _of_folder(Path(images), asked or image_size(_FOLDER_SIZE), channels, limit)
+        pictures = _of_folder(Path(images), asked or check_size(_FOLDER_SIZE), channels, limit)
     else:
         pictures = _of_tensors(images, asked, limit)
     count, width, mean, covariance = _colors(pictures)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from featvis_func.backbone.layers import find_site
+from featvis_func.backbone.layers import parse_layer
 from featvis_func.io.atomic import whole_path
 from featvis_func.io.image_files import find_pictures
 from featvis_func.models import Model, fingerprint, load_model
@@ -81,7 +81,7 @@ def layer_axes(model: Model, layers: str | Sequence[str]) -> dict[str, str | Non
     """
     found: dict[str, str | None] = {}
     for name in [layers] if isinstance(layers, str) else layers:
-        site = find_site(model.module, name)
+        site = parse_layer(model.module, name)
         if found.setdefault(site.path, site.axes) != site.axes:
             raise ValueError(f"layer {site.path!r} is asked for with other axes by {name!r}")
     if not found:

@@ -18,7 +18,7 @@ from featvis_func.engine.device import check_device
 from featvis_func.io.image_files import check_channels, seen_part
 from featvis_func.models import Model, load_model
 from featvis_func.objective import feature_axis
-from featvis_func.rendering.options import whole
+from featvis_func.validation import check_int
 
 _NAMED = 3  # files that a warning names
 
@@ -74,7 +74,7 @@ def top_examples(
     patches that cause them. Deviation: patches at a border are shifted inside, see :class:`~featvis_func.backbone.receptive_field.Field`.
     """
     found = load_model(model)
-    count, batch_size = whole("count", count, 1), whole("batch_size", batch_size, 1)
+    count, batch_size = check_int("count", count, 1), check_int("batch_size", batch_size, 1)
     axes = layer_axes(found, layers)
     check_channels(found.channels)
     if device is not None:

@@ -18,12 +18,12 @@ from torch import Tensor
 from featvis_func.cpu.malloc import kept_memory
 from featvis_func.engine.device import Begin, is_out_of_memory
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
-from featvis_func.engine.step import Step, run, where_rows
+from featvis_func.engine.step import Step, run, select_rows
 from featvis_func.tree import tree_map
 from featvis_func.types import Best, Info, Params, State, Weights
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """What came of each filter, on the CPU, in the order asked for."""
 
     best: Best
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     """int64 ``(n,)``: how many each took."""
     slots: int
     """How many were at a time, in the end."""
-    transparency: Tensor | None = None
+    saliency: Tensor | None = None
     """``(n, h, w)``: of :class:`~featvis_func.State`, where that has it."""
     snapshots: Tensor | None = None
     """uint8 ``(n, k, c, h, w)``, where asked for; of a filter that was stopped, the last is repeated."""
@@ -44,7 +44,7 @@ class _Found(NamedTuple):
 
     best: Best
     info: Info
-    transparency: Tensor | tuple[()]
+    saliency: Tensor | tuple[()]
     snapshots: Tensor
     """Empty where none are kept."""
 
@@ -65,7 +65,7 @@ class _Plan(NamedTuple):
     decode: Callable[[Params], Tensor] | None
 
 
-def run_all(
+def run_batched(
     step: Step,
     weights: Weights,
     begin: Begin,
@@ -80,7 +80,7 @@ def run_all(
     progress: Callable[[int], object] = lambda _: None,
     snapshots: int = 0,
     decode: Callable[[Params], Tensor] | None = None,
-) -> Outcome:
+) -> RunResult:
     """Runs every filter to its end, ``slots`` at a time.
 
     Where the memory does not suffice, half as many go on at a time: what was running starts anew, to the same images.
@@ -158,7 +158,7 @@ def run_all(
     bests, infos, maps, films = zip(*(found[i] for i in range(len(filters))), strict=True)
     taken = torch.tensor([len(info.score) for info in infos])
     padded = [tree_map(lambda column: _padded(column, steps), info) for info in infos]
-    return Outcome(
+    return RunResult(
         Best(*(torch.stack(leaves) for leaves in zip(*bests, strict=True))),
         Info(*(torch.stack(columns, dim=1) for columns in zip(*padded, strict=True))),
         taken,
@@ -169,7 +169,7 @@ def run_all(
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Raises ValueError if a tolerance is not one of :func:`run_all`."""
+    """Raises ValueError if a tolerance is not one of :func:`run_batched`."""
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
 
@@ -205,12 +205,12 @@ def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int
             age[slot] += length
             own = parts[held[slot]]
             own.append(Info(*(column[:, slot] for column in info)))
-            if age[slot] == steps or (age[slot] % patience == 0 and _rests(own, plan.tolerance, patience)):
+            if age[slot] == steps or (age[slot] % patience == 0 and _has_converged(own, plan.tolerance, patience)):
                 ended.append(slot)
         if not ended:
             continue
         rows = torch.tensor(ended, device=state.step.device)
-        kept = (state.best, state.transparency)
+        kept = (state.best, state.saliency)
         best, maps = tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), kept)
         lasts = _images(plan, state, ended)
         for row, slot in enumerate(ended):
@@ -231,7 +231,7 @@ def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int
             mask = torch.zeros(slots, dtype=torch.bool)
             mask[refilled] = True
             mask = mask.to(state.step.device)
-            state, target = tree_map(functools.partial(where_rows, mask), fresh, (state, target))
+            state, target = tree_map(functools.partial(select_rows, mask), fresh, (state, target))
 
 
 def _images(plan: _Plan, state: State, slots: Sequence[int]) -> Sequence[Tensor]:
@@ -241,7 +241,7 @@ def _images(plan: _Plan, state: State, slots: Sequence[int]) -> Sequence[Tensor]
     return take_snapshots(plan.decode, state.params, slots).unbind()
 
 
-def _rests(infos: Sequence[Info], tolerance: float | None, patience: int) -> bool:
+def _has_converged(infos: Sequence[Info], tolerance: float | None, patience: int) -> bool:
     """Whether one filter's best score has stopped to rise over its last steps; without a tolerance none has."""
     if tolerance is None:
         return False

@@ -24,16 +24,16 @@ _PAYS_ON_CPU = 5 * 10**8
 
 # Filters at a time on a CPU: of 1 to 16, 8 took the least time per filter, or all but so (SqueezeNet, GoogLeNet,
 # ResNet-18).
-CPU_SLOTS = 8
+CPU_BATCH_SIZE = 8
 _turn = threading.Lock()
 # Of a device's free memory, what a batch is planned to fill; the rest is for what the plan does not see.
 _FILL = 0.8
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 # Beyond this a batch only waits for its slowest image.
-_MOST_SLOTS = 256
+_MAX_BATCH_SIZE = 256
 
 
-def compile_word(wanted: bool | str) -> str:
+def check_compile(wanted: bool | str) -> str:
     """One of :data:`COMPILE`, from what :func:`render` was given; raises ValueError where it is none."""
     word = ("yes" if wanted else "no") if isinstance(wanted, bool) else wanted
     if word not in COMPILE:
@@ -49,7 +49,7 @@ def check_device(name: str | torch.device) -> None:
         raise ValueError(f"no device {str(name)!r} here: {first_line(error)}") from error
 
 
-def compiled_for(
+def select_step(
     step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
 ) -> Step:
     """The step as it shall run.
@@ -68,7 +68,7 @@ def compiled_for(
     Raises:
         ValueError: an unknown word, or compiling was asked for and the backbone is no graph.
     """
-    compile = compile_word(compile)
+    compile = check_compile(compile)
     if compile == "auto":
         pays = device.type == "cuda" or (device.type == "cpu" and pixels > _PAYS_ON_CPU)
         return _compiled(step, otherwise=step) if exported and pays else step
@@ -79,19 +79,19 @@ def compiled_for(
     return _compiled(step, cudagraphs=compile == "cudagraphs")
 
 
-def slots_for_memory(
+def probe_batch_size(
     step: Step,
     weights: Weights,
     begin: Begin,
     filters: Sequence[int],
     *,
     device: torch.device,
-    most: int = _MOST_SLOTS,
+    most: int = _MAX_BATCH_SIZE,
 ) -> int:
     """How many filters at a time the memory of a CUDA device takes, from one step of 2 and one of 6 filters.
 
     Args:
-        step, weights, begin: as for :func:`run_all`; the step not compiled.
+        step, weights, begin: as for :func:`run_batched`; the step not compiled.
         filters: at least 1; any will do.
         device: a CUDA device.
         most: no more than this.
@@ -110,12 +110,12 @@ def slots_for_memory(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return max(1, count // 2)  # run_all halves it again, if it must
+            return max(1, count // 2)  # run_batched halves it again, if it must
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    return planned_slots(peaks[1], peaks[2], free, most=most)
+    return plan_batch_size(peaks[1], peaks[2], free, most=most)
 
 
-def planned_slots(two: float, six: float, free: float, *, most: int = _MOST_SLOTS) -> int:
+def plan_batch_size(two: float, six: float, free: float, *, most: int = _MAX_BATCH_SIZE) -> int:
     """The batch that fills a memory, from the bytes that 2 and 6 filters take: a line through both.
 
     Args:
@@ -126,7 +126,7 @@ def planned_slots(two: float, six: float, free: float, *, most: int = _MOST_SLOT
     Returns:
         At least 1; from 8 on a multiple of 8.
 
-    >>> planned_slots(3e8, 7e8, 10.2e9)
+    >>> plan_batch_size(3e8, 7e8, 10.2e9)
     80
     """
     each = max((six - two) / 4, 1.0)
@@ -140,7 +140,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """If wanted, torch's deterministic algorithms within the block, and its settings as they were after it.
 
     The settings are the process's: threads that want it take turns.

@@ -29,11 +29,15 @@ def make_scoring(features: Features, transform: Transform, objective: Objective,
     if redirect and redirected is None:
         raise ValueError(f"redirect={redirect}: the model runs through a hook, where no gradient can be redirected")
 
-    def score(images: Tensor, young: Tensor, weights: Weights, draws: Draw, target: Target) -> tuple[Tensor, Tensor]:
+    def score(
+        images: Tensor, redirect_mask: Tensor, weights: Weights, draws: Draw, target: Target
+    ) -> tuple[Tensor, Tensor]:
         def backbone(views: Tensor) -> dict[str, Tensor]:
             if not redirect or redirected is None:
                 return plain(weights, views)
-            return redirected(weights, views, young[:, None].expand(-1, len(views) // len(young)).reshape(-1))
+            return redirected(
+                weights, views, redirect_mask[:, None].expand(-1, len(views) // len(redirect_mask)).reshape(-1)
+            )
 
         views = vmap(transform.apply)(images, draws)
         activations = _of_views(backbone, views, images.dtype)
@@ -67,11 +71,13 @@ def _judged(
     seen = {**activations, IMAGE: images}
     first = {**{name: a[:, 0] for name, a in activations.items()}, IMAGE: images} if several else seen
     maps = vmap(objective.activation_map)(first, target)
-    score, across = objective.score, objective.across
+    score, batch_score = objective.score, objective.batch_score
     if several:
         of_views = {**dict.fromkeys(activations, 0), IMAGE: None}
         of_filters = {**dict.fromkeys(activations, 1), IMAGE: None}
         scores = vmap(lambda a, t: vmap(score, (of_views, None))(a, t).mean(0))(seen, target)
-        return scores if across is None else scores + vmap(across, (of_filters, None))(seen, target).mean(0), maps
+        return scores if batch_score is None else scores + vmap(batch_score, (of_filters, None))(seen, target).mean(
+            0
+        ), maps
     scores = vmap(score)(seen, target)
-    return scores if across is None else scores + across(seen, target), maps
+    return scores if batch_score is None else scores + batch_score(seen, target), maps

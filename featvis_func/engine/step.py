@@ -37,7 +37,7 @@ def make_step(
     optimizer: Optimizer,
     *,
     redirect: int = 0,
-    transparency: bool = False,
+    saliency: bool = False,
 ) -> Step:
     """Composes one step of ascent over a batch of independent filters.
 
@@ -53,7 +53,7 @@ def make_step(
         optimizer: how to climb.
         redirect: in how many first steps of each filter gradients are redirected past activations that let none
             through, see :mod:`featvis_func.backbone.redirected_relu`.
-        transparency: whether to add up what the score's gradient was at each pixel; the state must have been made so.
+        saliency: whether to add up what the score's gradient was at each pixel; the state must have been made so.
 
     Returns:
         A pure function of pytrees ``(weights, state, target) -> (state, info)``. It runs eagerly, under
@@ -69,11 +69,11 @@ def make_step(
     scoring = make_scoring(features, transform, objective, redirect=redirect)
 
     def ascent(params: Params, probes: Any, *given: Any) -> tuple[Tensor, Any]:
-        nudge, young = probes
+        nudge, redirect_mask = probes
         decoded = vmap(image.decode)(params)
-        if transparency:
+        if saliency:
             decoded = decoded + nudge
-        scores, maps = scoring(decoded, young, *given)
+        scores, maps = scoring(decoded, redirect_mask, *given)
         return scores.sum(), (scores, decoded, maps)
 
     def view_of(key: Key, step: Tensor) -> Any:
@@ -88,7 +88,7 @@ def make_step(
         draws = vmap(view_of)(state.key, state.step)
         # Of what is no parameter, the gradient tells: where the pixels mattered, and whose gradient was redirected.
         probes = (
-            torch.zeros_like(state.best.image) if transparency else (),
+            torch.zeros_like(state.best.image) if saliency else (),
             (state.step < redirect).to(state.best.score.dtype),
         )
         (grads, (pixels, redirected)), (scores, decoded, maps) = grad(ascent, argnums=(0, 1), has_aux=True)(
@@ -96,22 +96,22 @@ def make_step(
         )
         norms = vmap(global_norm)(grads)
         finite = scores.isfinite() & norms.isfinite()
-        if image.couple is not None:
+        if image.share_params is not None:
             finite = finite.all().expand_as(finite)
         updates, opt = vmap(guarded_update)(grads, state.opt, state.params, finite)
-        if image.couple is not None:
-            updates = image.couple(updates)
+        if image.share_params is not None:
+            updates = image.share_params(updates)
         moved = tree_map(torch.add, state.params, updates)
         better = finite & (scores > state.best.score)
         reached = (scores, decoded, maps, state.step)
-        best = Best(*(where_rows(better, n, o) for n, o in zip(reached, state.best, strict=True)))
+        best = Best(*(select_rows(better, n, o) for n, o in zip(reached, state.best, strict=True)))
         new = State(
-            tree_map(lambda n, o: where_rows(finite, n, o), moved, state.params),
+            tree_map(lambda n, o: select_rows(finite, n, o), moved, state.params),
             opt,
             state.key,
             state.step + 1,
             best,
-            state.transparency + where_rows(finite, pixels.abs().mean(1), 0.0) if transparency else (),
+            state.saliency + select_rows(finite, pixels.abs().mean(1), 0.0) if saliency else (),
         )
         return new, Info(scores, norms, (norms > 0) & (redirected == 0), finite)
 
@@ -125,12 +125,12 @@ def init_state(
     optimizer: Optimizer,
     keys: Tensor,
     *,
-    transparency: bool = False,
+    saliency: bool = False,
 ) -> State:
     """The state before the first step.
 
     Args:
-        features, image, objective, optimizer, transparency: as in :func:`make_step`.
+        features, image, objective, optimizer, saliency: as in :func:`make_step`.
         keys: int64 ``(n, 2)``, one key per filter: see :func:`filter_keys`.
 
     Returns:
@@ -150,7 +150,7 @@ def init_state(
         activation=activation.expand(count, *activation.shape).clone(),
         step=torch.full_like(keys[:, 0], -1),
     )
-    pixels = decoded.new_zeros((count, *decoded.shape[2:])) if transparency else ()
+    pixels = decoded.new_zeros((count, *decoded.shape[2:])) if saliency else ()
     state = State(params, opt, keys, torch.zeros_like(keys[:, 0]), best, pixels)
     # The strides are those of every later state, or a compiled step would be compiled twice.
     return tree_map(torch.Tensor.contiguous, state)
@@ -235,6 +235,6 @@ def run(
     return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
 
 
-def where_rows(condition: Tensor, new: Tensor, old: Tensor | float) -> Tensor:
+def select_rows(condition: Tensor, new: Tensor, old: Tensor | float) -> Tensor:
     """Per filter: ``new`` where the condition ``(n,)`` holds, else ``old``."""
     return torch.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from featvis_func.gallery import pages
 from featvis_func.gallery.filter_files import Making
 from featvis_func.gallery.manifest import NAME
-from featvis_func.gallery.site import Site, begin, processors
+from featvis_func.gallery.site import LayerRef, begin, processors
 from featvis_func.gallery.source import source_of
 from featvis_func.gallery.top_examples import find_examples
 from featvis_func.io.animation import FORMATS
@@ -83,7 +83,7 @@ def build_gallery(
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         marked = (folder / NAME).exists()
         known = begin(folder)
-        site = Site(folder, known)
+        site = LayerRef(folder, known)
         examples = None
         if images is not None:
             try:

@@ -12,9 +12,9 @@ from featvis_func.rendering.presets import REDIRECT
 _DEFAULTS = {name: p.default for name, p in inspect.signature(render).parameters.items() if p.default is not p.empty}
 _OPTIONS = (
     "steps", "size", "seed", "views", "lr", "image", "optimizer", "tolerance", "redirect", "precision", "compile",
-    "deterministic", "transparency", "snapshots",
+    "deterministic", "saliency", "snapshots",
 )  # fmt: skip
-_IN_PYTHON_ALONE = {"transparency"}
+_IN_PYTHON_ALONE = {"saliency"}
 _CHANNEL = re.compile(r"channel\('[^']*'\)|channel\(\"[^\"]*\"\)")
 _NAMED = re.compile(r"(?:texturenet|[a-z-]+:\S+)")
 _FILE = re.compile(r"(?P<name>.+) sha256:[0-9a-f]{64}")

@@ -29,7 +29,7 @@ _R = TypeVar("_R")
 _INNER = ("images", "thumbs", "maps", "films", "examples")
 
 
-class Site:
+class LayerRef:
     """A gallery's folder while it is built.
 
     Args:

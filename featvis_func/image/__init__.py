@@ -16,7 +16,6 @@ torch.Size([1, 8, 8])
 
 from featvis_func.image.base import Canvas as Canvas
 from featvis_func.image.base import bounded as bounded
-from featvis_func.image.base import image_size as image_size
 from featvis_func.image.maco import magnitude_of as magnitude_of
 from featvis_func.image.maco import phase as phase
 from featvis_func.image.network import cppn as cppn
@@ -29,3 +28,6 @@ from featvis_func.image.spectral import alpha as alpha
 from featvis_func.image.spectral import fourier as fourier
 from featvis_func.image.spectral import fourier_canvas as fourier_canvas
 from featvis_func.image.start import from_image as from_image
+from featvis_func.validation import check_size
+
+image_size = check_size

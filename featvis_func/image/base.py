@@ -8,6 +8,7 @@ from torch import Tensor
 
 from featvis_func.color import Correlation, correlate, correlation_matrix, decorrelate
 from featvis_func.types import Image, Key, Params
+from featvis_func.validation import check_size
 
 # Of a picture that is encoded, values closer to 0 or 1 are moved to this distance: the sigmoid reaches neither, and has
 # hardly a gradient near them.
@@ -31,32 +32,11 @@ class Canvas(NamedTuple):
     """``(c, h, w)`` unbounded -> parameters; what the canvas cannot hold is left out."""
 
 
-def image_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Checks and completes an image size.
-
-    Args:
-        size: pixels, one number for a square or ``(h, w)``.
-
-    Returns:
-        ``(h, w)``.
-
-    Raises:
-        ValueError: a side is below 1.
-
-    >>> image_size(64)
-    (64, 64)
-    """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
-    return sides
-
-
 def image_shape(size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
     """Checks and completes the shape of an image.
 
     Args:
-        size: as for :func:`image_size`.
+        size: as for :func:`~featvis_func.validation.check_size`.
         channels: at least 1.
 
     Returns:
@@ -68,7 +48,7 @@ def image_shape(size: int | tuple[int, int], channels: int) -> tuple[int, int, i
     >>> image_shape(64, 3)
     (3, 64, 64)
     """
-    h, w = image_size(size)
+    h, w = check_size(size)
     if channels < 1:
         raise ValueError(f"an image needs at least 1 channel, got {channels}")
     return channels, h, w

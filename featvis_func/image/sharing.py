@@ -14,7 +14,7 @@ def shared(
     """One part of each filter's own and one common to all: neighbours among the pictures keep the same layout.
 
     ``sigmoid(matrix @ (x_own + x_common))`` per pixel. Each filter carries a copy of the common parameters; all copies
-    start as zero, and ``couple`` replaces what they gain by its mean over the filters of the run, so that they stay
+    start as zero, and ``share_params`` replaces what they gain by its mean over the filters of the run, so that they stay
     equal.
 
     Args:
@@ -49,7 +49,7 @@ def shared(
     def init(key: Key) -> Params:
         return own.init(key), tree_map(torch.zeros_like, common.init(key))
 
-    def couple(params: Params) -> Params:
+    def share_params(params: Params) -> Params:
         mine, ours = params
         return mine, tree_map(lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf), ours)
 
@@ -57,4 +57,6 @@ def shared(
         pixels = values.leave(picture)
         return own.encode(pixels), tree_map(torch.zeros_like, common.encode(pixels))
 
-    return Image(init, lambda params: values.enter(own.decode(params[0]) + common.decode(params[1])), couple, encode)
+    return Image(
+        init, lambda params: values.enter(own.decode(params[0]) + common.decode(params[1])), share_params, encode
+    )

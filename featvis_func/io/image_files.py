@@ -13,7 +13,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from featvis_func.image import image_size
+from featvis_func.validation import check_size
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What the names of pictures end in, in small or capital letters."""
@@ -93,7 +93,7 @@ def read_picture(path: str | Path, size: int | tuple[int, int], *, channels: int
     Raises:
         ValueError: a file that is not there or cannot be read, or another number of channels.
     """
-    pixels, _ = read_pixels(path, image_size(size), channels=channels)
+    pixels, _ = read_pixels(path, check_size(size), channels=channels)
     return (pixels.double() / 255).float()
 
 
@@ -151,7 +151,7 @@ def _opened(path: Path, mode: str, near: int | None) -> tuple[PIL.Image.Image, t
         with PIL.Image.open(path) as file:
             w, h = file.size
             drafted = None if near is None else file.draft(None, (near, near))
-            turned = drafted is not None and file.getexif().get(_ORIENTATION) in _TURNED
+            flip_kernel = drafted is not None and file.getexif().get(_ORIENTATION) in _TURNED
             upright = PIL.ImageOps.exif_transpose(file)
             if drafted is None:
                 w, h = upright.size
@@ -162,7 +162,7 @@ def _opened(path: Path, mode: str, near: int | None) -> tuple[PIL.Image.Image, t
                 upright = upright.convert("RGBA")
                 if mode != "RGBA":
                     upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, _WHITE), upright)
-            return upright.convert(mode), (w, h) if turned else (h, w)
+            return upright.convert(mode), (w, h) if flip_kernel else (h, w)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file fails in any way there is

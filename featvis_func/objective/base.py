@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featvis_func.types import Activations, Target
 
-Across: TypeAlias = Callable[[Activations, Target], Tensor]
+BatchScore: TypeAlias = Callable[[Activations, Target], Tensor]
 """(activations of all filters, targets) -> float ``(n,)``."""
 
 IMAGE = "<image>"
@@ -36,7 +36,7 @@ class Objective:
     targeted: tuple[str, ...]
     """Those of its layers in which the target picks the channel."""
     name: str
-    across: Callable[[Activations, Target], Tensor] | None = None
+    batch_score: Callable[[Activations, Target], Tensor] | None = None
     """What couples the filters of a run, added to the score of each: (activations, target), both with the leading axis
     ``n`` -> float ``(n,)``. Its filters are rendered together, in the order asked for."""
     variants: int | None = None
@@ -71,7 +71,7 @@ class Objective:
             self.layers,
             self.targeted,
             f"{number(factor)} * {inner}",
-            _scaled(self.across, factor),
+            _scaled(self.batch_score, factor),
             self.variants,
             self.picture,
         )
@@ -94,17 +94,17 @@ class Objective:
             tuple(dict.fromkeys(self.layers + other.layers)),
             tuple(dict.fromkeys(self.targeted + other.targeted)),
             f"{self.name} {'+' if sign > 0 else '-'} {right}",
-            _added(self.across, _scaled(other.across, sign)),
+            _added(self.batch_score, _scaled(other.batch_score, sign)),
             next(iter(counts), None),
             self.picture if other.picture is None else other.picture,
         )
 
 
-def _scaled(across: Across | None, factor: float) -> Across | None:
-    return None if across is None else lambda a, t: factor * across(a, t)
+def _scaled(batch_score: BatchScore | None, factor: float) -> BatchScore | None:
+    return None if batch_score is None else lambda a, t: factor * batch_score(a, t)
 
 
-def _added(first: Across | None, second: Across | None) -> Across | None:
+def _added(first: BatchScore | None, second: BatchScore | None) -> BatchScore | None:
     if first is None or second is None:
         return first or second
     return lambda a, t: first(a, t) + second(a, t)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from featvis_func.objective.base import Across, Objective, arguments, features_last, gram
+from featvis_func.objective.base import BatchScore, Objective, arguments, features_last, gram
 from featvis_func.types import Activations, Target
 
 # Under a root, where the gradient at zero would not be finite.
@@ -37,18 +37,18 @@ def diversity(layer: str) -> Objective:
     over ``j``, so that there a weight means more in a larger batch.
 
     >>> activations = {"a": torch.eye(2).reshape(2, 2, 1, 1)}
-    >>> diversity("a").across(activations, torch.arange(2))
+    >>> diversity("a").batch_score(activations, torch.arange(2))
     tensor([0., 0.])
     """
 
-    def across(activations: Activations, target: Target) -> Tensor:
+    def batch_score(activations: Activations, target: Target) -> Tensor:
         grams = vmap(gram)(activations[layer]).flatten(1)
         unit = grams / (grams.square().sum(1, keepdim=True) + _EPS).sqrt()
         others = max(1, len(grams) - 1)
         alike = unit @ unit.T
         return (alike.sum(1) - alike.diagonal()) / others
 
-    return _coupled(f"diversity({layer!r})", layer, across)
+    return _coupled(f"diversity({layer!r})", layer, batch_score)
 
 
 def alignment(layer: str, *, decay: float = 2.0) -> Objective:
@@ -70,13 +70,13 @@ def alignment(layer: str, *, decay: float = 2.0) -> Objective:
     a weight means the same in any layer.
 
     >>> activations = {"a": torch.tensor([[0.0], [2.0]])}
-    >>> alignment("a").across(activations, torch.arange(2))
+    >>> alignment("a").batch_score(activations, torch.arange(2))
     tensor([-0.2500, -0.2500])
     """
     if not 1 <= decay < math.inf:
         raise ValueError(f"the decay must be finite and at least 1, got {decay}")
 
-    def across(activations: Activations, target: Target) -> Tensor:
+    def batch_score(activations: Activations, target: Target) -> Tensor:
         rows = activations[layer].flatten(1)
         place = torch.arange(len(rows), device=rows.device)
         apart = (place[:, None] - place).abs()
@@ -85,7 +85,7 @@ def alignment(layer: str, *, decay: float = 2.0) -> Objective:
         distance = (rows[:, None] - rows).square().sum(-1) / (energy[:, None] + energy + _EPS)
         return -0.5 * (pull * distance).sum(1)
 
-    return _coupled(f"alignment({arguments(layer, decay=None if decay == 2.0 else decay)})", layer, across)
+    return _coupled(f"alignment({arguments(layer, decay=None if decay == 2.0 else decay)})", layer, batch_score)
 
 
 def interpolate(first: Objective, second: Objective, *, count: int) -> Objective:
@@ -108,7 +108,7 @@ def interpolate(first: Objective, second: Objective, *, count: int) -> Objective
     if count < 2:
         raise ValueError(f"an interpolation needs at least 2 images, got {count}")
     for goal in (first, second):
-        if goal.targeted or goal.variants is not None or goal.across is not None:
+        if goal.targeted or goal.variants is not None or goal.batch_score is not None:
             raise ValueError(f"{goal} does not name its own channel, or is about several images: no end to go to")
 
     def between(a: Tensor, b: Tensor, target: Target) -> Tensor:
@@ -129,10 +129,10 @@ def interpolate(first: Objective, second: Objective, *, count: int) -> Objective
     )
 
 
-def _coupled(name: str, layer: str, across: Across) -> Objective:
+def _coupled(name: str, layer: str, batch_score: BatchScore) -> Objective:
     """An objective that is nothing for one image."""
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return features_last(activations[layer]).square().mean(-1)
 
-    return Objective(lambda a, t: a[layer].new_zeros(()), activation_map, (layer,), (), name, across)
+    return Objective(lambda a, t: a[layer].new_zeros(()), activation_map, (layer,), (), name, batch_score)

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featvis_func.backbone.features import activations_of, device_of, make_features
-from featvis_func.image import from_image, image_size
+from featvis_func.image import from_image
 from featvis_func.io.image_files import read_picture
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective, departure
 from featvis_func.rendering.api import render
 from featvis_func.rendering.options import IMAGES
-from featvis_func.rendering.renderer import goal_and_filters
+from featvis_func.rendering.renderer import parse_objective
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image
+from featvis_func.validation import check_size
 
 # The learning rate's numerator, over the number of steps: an eighth of what a rendering from noise takes, since the
 # photograph's own spectrum is to be changed, not to be replaced.
@@ -60,7 +61,7 @@ def accentuate(
         **options: further ones of :func:`~featvis_func.render`.
 
     Returns:
-        A :class:`Result` with :attr:`Result.transparency`: where the gradient was, the filter found something.
+        A :class:`Result` with :attr:`Result.saliency`: where the gradient was, the filter found something.
 
     Raises:
         ValueError: bad input, with what was given, what was expected and what exists.
@@ -76,8 +77,8 @@ def accentuate(
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be finite and at least 0, got {strength}")
     found = load_model(model)
-    goal, chosen = goal_and_filters(objective, filters)
-    h, w = image_size(found.size if size is None else size)
+    goal, chosen = parse_objective(objective, filters)
+    h, w = check_size(found.size if size is None else size)
     start = read_picture(picture, (h, w), channels=found.channels) if isinstance(picture, str | Path) else picture
     if start.ndim != 3 or start.shape[0] != found.channels or not start.is_floating_point():
         raise ValueError(
@@ -100,6 +101,6 @@ def accentuate(
         device=device,
         precision=precision,
         features=features,
-        transparency=True,
+        saliency=True,
         **options,
     )

@@ -33,7 +33,7 @@ def render(
     features: Features | None = None,
     compile: bool | str = "auto",
     deterministic: bool = False,
-    transparency: bool = False,
+    saliency: bool = False,
     snapshots: int | None = None,
     progress: bool | None = None,
 ) -> Result:
@@ -80,8 +80,8 @@ def render(
         deterministic: bit-equal reruns on CUDA, too: samples the views by a slower route, under
             ``torch.use_deterministic_algorithms(True)``, which names what the model has that cannot be repeated. Holds
             for equal batch sizes. On a CPU reruns are bit-equal without it.
-        transparency: whether to add up, over the steps, how much the score's gradient was at each pixel, a map of what
-            the run cared for: :attr:`Result.transparency`.
+        saliency: whether to add up, over the steps, how much the score's gradient was at each pixel, a map of what
+            the run cared for: :attr:`Result.saliency`.
         progress: a progress bar on the standard error. Default: if that is a terminal.
 
     Returns:
@@ -113,7 +113,7 @@ def render(
         features=features,
         compile=compile,
         deterministic=deterministic,
-        transparency=transparency,
+        saliency=saliency,
         snapshots=snapshots,
     )
     return renderer(progress=progress)

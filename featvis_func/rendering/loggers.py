@@ -33,8 +33,8 @@ import torch
 
 from featvis_func.io.pil import picture
 from featvis_func.models.base import needed
-from featvis_func.rendering.options import whole
 from featvis_func.rendering.result import Result
+from featvis_func.validation import check_int
 
 _BINS = 30  # of a histogram of the scores
 
@@ -59,7 +59,7 @@ class Logger:
         """
         if not isinstance(result, Result):
             raise ValueError(f"expected a Result, as render returns it, got {result!r}")
-        self.write(result, None if step is None else whole("step", step, 0))
+        self.write(result, None if step is None else check_int("step", step, 0))
 
     def __enter__(self) -> "Logger":
         return self

@@ -11,8 +11,14 @@ from featvis_func import image as images
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights, device_of, make_features
-from featvis_func.engine.batching import Outcome, check_tolerance, run_all
-from featvis_func.engine.device import CPU_SLOTS, compile_word, compiled_for, repeatable, slots_for_memory
+from featvis_func.engine.batching import RunResult, check_tolerance, run_batched
+from featvis_func.engine.device import (
+    CPU_BATCH_SIZE,
+    check_compile,
+    deterministic_algorithms,
+    probe_batch_size,
+    select_step,
+)
 from featvis_func.engine.forward import check_layers
 from featvis_func.engine.snapshots import snapshot_steps
 from featvis_func.engine.step import Step, filter_keys, init_state, make_step
@@ -20,12 +26,12 @@ from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.random import key
-from featvis_func.rendering.options import IMAGES, optimizer_for, seed_number, whole, whole_filters
+from featvis_func.rendering.options import IMAGES, optimizer_for
 from featvis_func.rendering.presets import REDIRECT, VIEWS
 from featvis_func.rendering.presets import views as views_by_name
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image, Optimizer, Params, State, Target, Transform, Weights
-from featvis_func.validation import check_name
+from featvis_func.validation import check_filters, check_int, check_name, check_seed, check_size
 
 
 class Renderer(NamedTuple):
@@ -59,7 +65,7 @@ class Renderer(NamedTuple):
             filters: among ``self.filters``; ``None``: all of them.
             seed: in ``[0, 2**64)``; default: what the renderer was made with.
             progress: whether to show a bar on the standard error, ``None``: if that is a terminal; or what is called
-                with the number of steps done, as by :func:`~featvis_func.run_all`.
+                with the number of steps done, as by :func:`~featvis_func.run_batched`.
 
         Returns:
             A :class:`~featvis_func.Result`, on the CPU.
@@ -71,11 +77,11 @@ class Renderer(NamedTuple):
         >>> renderer([3]).images.shape, renderer([5, 3]).filters
         (torch.Size([1, 3, 32, 32]), (5, 3))
         """
-        numbers = list(self.filters) if filters is None else whole_filters(filters)
+        numbers = list(self.filters) if filters is None else check_filters(filters)
         unknown = set(numbers).difference(self.filters)
         if unknown:
             raise ValueError(f"this renderer was made for other filters than {min(unknown)}")
-        start = self.config["seed"] if seed is None else seed_number(seed)
+        start = self.config["seed"] if seed is None else check_seed(seed)
         config = {**self.config, "seed": start}
         steps = config["steps"]
         hidden = callable(progress) or (progress is not None and not progress)
@@ -86,8 +92,8 @@ class Renderer(NamedTuple):
             leave=False,
             disable=hidden or (None if progress is None else False),
         )
-        with bar, repeatable(config["deterministic"]):
-            outcome = run_all(
+        with bar, deterministic_algorithms(config["deterministic"]):
+            outcome = run_batched(
                 self.step,
                 self.weights,
                 lambda chosen: self.start(chosen, start),
@@ -124,7 +130,7 @@ def make_renderer(
     features: Features | None = None,
     compile: bool | str = "auto",
     deterministic: bool = False,
-    transparency: bool = False,
+    saliency: bool = False,
     snapshots: int | None = None,
 ) -> Renderer:
     """Traces the model up to a layer and composes the step, once for any number of renderings.
@@ -136,7 +142,7 @@ def make_renderer(
         ValueError: bad input, with what was given, what was expected and what exists.
     """
     found = load_model(model)
-    goal, filters = goal_and_filters(objective, filters)
+    goal, filters = parse_objective(objective, filters)
     if not goal.layers:
         raise ValueError(f"{goal} reads no layer of the model; add an objective that does")
     # Whatever can be told now is not left until after the model was traced.
@@ -146,19 +152,19 @@ def make_renderer(
         check_name("views", views, VIEWS)
     if not isinstance(image, Image):
         check_name("image parameterisation", image, IMAGES)
-    steps, seed = whole("steps", steps, 1), seed_number(seed)
-    snapshots = 0 if snapshots is None else whole("snapshots", snapshots, 0)
+    steps, seed = check_int("steps", steps, 1), check_seed(seed)
+    snapshots = 0 if snapshots is None else check_int("snapshots", snapshots, 0)
     snapshot_steps(steps, snapshots)
-    redirect = None if redirect is None else whole("redirect", redirect, 0)
+    redirect = None if redirect is None else check_int("redirect", redirect, 0)
     if batch_size != "auto":
-        batch_size = whole("batch_size", batch_size, 1)
+        batch_size = check_int("batch_size", batch_size, 1)
     tolerance = None if tolerance is None else float(tolerance)
     check_tolerance(tolerance)
-    compile = compile_word(compile)
+    compile = check_compile(compile)
     lr = None if lr is None else float(lr)
     rule = optimizer_for(optimizer, lr, steps)
-    wanted = None if filters is None else whole_filters(filters)
-    asked = images.image_size(found.size if size is None else size)
+    wanted = None if filters is None else check_filters(filters)
+    asked = check_size(found.size if size is None else size)
     if features is None:
         features = make_features(found, goal.layers, device=device, precision=precision)
     check_layers(goal, features)
@@ -184,19 +190,19 @@ def make_renderer(
     transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
     if goal.picture is not None and goal.picture.shape != decoded.shape:
         raise ValueError(f"the picture of {goal} is {tuple(goal.picture.shape)}, the images {tuple(decoded.shape)}")
-    plain = make_step(features, parameterisation, transform, goal, rule, redirect=redirect, transparency=transparency)
+    plain = make_step(features, parameterisation, transform, goal, rule, redirect=redirect, saliency=saliency)
     pixels = len(numbers) * steps * h * w
-    step = compiled_for(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
+    step = select_step(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
     weights = features.weights if step is plain else compiled_weights(features)
     layer = features.paths[goal.layers[0]]
 
     def start(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
         keys = filter_keys(seed, layer, chosen, device=where)
-        state = init_state(features, parameterisation, goal, rule, keys, transparency=transparency)
+        state = init_state(features, parameterisation, goal, rule, keys, saliency=saliency)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=where)
 
-    slots = batch_size if isinstance(batch_size, int) else CPU_SLOTS
-    together = goal.across is not None or parameterisation.couple is not None
+    slots = batch_size if isinstance(batch_size, int) else CPU_BATCH_SIZE
+    together = goal.batch_score is not None or parameterisation.share_params is not None
     if together and (tolerance is not None or (batch_size != "auto" and slots < len(numbers))):
         raise ValueError(
             f"the {len(numbers)} images of {goal} belong together: they need one batch, and no tolerance; got"
@@ -205,7 +211,7 @@ def make_renderer(
     if together:
         slots = len(numbers)
     elif batch_size == "auto" and where.type == "cuda" and not deterministic:
-        slots = slots_for_memory(plain, features.weights, lambda some: start(some, seed), numbers, device=where)
+        slots = probe_batch_size(plain, features.weights, lambda some: start(some, seed), numbers, device=where)
     dtype = next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32)
     config = {
         "model": found.name,
@@ -229,14 +235,14 @@ def make_renderer(
         "compile": compile,
         "deterministic": deterministic,
         "device": where.type,
-        **({"transparency": True} if transparency else {}),
+        **({"saliency": True} if saliency else {}),
         **({"snapshots": snapshots} if snapshots else {}),
     }
     width = min(slots, len(numbers))
     return Renderer(tuple(numbers), width, config, step, weights, start, together, parameterisation.decode)
 
 
-def goal_and_filters(
+def parse_objective(
     objective: str | Objective, filters: Iterable[int] | int | None
 ) -> tuple[Objective, Iterable[int] | int | None]:
     """An objective, and the filters asked for, from what :func:`~featvis_func.render` is given."""
@@ -267,7 +273,7 @@ def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> 
     return numbers
 
 
-def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) -> Result:
+def _result(outcome: RunResult, filters: Sequence[int], config: dict[str, Any]) -> Result:
     best, info = outcome.best, outcome.info
     taken = torch.arange(len(info.score))[:, None] < outcome.steps
     alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
@@ -281,7 +287,7 @@ def _result(outcome: Outcome, filters: Sequence[int], config: dict[str, Any]) ->
         status=status,
         history=info.score.float(),
         steps=outcome.steps,
-        transparency=outcome.transparency,
+        saliency=outcome.saliency,
         snapshots=outcome.snapshots,
         config=config,
     )

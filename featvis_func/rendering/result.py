@@ -49,7 +49,7 @@ class Result:
     """int64 ``(n,)``: how many steps each filter took."""
     config: dict[str, Any] = field(default_factory=dict)
     """What it takes to make it again."""
-    transparency: Tensor | None = None
+    saliency: Tensor | None = None
     """float32 ``(n, h, w)``, where asked for: over all steps, how much the score's gradient was at each pixel."""
     snapshots: Tensor | None = None
     """uint8 ``(n, k, c, h, w)``, where asked for: the images after so many steps as
@@ -88,7 +88,7 @@ class Result:
         return PIL.Image.fromarray(sheet)
 
     def transparent(self, *, percentile: float = 90.0) -> "Result":
-        """The images with their transparency as a fourth channel: opaque where the run cared for the pixels.
+        """The images with their saliency as a fourth channel: opaque where the run cared for the pixels.
 
         The map is smoothed over a 32nd of the image, and divided by its percentile.
 
@@ -99,17 +99,17 @@ class Result:
             The same result with RGBA images ``(n, 4, h, w)`` (or one channel more than there were).
 
         Raises:
-            ValueError: rendered without ``transparency=True``, or a percentile out of range.
+            ValueError: rendered without ``saliency=True``, or a percentile out of range.
 
         Source: Fel et al., MACO (arXiv 2306.06805), section 4; without its noise, by smoothing.
         """
-        if self.transparency is None:
-            raise ValueError("this result has no transparency; render with transparency=True")
+        if self.saliency is None:
+            raise ValueError("this result has no saliency; render with saliency=True")
         if not 0 < percentile <= 100:
             raise ValueError(f"the percentile must be above 0 and at most 100, got {percentile}")
-        h, w = self.transparency.shape[1:]
+        h, w = self.saliency.shape[1:]
         radius = max(h, w) // 64
-        edged = F.pad(self.transparency[:, None], (radius,) * 4, mode="replicate")
+        edged = F.pad(self.saliency[:, None], (radius,) * 4, mode="replicate")
         smooth = F.avg_pool2d(edged, 2 * radius + 1, stride=1).flatten(1)
         full = torch.quantile(smooth, percentile / 100, dim=1, keepdim=True).clamp_min(torch.finfo(smooth.dtype).tiny)
         opacity = (smooth / full).clamp(0, 1).reshape(-1, 1, h, w)
@@ -156,8 +156,8 @@ class Result:
             ValueError: the folder cannot be made or written.
         """
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        if self.transparency is not None:
-            tensors["transparency"] = self.transparency.contiguous()
+        if self.saliency is not None:
+            tensors["saliency"] = self.saliency.contiguous()
         films: dict[str, bytes] = {}
         if self.snapshots is not None:
             tensors["snapshots"] = self.snapshots.contiguous()

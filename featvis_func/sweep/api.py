@@ -10,14 +10,13 @@ from torch import nn
 
 from featvis_func.backbone.verify import PRECISIONS
 from featvis_func.engine.batching import check_tolerance
-from featvis_func.engine.device import check_device, compile_word
+from featvis_func.engine.device import check_compile, check_device
 from featvis_func.engine.snapshots import snapshot_steps
-from featvis_func.image import image_size
 from featvis_func.io.atomic import remove_abandoned, whole_path
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.rendering.api import render
-from featvis_func.rendering.options import IMAGES, optimizer_for, seed_number, whole
+from featvis_func.rendering.options import IMAGES, optimizer_for
 from featvis_func.rendering.presets import OPTIMIZERS, VIEWS
 from featvis_func.sweep import launchers as engines
 from featvis_func.sweep import ray_engine as cluster
@@ -26,7 +25,7 @@ from featvis_func.sweep.plan import Estimate, LayerPlan, RenderOptions, estimate
 from featvis_func.sweep.shard import DTYPES
 from featvis_func.sweep.validate import Status, read_status
 from featvis_func.sweep.worker import Worker, renderers
-from featvis_func.validation import check_name
+from featvis_func.validation import check_int, check_name, check_seed, check_size
 
 _DEFAULTS: dict[str, Any] = {
     name: inspect.signature(render).parameters[name].default for name in RenderOptions.__annotations__
@@ -97,8 +96,8 @@ def sweep(
     if device is not None and engine != "ray":  # whose nodes may have what this one has not
         check_device(device)
     config, plans = _configured(found, layers, filters, batch_size, unit_size, image_dtype, device, options)
-    threads = None if threads is None else whole("threads", threads, 1)
-    workers = None if workers is None else whole("workers", workers, 1)
+    threads = None if threads is None else check_int("threads", threads, 1)
+    workers = None if workers is None else check_int("workers", workers, 1)
     folder = start_folder(whole_path(out), Run(config, plans))
     remove_abandoned(folder.path)
     if engine == "ray":
@@ -195,17 +194,17 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     steps, lr, tolerance, redirect, size = (options[name] for name in ("steps", "lr", "tolerance", "redirect", "size"))
     checked = {
         **options,
-        "steps": whole("steps", steps, 1),
-        "seed": seed_number(options["seed"]),
+        "steps": check_int("steps", steps, 1),
+        "seed": check_seed(options["seed"]),
         "lr": None if lr is None else float(lr),
         "tolerance": None if tolerance is None else float(tolerance),
-        "redirect": None if redirect is None else whole("redirect", redirect, 0),
-        "compile": compile_word(options["compile"]),
+        "redirect": None if redirect is None else check_int("redirect", redirect, 0),
+        "compile": check_compile(options["compile"]),
         "size": None if size is None else list(_size(size)),
         "deterministic": bool(options["deterministic"]),
     }
     snapshots = checked.pop("snapshots")
-    snapshots = 0 if snapshots is None else whole("snapshots", snapshots, 0)
+    snapshots = 0 if snapshots is None else check_int("snapshots", snapshots, 0)
     snapshot_steps(checked["steps"], snapshots)
     if snapshots:  # without them, a configuration is what it was before there were any
         checked["snapshots"] = snapshots
@@ -216,5 +215,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
 
 def _size(size: Any) -> tuple[int, int]:
     """Pixels, of whatever integer type."""
-    sides = [whole("size", side) for side in size] if isinstance(size, tuple | list) else [whole("size", size)] * 2
-    return image_size((sides[0], sides[-1]) if len(sides) == 2 else tuple(sides))  # pyright: ignore[reportArgumentType]
+    sides = (
+        [check_int("size", side) for side in size] if isinstance(size, tuple | list) else [check_int("size", size)] * 2
+    )
+    return check_size((sides[0], sides[-1]) if len(sides) == 2 else tuple(sides))  # pyright: ignore[reportArgumentType]

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from featvis_func.backbone.features import Layer, list_layers
-from featvis_func.backbone.layers import check_axes, feature_axis_of, find_site
-from featvis_func.engine.device import CPU_SLOTS
+from featvis_func.backbone.layers import check_axes, feature_axis_of, parse_layer
+from featvis_func.engine.device import CPU_BATCH_SIZE
 from featvis_func.models import Model
-from featvis_func.rendering.options import whole, whole_filters
 from featvis_func.rendering.renderer import Renderer
+from featvis_func.validation import check_filters, check_int
 
 # Filters at a time on an accelerator; where the memory does not suffice, it is halved.
-_CUDA_SLOTS = 64
+_CUDA_BATCH_SIZE = 64
 _LONGEST_NAME = 100
 # Bytes that are stored beside images, activation maps and history: what a shard and its sidecar tell of a filter, and
 # what each pair of these takes whatever it tells.
@@ -119,9 +119,9 @@ def plan_layers(
     >>> [(p.layer, len(p.filters), len(p.units)) for p in plan_layers(load_model("texturenet"), "block[12].conv")]
     [('block1.conv', 24, 3), ('block2.conv', 48, 6)]
     """
-    size = None if batch_size == "auto" else whole("batch_size", batch_size, 1)
-    unit = None if unit_size is None else whole("unit_size", unit_size, 1)
-    wanted = None if filters is None else sorted(whole_filters(filters))
+    size = None if batch_size == "auto" else check_int("batch_size", batch_size, 1)
+    unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
+    wanted = None if filters is None else sorted(check_filters(filters))
     plans = []
     chosen = select_layers(model, layers)
     for layer in chosen:
@@ -129,7 +129,7 @@ def plan_layers(
         own = range(count) if wanted is None else [f for f in wanted if 0 <= f < count]
         if not own:
             continue
-        batch = size or (CPU_SLOTS if torch.device(device).type == "cpu" else _CUDA_SLOTS)
+        batch = size or (CPU_BATCH_SIZE if torch.device(device).type == "cpu" else _CUDA_BATCH_SIZE)
         batch = min(batch, unit or batch, len(own))
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(own), batch, unit or batch))
     most = max(layer.filters or 0 for layer in chosen)
@@ -163,7 +163,7 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
                 raise ValueError(f"no layer of {model.name} fits the pattern {pattern!r}; 'featvis layers' lists them")
             names.update(fitting)
         else:
-            site = find_site(model.module, pattern)
+            site = parse_layer(model.module, pattern)
             name = site.path
             if site.axes is not None:
                 stated[name] = site.axes
@@ -179,7 +179,7 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
 def _is_output(model: Model, name: str) -> bool:
     """Whether a name with brackets means one of a module's several outputs."""
     try:
-        return bool(find_site(model.module, name).parts)
+        return bool(parse_layer(model.module, name).parts)
     except ValueError:
         return False
 

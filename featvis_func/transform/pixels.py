@@ -63,22 +63,22 @@ def gaussian_blur(sigma: float | tuple[float, float], *, radius: int | None = No
     low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     if not 0 < low <= high < math.inf:
         raise ValueError(f"gaussian_blur: sigma must be above 0, or two such bounds, the lower first, got {sigma}")
-    reach = math.ceil(3.0 * high) if radius is None else radius
-    if reach < 1:
+    radius = math.ceil(3.0 * high) if radius is None else radius
+    if radius < 1:
         raise ValueError(f"gaussian_blur: the radius must be at least 1 pixel, got {radius}")
 
     def draw(key: Key) -> Draw:
         return uniform(key) * (high - low) + low
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
-        distance = torch.arange(-reach, reach + 1, device=image.device)
+        distance = torch.arange(-radius, radius + 1, device=image.device)
         weights = torch.exp(-0.5 * (distance / drawn.to(image.dtype)) ** 2)
         weights = weights / weights.sum()
         planes = image.reshape(1, -1, *image.shape[-2:])
         count = planes.shape[1]
         weights = weights.expand(count, 1, -1)
-        blurred = F.conv2d(_mirrored(planes, -2, reach), weights[..., None], groups=count)
-        return F.conv2d(_mirrored(blurred, -1, reach), weights[:, :, None], groups=count).reshape(image.shape)
+        blurred = F.conv2d(_mirrored(planes, -2, radius), weights[..., None], groups=count)
+        return F.conv2d(_mirrored(blurred, -1, radius), weights[:, :, None], groups=count).reshape(image.shape)
 
     return Transform(draw, apply)
 

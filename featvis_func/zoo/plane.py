@@ -85,7 +85,7 @@ class Cell(NamedTuple):
 
 
 def lattice(p: Plane, stagger: float = 0.5, turn: float = 0.0, wobble: float = 0.0) -> Cell:
-    """Unit cells in rows, the contents of each turned and moved at random.
+    """Unit cells in rows, the contents of each flip_kernel and moved at random.
 
     Args:
         p: the plane.

@@ -59,7 +59,7 @@ def _class_index(name: str | int) -> int:
 def texture(name: str | int, seed: int, *, size: int = 96) -> NDArray[np.float32]:
     """One texture image.
 
-    The plane is turned, scaled and gently warped; the class's masks are painted in the colours of a random
+    The plane is flip_kernel, scaled and gently warped; the class's masks are painted in the colours of a random
     palette; light falls off to one side; blur, contrast and noise are mild.
 
     Args:

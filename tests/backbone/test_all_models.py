@@ -86,7 +86,7 @@ def checked(name: str) -> Found:
 def test_truncation_is_right_at_every_depth(name: str) -> None:
     found = checked(name)
     assert len(found.layers) == 3
-    assert [fault for layer in found.layers for fault in layer.faults] == []
+    assert [find_mismatch for layer in found.layers for find_mismatch in layer.faults] == []
     assert all(layer.gradient_error < 1e-3 for layer in found.layers)
     first, *_, last = (layer.flops for layer in found.layers)
     assert first < last < found.layers[0].flops_whole
@@ -96,7 +96,7 @@ def test_truncation_is_right_at_every_depth(name: str) -> None:
 def test_truncation_of_timms_small_ones(name: str) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
     found = check(enlivened(load_model(f"timm:{name}@none", size=64)))
-    assert [fault for layer in found.layers for fault in layer.faults] == []
+    assert [find_mismatch for layer in found.layers for find_mismatch in layer.faults] == []
 
 
 def test_modules_that_are_not_called_are_counted() -> None:
@@ -115,6 +115,6 @@ def test_a_wrong_graph_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             weights[name] = weights[name] * 1.01
 
     monkeypatch.setattr(export, "optimise", spoil)
-    faults = [fault for layer in check(small("resnet")).layers for fault in layer.faults]
+    faults = [find_mismatch for layer in check(small("resnet")).layers for find_mismatch in layer.faults]
     assert len(faults) == 3
-    assert all("after the rewrites" in fault for fault in faults)
+    assert all("after the rewrites" in find_mismatch for find_mismatch in faults)

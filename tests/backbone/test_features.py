@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from featvis_func.backbone.export import cut, release, trace
+from featvis_func.backbone.export import release, trace, truncate
 from featvis_func.backbone.features import Features, Layer, list_layers, make_features, resolve_layer
-from featvis_func.backbone.layers import Site
+from featvis_func.backbone.layers import LayerRef
 from featvis_func.cpu import ops
 from featvis_func.models import Model, load_model
 from tests.toys import TINY_SIZE, OneConv, make_tiny
@@ -825,8 +825,8 @@ def test_without_rewrites_the_graph_gives_the_modules_values_bit_for_bit(tiny: M
     """With them, batch norms are folded, which rounds otherwise."""
     module, images = tiny.module.eval(), images_for(tiny, 3)
     expected = by_hook(module, ["5", "1"], images)
-    traced = trace(module, {Site("5"): 1, Site("1"): 1}, images)
-    plain, rewritten = (cut(traced, traced.layers, optimize=optimize) for optimize in (False, True))
+    traced = trace(module, {LayerRef("5"): 1, LayerRef("1"): 1}, images)
+    plain, rewritten = (truncate(traced, traced.layers, optimize=optimize) for optimize in (False, True))
     release(traced)
     found = plain.apply(plain.weights, images)
     assert all(torch.equal(found[path], expected[path]) for path in expected)
@@ -838,9 +838,11 @@ def test_without_rewrites_the_graph_gives_the_modules_values_bit_for_bit(tiny: M
 def test_a_traced_module_can_be_cut_more_than_once(tiny: Model) -> None:
     module, images = tiny.module.eval(), images_for(tiny, 2)
     expected = by_hook(module, ["5", "1"], images)
-    traced = trace(module, {Site("5"): 1, Site("1"): 1}, images)
+    traced = trace(module, {LayerRef("5"): 1, LayerRef("1"): 1}, images)
     backbones = [
-        cut(traced, layers, optimize=optimize) for layers in (["1"], ["5"], ["1", "5"]) for optimize in (False, True)
+        truncate(traced, layers, optimize=optimize)
+        for layers in (["1"], ["5"], ["1", "5"])
+        for optimize in (False, True)
     ]
     release(traced)
     for backbone, layers in zip(backbones, (["1"], ["1"], ["5"], ["5"], ["1", "5"], ["1", "5"]), strict=True):
@@ -854,7 +856,7 @@ def test_a_traced_module_can_be_cut_more_than_once(tiny: Model) -> None:
 def test_a_graph_that_rewriting_spoils_goes_as_it_was_traced(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in very deep networks, where rounding tips rectifiers: the batch norms stay what they are."""
     found = iter(["the graph has another gradient than the module, by 0.08", ""])
-    monkeypatch.setattr("featvis_func.backbone.features.fault", lambda core, reference: next(found))
+    monkeypatch.setattr("featvis_func.backbone.features.find_mismatch", lambda core, reference: next(found))
     traced: list[object] = []
     monkeypatch.setattr("featvis_func.backbone.features.trace", lambda *args: traced.append(trace(*args)) or traced[-1])
     features = make_features(tiny, ["3"])

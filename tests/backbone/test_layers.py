@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import swin_t
 
 import featvis_func as fv
-from featvis_func.backbone.layers import axes_of, canonical, find_site, resolve_layer, tensors_in
+from featvis_func.backbone.layers import axes_of, canonical, parse_layer, resolve_layer, tensors_in
 from featvis_func.sweep.plan import select_layers
 
 
@@ -192,8 +192,8 @@ def test_a_stated_layout_leaves_the_filters_key_alone() -> None:
 
 def test_names_are_read() -> None:
     module = nn.ModuleDict({"a@hwc": nn.Identity(), "b[0]": nn.Identity(), "c": nn.Identity()})
-    assert find_site(module, "a@hwc").module == "a@hwc"
-    assert find_site(module, "b[0]").module == "b[0]"
+    assert parse_layer(module, "a@hwc").module == "a@hwc"
+    assert parse_layer(module, "b[0]").module == "b[0]"
     assert resolve_layer(module, "c[0][key]@td") == "c[0][key]"
     assert tensors_in([1, None, (torch.zeros(2),)]).keys() == {"[2][0]"}
     assert canonical(torch.zeros(2, 3, 4), "dt").shape == (2, 4, 3)

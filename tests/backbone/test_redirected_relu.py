@@ -66,7 +66,7 @@ class Applies(nn.Module):
 
 
 # What an activation is called -> the forms that it has, and the part where it rises.
-FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
+PACKINGS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "relu": (lambda: Applies(torch.relu), F.relu),
     "relu functional in place": (lambda: Applies(partial(F.relu, inplace=True)), F.relu),
     "relu method in place": (lambda: Applies(Tensor.relu_), F.relu),
@@ -95,7 +95,7 @@ BOUNDS = {
 
 def bounds_of(form: str) -> tuple[float, float]:
     name = form if form in BOUNDS else form.split()[0]
-    return BOUNDS[name] if name in BOUNDS else (minimum_of(FORMS[form][1]), torch.inf)
+    return BOUNDS[name] if name in BOUNDS else (minimum_of(PACKINGS[form][1]), torch.inf)
 
 
 def net(*activation: nn.Module) -> nn.Sequential:
@@ -135,9 +135,9 @@ def exactly(actual: Tensor, expected: Tensor) -> None:
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PACKINGS)
 def test_the_gradient_is_lucids_and_the_values_stay(form: str) -> None:
-    make, f = FORMS[form]
+    make, f = PACKINGS[form]
     lower, upper = bounds_of(form)
     module = net(make())
     features = traced(module, "2")

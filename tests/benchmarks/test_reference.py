@@ -374,7 +374,7 @@ def test_fixed_view_directions() -> None:
     assert peak(0, 1, 0, 0) == (20, 40)
     assert peak(0, 1, 3, 5) == (25, 43)
     assert peak(90, 1, 0, 0) == (10, 30)  # counter-clockwise: up
-    assert peak(90, 1, 3, 5) == (15, 33)  # turned first, shifted then
+    assert peak(90, 1, 3, 5) == (15, 33)  # flip_kernel first, shifted then
     assert peak(0, 2, 0, 0) == (20, 50)
     torch.testing.assert_close(fixed_view(image, 0, 1, 0, 0), image)
     shifted = fixed_view(torch.ones(1, 1, 20, 20), 0, 1, 4, 0)

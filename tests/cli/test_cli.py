@@ -345,7 +345,7 @@ def test_an_error_leaves_the_folders_that_were_there(tmp_path: Path, capsys: pyt
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run_all", "make_features", "_result"])
+@pytest.mark.parametrize("name", ["run_batched", "make_features", "_result"])
 def test_an_interrupted_run_leaves_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,9 +60,9 @@ def image_cases(name: str, image: Image, *, random_start: bool = True, backend: 
     }
     if image.encode is not None:
         cases[f"{name} encode"] = Case(image.encode, picture, smooth=(0,), backend="aot_eager")
-    if image.couple is not None:
+    if image.share_params is not None:
         several = partial(params, many=(3,))
-        cases[f"{name} couple"] = Case(image.couple, several, smooth=(0,), backend="aot_eager")
+        cases[f"{name} couple"] = Case(image.share_params, several, smooth=(0,), backend="aot_eager")
     return cases
 
 
@@ -98,7 +98,7 @@ def across_cases(goal: objectives.Objective, shape: tuple[int, ...]) -> dict[str
     def inputs(seed: int, dtype: torch.dtype) -> tuple[Any, ...]:
         return {"a": floats(seed, (3, *shape), dtype)}, torch.arange(3)
 
-    across = goal.across
+    across = goal.batch_score
     assert across is not None
     return {f"{goal} across {shape}": Case(across, inputs, smooth=(0,), backend="aot_eager")}
 

@@ -177,8 +177,8 @@ def test_shared_starts_equal_and_stays_so() -> None:
     updates = tree_map(
         lambda leaf: torch.randn(leaf.shape, generator=torch.Generator().manual_seed(leaf.numel())), (own, common)
     )
-    assert image.couple is not None
-    mine, ours = image.couple(updates)
+    assert image.share_params is not None
+    mine, ours = image.share_params(updates)
     assert torch.equal(mine, updates[0])
     for leaf, update in zip(ours, updates[1], strict=True):
         torch.testing.assert_close(leaf, update.mean(0).expand_as(update))
@@ -186,7 +186,7 @@ def test_shared_starts_equal_and_stays_so() -> None:
 
 
 def test_what_is_not_shared_has_nothing_to_couple() -> None:
-    assert all(image.couple is None for image in (fourier(4), pixel(4), phase(4), cppn(4), alpha(4)))
+    assert all(image.share_params is None for image in (fourier(4), pixel(4), phase(4), cppn(4), alpha(4)))
 
 
 def test_canvases_of_different_shapes() -> None:

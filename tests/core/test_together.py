@@ -77,8 +77,8 @@ def test_across_images_equals_the_formula(
 ) -> None:
     x = noise(*shape).requires_grad_()
     weights = noise(shape[0], seed=1)
-    assert goal.across is not None
-    found, expected = goal.across({"a": x}, torch.arange(shape[0])), formula(x)
+    assert goal.batch_score is not None
+    found, expected = goal.batch_score({"a": x}, torch.arange(shape[0])), formula(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     slopes = [torch.autograd.grad((weights * v).sum(), x, retain_graph=True)[0] for v in (found, expected)]
     torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-9)
@@ -88,8 +88,8 @@ def test_across_images_equals_the_formula(
 def test_the_gradient_is_finite_where_images_are_black() -> None:
     for goal in (o.diversity("a"), o.alignment("a")):
         x = torch.zeros(3, 4, 2, 2, requires_grad=True)
-        assert goal.across is not None
-        (slope,) = torch.autograd.grad(goal.across({"a": x}, torch.arange(3)).sum(), x)
+        assert goal.batch_score is not None
+        (slope,) = torch.autograd.grad(goal.batch_score({"a": x}, torch.arange(3)).sum(), x)
         assert bool(slope.isfinite().all())
 
 
@@ -159,7 +159,7 @@ def test_diversity_makes_images_of_one_unit_differ() -> None:
     def likeness(result: fv.Result) -> float:
         features = fv.make_features(model, ["0"])
         seen = features.apply(features.weights, (result.images - 0.45) / 0.225)["0"]
-        across = o.diversity("0").across
+        across = o.diversity("0").batch_score
         assert across is not None
         return float(across({"0": seen}, torch.arange(12)).mean())
 
@@ -174,14 +174,14 @@ def test_compiled_equals_eager_across_images_and_views() -> None:
     goal = o.channel("2") - o.diversity("0") - 0.1 * o.departure("0", torch.full((3, *size), 0.3))
     view = several(warp(jitter(2), rotate(5), size=size), 3)
     image, rule = fv.fourier(size), fv.default_optimizer(4)
-    step = fv.make_step(features, image, view, goal, rule, transparency=True)
-    state = fv.init_state(features, image, goal, rule, fv.filter_keys(0, "2", [0, 3]), transparency=True)
+    step = fv.make_step(features, image, view, goal, rule, saliency=True)
+    state = fv.init_state(features, image, goal, rule, fv.filter_keys(0, "2", [0, 3]), saliency=True)
     target = torch.tensor([0, 3])
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         (plain, info), (quick, fast) = (fv.run(f, features.weights, state, target, steps=2) for f in (step, compiled))
     torch.testing.assert_close(fast.score, info.score, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(quick.transparency, plain.transparency, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(quick.saliency, plain.saliency, rtol=1e-3, atol=1e-5)
 
 
 def several(view: Transform, count: int) -> Transform:
@@ -239,29 +239,29 @@ def test_departure_equals_its_formula() -> None:
 
 def test_transparency_is_the_sum_of_the_gradients_at_the_pixels() -> None:
     model, size = toy(), (12, 12)
-    result = fv.render(model, "2", [1, 4], steps=3, transparency=True, views="none")
-    assert result.transparency is not None
-    assert result.transparency.shape == (2, 12, 12)
-    assert result.config["transparency"] is True
+    result = fv.render(model, "2", [1, 4], steps=3, saliency=True, views="none")
+    assert result.saliency is not None
+    assert result.saliency.shape == (2, 12, 12)
+    assert result.config["saliency"] is True
     plain = fv.render(model, "2", [1, 4], steps=3, views="none")
     assert torch.equal(plain.images, result.images)
-    assert plain.transparency is None
+    assert plain.saliency is None
     features, image = fv.make_features(model, ["2"]), fv.fourier(size)
     view, rule, goal = normalize(model.mean, model.std), fv.default_optimizer(3), o.channel("2")
-    step = fv.make_step(features, image, view, goal, rule, transparency=True)
-    state = fv.init_state(features, image, goal, rule, fv.filter_keys(0, "2", [1, 4]), transparency=True)
+    step = fv.make_step(features, image, view, goal, rule, saliency=True)
+    state = fv.init_state(features, image, goal, rule, fv.filter_keys(0, "2", [1, 4]), saliency=True)
     total = torch.zeros(2, 12, 12)
     for _ in range(3):
         decoded = vmap(image.decode)(state.params).requires_grad_()
         seen = features.apply(features.weights, vmap(lambda x: view.apply(x, ()))(decoded))["2"]
         total += torch.autograd.grad(seen[0, 1].mean() + seen[1, 4].mean(), decoded)[0].abs().mean(1)
         state, _ = step(features.weights, state, torch.tensor([1, 4]))
-    torch.testing.assert_close(state.transparency, total, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(state.saliency, total, rtol=1e-4, atol=1e-7)
 
 
 def test_transparency_does_not_depend_on_the_batch() -> None:
-    whole = fv.render(toy(), "2", range(5), steps=4, transparency=True, tolerance=0.0, batch_size=2).transparency
-    some = fv.render(toy(), "2", [4], steps=4, transparency=True).transparency
+    whole = fv.render(toy(), "2", range(5), steps=4, saliency=True, tolerance=0.0, batch_size=2).saliency
+    some = fv.render(toy(), "2", [4], steps=4, saliency=True).saliency
     assert whole is not None
     assert some is not None
     torch.testing.assert_close(whole[4], some[0], rtol=1e-4, atol=1e-7)
@@ -272,11 +272,13 @@ def test_what_filters_share_stays_equal() -> None:
     model, size = toy(), (12, 12)
     own = fv.fourier(size)
 
-    def couple(params: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def share_params(params: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return params[0], params[1].mean(0, keepdim=True).expand_as(params[1])
 
     image = Image(
-        lambda k: (own.init(k), torch.zeros_like(own.init(k))), lambda p: own.decode(p[0] + p[1]), couple=couple
+        lambda k: (own.init(k), torch.zeros_like(own.init(k))),
+        lambda p: own.decode(p[0] + p[1]),
+        share_params=share_params,
     )
     goal, rule, view = o.channel("2"), fv.default_optimizer(4), warp(jitter(1), size=size)
     features = fv.make_features(model, ["2"])

@@ -178,7 +178,7 @@ def test_the_first_step_acts_on_the_image_first() -> None:
     image = noise(1, 9, 9)
     turn, move = rotate(choices=[90]), shift(2, 0)
 
-    def turned(x: Tensor) -> Tensor:
+    def flip_kernel(x: Tensor) -> Tensor:
         return x.rot90(1, (1, 2))
 
     def moved(x: Tensor) -> Tensor:
@@ -186,8 +186,8 @@ def test_the_first_step_acts_on_the_image_first() -> None:
 
     turn_first = shown(warp(turn, move, size=(9, 9)), image)
     move_first = shown(warp(move, turn, size=(9, 9)), image)
-    torch.testing.assert_close(turn_first, moved(turned(image)), rtol=0, atol=1e-5)
-    torch.testing.assert_close(move_first, turned(moved(image)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(turn_first, moved(flip_kernel(image)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(move_first, flip_kernel(moved(image)), rtol=0, atol=1e-5)
     assert not torch.allclose(turn_first, move_first, atol=0.1)
 
 
@@ -282,7 +282,7 @@ def seen(view: Transform, size: tuple[int, int], draws: int) -> Tensor:
 
 
 def test_published_views_see_the_middle_alone() -> None:
-    """196 of 224 pixels are shown; a turned or shifted view reaches a little further, seldom to the border."""
+    """196 of 224 pixels are shown; a flip_kernel or shifted view reaches a little further, seldom to the border."""
     weight = seen(views("published", image=(224, 224), size=(224, 224)), (224, 224), 40)
     exact = seen(warp(scale(256 / 224, 256 / 224), size=(224, 224)), (224, 224), 1)
     assert exact[:13].max() == exact[-13:].max() == exact[:, :13].max() == exact[:, -13:].max() == 0
@@ -320,7 +320,7 @@ def test_default_and_published_magnitudes(preset: str, reach: float) -> None:
     assert base * 1.045 < factor.max() < base * 1.05 + 1e-5
     assert 4.9 < degrees.max() < 5.001
     assert -5.001 < degrees.min() < -4.9
-    # The second shift is turned and scaled with the frame.
+    # The second shift is flip_kernel and scaled with the frame.
     assert 0.8 * reach < moved.abs().max() < 1.05 * reach
     assert abs(moved.mean().item()) < 0.5
 

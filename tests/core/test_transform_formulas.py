@@ -300,8 +300,8 @@ class TestColorJitter:
         result = color_jitter(hue=0.5).apply(self.middle, torch.tensor([1.0, 1.0, 1.0, turn]))
         for before, after in zip(self.middle.flatten(1).T.tolist(), result.flatten(1).T.tolist(), strict=True):
             y, i, q = colorsys.rgb_to_yiq(*before)
-            turned = complex(i, q) * complex(math.cos(2 * math.pi * turn), -math.sin(2 * math.pi * turn))
-            assert colorsys.rgb_to_yiq(*after) == pytest.approx((y, turned.real, turned.imag), abs=0.01)
+            flip_kernel = complex(i, q) * complex(math.cos(2 * math.pi * turn), -math.sin(2 * math.pi * turn))
+            assert colorsys.rgb_to_yiq(*after) == pytest.approx((y, flip_kernel.real, flip_kernel.imag), abs=0.01)
 
     def test_a_third_of_the_circle_leads_from_red_to_green_to_blue(self) -> None:
         """As torchvision counts its hue."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from featvis_func import compiled_weights, load_model, make_features, make_renderer
 from featvis_func.cpu import winograd
-from featvis_func.cpu.winograd import conv2d_3x3, make_taps, turned
+from featvis_func.cpu.winograd import conv2d_3x3, flip_kernel, transform_kernel
 from featvis_func.types import Weights
 
 SIZES = [  # images, channels in and out, sides, padding
@@ -35,8 +35,8 @@ def drawn(
 
 def by_winograd(images: Tensor, kernel: Tensor, padding: tuple[int, int]) -> Tensor:
     """Whether it pays or not."""
-    taps = make_taps(kernel.detach()), make_taps(turned(kernel.detach()))
-    return winograd._Winograd.apply(images, kernel, list(padding), *taps)
+    transformed = transform_kernel(kernel.detach()), transform_kernel(flip_kernel(kernel.detach()))
+    return winograd._Winograd.apply(images, kernel, list(padding), *transformed)
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     original = winograd._convolve_piece
 
-    def spy(images: Tensor, taps: Tensor) -> Tensor:
+    def spy(images: Tensor, transformed: Tensor) -> Tensor:
         seen.append(tuple(images.shape))
-        return original(images, taps)
+        return original(images, transformed)
 
     monkeypatch.setattr(winograd, "_convolve_piece", spy)
     return seen
@@ -106,10 +106,10 @@ def test_pieces_make_the_same(
 @pytest.mark.parametrize("bias", [True, False])
 def test_compiled_it_is_the_same_as_in_eager_mode(bias: bool, pieces: list[tuple[int, ...]]) -> None:
     images, kernel, shift = drawn(2, (6, 7), (13, 10), torch.float32)
-    taps = make_taps(kernel), make_taps(turned(kernel))
+    transformed = transform_kernel(kernel), transform_kernel(flip_kernel(kernel))
 
     def total(images: Tensor, kernel: Tensor, shift: Tensor) -> Tensor:
-        values = conv2d_3x3(images, kernel, shift if bias else None, [1, 1], *taps)
+        values = conv2d_3x3(images, kernel, shift if bias else None, [1, 1], *transformed)
         return (values**2).sum() + shift.sum()
 
     gradients = torch.func.grad(total, argnums=(0, 1, 2))
@@ -129,7 +129,7 @@ def test_few_tiles_and_other_types_go_the_usual_road(n: int, dtype: torch.dtype,
     images, kernel, bias = drawn(n, (3, 4), (12, 16), dtype)
 
     def conv(images: Tensor) -> Tensor:
-        return conv2d_3x3(images, kernel, bias, [1, 1], make_taps(kernel), make_taps(turned(kernel)))
+        return conv2d_3x3(images, kernel, bias, [1, 1], transform_kernel(kernel), transform_kernel(flip_kernel(kernel)))
 
     torch.testing.assert_close(torch.compile(conv, fullgraph=True)(images), F.conv2d(images, kernel, bias, padding=1))
     assert not pieces
@@ -158,7 +158,7 @@ def test_a_backbone_takes_it_where_it_is_compiled(settings: dict[str, Any], piec
     model, features = features_of(**settings)
     assert features.weights.keys() - {"conv.bias"} == {"first.weight", "first.bias", "conv.weight"}
     weights = compiled_weights(features)
-    assert weights.keys() - features.weights.keys() == {"conv.weight.taps", "conv.weight.taps_back"}
+    assert weights.keys() - features.weights.keys() == {"conv.weight.transformed", "conv.weight.flipped"}
     images = torch.rand(2, 3, 24, 24)
 
     def total(images: Tensor, weights: Weights = features.weights) -> Tensor:
@@ -191,7 +191,7 @@ def test_a_backbone_takes_it_where_it_is_compiled(settings: dict[str, Any], piec
 )
 def test_other_convolutions_stay_as_they_are(settings: dict[str, Any]) -> None:
     _, features = features_of(**{"dtype": torch.float32, **settings})
-    taken = any(name.endswith("taps") for name in compiled_weights(features))
+    taken = any(name.endswith("transformed") for name in compiled_weights(features))
     # Padded by torch beforehand, it is one without padding.
     assert taken == ("padding_mode" in settings)
 
@@ -200,8 +200,8 @@ def test_other_convolutions_stay_as_they_are(settings: dict[str, Any]) -> None:
 def test_a_renderer_makes_the_forms_where_it_compiles(compile: bool) -> None:
     model, features = features_of()
     renderer = make_renderer(model, "conv", range(2), compile=compile)
-    assert renderer.weights.keys() - features.weights.keys() == (set(features.forms) if compile else set())
-    assert len(features.forms) == 2
+    assert renderer.weights.keys() - features.weights.keys() == (set(features.packed) if compile else set())
+    assert len(features.packed) == 2
 
 
 def test_kernels_of_another_type_have_no_forms() -> None:
@@ -227,13 +227,13 @@ class Awkward(nn.Module):
         self.conv = nn.Conv2d(64, 64, 3, padding=(1,))  # type: ignore[arg-type]
         self.scale = nn.Parameter(torch.rand(64, 1, 1))
         self.conv.register_parameter("weight_taps", self.scale)
-        self.conv_weight = nn.ParameterDict({"taps_back": nn.Parameter(torch.rand(64, 1, 1))})
+        self.conv_weight = nn.ParameterDict({"flipped": nn.Parameter(torch.rand(64, 1, 1))})
         self.picture = nn.Parameter(torch.rand(64, 12, 12))
         self.last = nn.Conv2d(64, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = self.conv(torch.relu(self.stem(x))) * self.conv.get_parameter("weight_taps")
-        return self.last(seen + self.conv_weight["taps_back"] * self.conv(self.picture))
+        return self.last(seen + self.conv_weight["flipped"] * self.conv(self.picture))
 
 
 def test_what_cannot_go_this_way_is_exported_all_the_same(pieces: list[tuple[int, ...]]) -> None:
@@ -241,7 +241,7 @@ def test_what_cannot_go_this_way_is_exported_all_the_same(pieces: list[tuple[int
     module = Awkward().eval()
     features = make_features(load_model(module, size=24, mean=[0.0] * 3, std=[1.0] * 3), ["last"])
     assert features.exported
-    assert len(features.forms) == 2
+    assert len(features.packed) == 2
     images = torch.rand(2, 3, 24, 24)
     wanted = module(images).detach()
     torch.testing.assert_close(features.apply(features.weights, images)["last"], wanted)

@@ -12,8 +12,8 @@ from torch import Tensor
 import featvis_func as fv
 from featvis_func.engine import batching as slots
 from featvis_func.engine import device as execution
-from featvis_func.engine.batching import Outcome, run_all
-from featvis_func.engine.device import is_out_of_memory, planned_slots, repeatable
+from featvis_func.engine.batching import RunResult, run_batched
+from featvis_func.engine.device import deterministic_algorithms, is_out_of_memory, plan_batch_size
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.result import Result
@@ -54,8 +54,8 @@ class Toy:
         return state._replace(step=state.step + 1, best=best), Info(score, score, alive, torch.ones_like(alive))
 
 
-def toy_run(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> Outcome:
-    return run_all(toy or Toy(), {}, toy_begin, filters, **{"steps": STEPS, **options})
+def toy_run(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> RunResult:
+    return run_batched(toy or Toy(), {}, toy_begin, filters, **{"steps": STEPS, **options})
 
 
 def expected(filters: Sequence[int], taken: Sequence[int]) -> Tensor:
@@ -159,7 +159,7 @@ def test_what_no_smaller_batch_helps_is_raised(error: Exception) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(type(error)):
-            run_all(step, {}, toy_begin, [1, 2, 3], steps=1)
+            run_batched(step, {}, toy_begin, [1, 2, 3], steps=1)
     assert calls == ([3, 1] if helps else [3])
 
 
@@ -221,11 +221,11 @@ class Walk(Toy):
         return state._replace(params=params), info
 
 
-def walk(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> Outcome:
+def walk(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> RunResult:
     def decode(params: Tensor) -> Tensor:
         return params.reshape(2, 1, 1) / 255
 
-    return run_all(toy or Walk(), {}, walk_begin, filters, **{"steps": STEPS, "decode": decode, **options})
+    return run_batched(toy or Walk(), {}, walk_begin, filters, **{"steps": STEPS, "decode": decode, **options})
 
 
 def walked(filters: Sequence[int], moments: Sequence[int], taken: Sequence[int]) -> Tensor:
@@ -358,7 +358,7 @@ def test_out_of_memory_gives_the_same_images(tiny: Model, monkeypatch: pytest.Mo
     ],
 )
 def test_the_batch_that_fills_a_memory(two: float, six: float, free: float, slots: int) -> None:
-    assert planned_slots(two, six, free) == slots
+    assert plan_batch_size(two, six, free) == slots
 
 
 def test_the_memory_is_probed_on_two_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,10 +369,10 @@ def test_the_memory_is_probed_on_two_small_batches(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.widths[-1])
     device = torch.device("cuda")
-    assert execution.slots_for_memory(toy, {}, toy_begin, [1], device=device) == 80
+    assert execution.probe_batch_size(toy, {}, toy_begin, [1], device=device) == 80
     assert toy.widths == [2, 2, 6]
-    assert execution.slots_for_memory(Toy(1), {}, toy_begin, [1], device=device) == 1
-    assert execution.slots_for_memory(toy, {}, toy_begin, [1], device=device, most=24) == 24
+    assert execution.probe_batch_size(Toy(1), {}, toy_begin, [1], device=device) == 1
+    assert execution.probe_batch_size(toy, {}, toy_begin, [1], device=device, most=24) == 24
 
 
 def test_what_says_that_memory_ran_out() -> None:
@@ -398,13 +398,13 @@ def test_deterministic_settings_are_put_back(tiny: Model, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(settings, "fill_uninitialized_memory", True)
     before = now()
-    with repeatable(True):
+    with deterministic_algorithms(True):
         assert now() == (True, False, False, False)
     assert now() == before
-    with pytest.raises(ValueError, match="finite"), repeatable(True):
+    with pytest.raises(ValueError, match="finite"), deterministic_algorithms(True):
         toy_run([1], tolerance=-1.0)
     assert now() == before
-    with repeatable(False):
+    with deterministic_algorithms(False):
         assert now() == before
     plain = render(tiny, "5", [0, 4], steps=3)
     exact = render(tiny, "5", [0, 4], steps=3, deterministic=True)
@@ -417,7 +417,7 @@ def test_deterministic_settings_are_put_back(tiny: Model, monkeypatch: pytest.Mo
 def test_deterministic_settings_that_warn_only_are_put_back() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with repeatable(True):
+        with deterministic_algorithms(True):
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
@@ -447,7 +447,7 @@ def test_cuda_reruns_are_bit_equal_and_the_loop_does_not_wait(tiny: Model, monke
 
 
 def chosen(compile: str, *, pixels: int = 1, exported: bool = True, device: str = "cpu") -> Any:
-    return execution.compiled_for(
+    return execution.select_step(
         Toy(), compile, device=torch.device(device), pixels=pixels, exported=exported, name="Net"
     )
 

@@ -39,7 +39,7 @@ PAGES = {
 }
 
 
-class Site(NamedTuple):
+class LayerRef(NamedTuple):
     """Where a gallery is."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Site(NamedTuple):
 class Visit:
     """Pages of one test; notes what must not happen on any of them."""
 
-    def __init__(self, browser: Any, site: Site) -> None:
+    def __init__(self, browser: Any, site: LayerRef) -> None:
         self.site = site
         self.wrong: list[str] = []
         self.loaded: list[str] = []
@@ -127,7 +127,7 @@ def server(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def visit(browser: Any, toy: Path) -> Iterator[Visit]:
     """The toy gallery, from files."""
-    made = Visit(browser, Site(toy, f"{toy.as_uri()}/"))
+    made = Visit(browser, LayerRef(toy, f"{toy.as_uri()}/"))
     yield made
     made.close()
 
@@ -135,7 +135,7 @@ def visit(browser: Any, toy: Path) -> Iterator[Visit]:
 @pytest.fixture
 def web(browser: Any, toy: Path, server: str) -> Iterator[Visit]:
     """The toy gallery, from a web server, where it is not at the root."""
-    made = Visit(browser, Site(toy, f"{server}toy/"))
+    made = Visit(browser, LayerRef(toy, f"{server}toy/"))
     yield made
     made.close()
 
@@ -646,7 +646,7 @@ def test_axe_finds_nothing(visit: Visit, kind: str, theme: str) -> None:
 
 def test_the_first_view_of_500_filters_is_light(browser: Any, folder: Path, server: str) -> None:
     folder.mkdir(exist_ok=True)
-    visit = Visit(browser, Site(heavy_site(folder / "heavy"), f"{server}heavy/"))
+    visit = Visit(browser, LayerRef(heavy_site(folder / "heavy"), f"{server}heavy/"))
     page = visit("layers/conv/index.html", width=1440, height=900)
     page.wait_for_load_state("networkidle")
     size = size_of(page)

@@ -67,7 +67,7 @@ def test_a_file_is_read_and_cut_to_the_form(photograph: Tensor, tmp_path: Path) 
 
 def test_transparency_becomes_opacity(photograph: Tensor, tmp_path: Path) -> None:
     result = accentuated(photograph)
-    assert result.transparency is not None
+    assert result.saliency is not None
     shown = result.transparent()
     assert shown.images.shape == (2, 4, 48, 64)
     assert torch.equal(shown.images[:, :3], result.images)
@@ -76,7 +76,7 @@ def test_transparency_becomes_opacity(photograph: Tensor, tmp_path: Path) -> Non
     assert torch.isclose((opacity == 1.0).float().mean(), torch.tensor(0.1), atol=0.03)
     shown.save(tmp_path)
     assert np.asarray(PIL.Image.open(tmp_path / "filter-0003.png")).shape == (48, 64, 4)
-    with pytest.raises(ValueError, match="no transparency; render with transparency=True"):
+    with pytest.raises(ValueError, match="no saliency; render with saliency=True"):
         fv.render("texturenet", "head:3", steps=1, size=16).transparent()
     with pytest.raises(ValueError, match="percentile must be above 0"):
         result.transparent(percentile=0)

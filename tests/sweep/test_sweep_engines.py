@@ -590,7 +590,7 @@ def child_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def check_int(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every layer of TextureNet, by this process."""
     out = tmp_path_factory.mktemp("local") / "store"
     start = time.perf_counter()
