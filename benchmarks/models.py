@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featvis_func as fv
 from benchmarks.common import report
-from featvis_func.backbone.export import release, trace
+from featvis_func.backbone.export import release, trace, truncate
 from featvis_func.backbone.hooks import Backbone, example_images, private_copy
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models.base import same_random_weights
