@@ -26,7 +26,7 @@ from benchmarks.common import report
 from featvis_func.backbone.export import release, trace, truncate
 from featvis_func.backbone.hooks import Backbone, example_images, private_copy
 from featvis_func.backbone.layers import LayerRef
-from featvis_func.models.base import same_random_weights
+from featvis_func.models.base import seeded_init
 
 KINDS = (
     nn.modules.conv._ConvNd,
@@ -301,7 +301,7 @@ def _statistics_of(module: nn.Module) -> Iterator[None]:
 def enlivened(model: fv.Model) -> fv.Model:
     """A model of random weights whose layers all have something to say: random gains, norms that know images."""
     images = example_images(model, model.module)
-    with same_random_weights(), torch.no_grad(), warnings.catch_warnings():
+    with seeded_init(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, parameter in model.module.named_parameters():
             # Gains that start at zero or near it, so that training starts with the shortcuts.
@@ -316,7 +316,7 @@ def torchvision_model(name: str) -> fv.Model:
     """A classifier of torchvision with random weights, for small images."""
     size = SIZES.get(name, 64)
     if name.startswith("vit_"):  # built for one size
-        with same_random_weights():
+        with seeded_init():
             module = torchvision.models.get_model(name, weights=None, image_size=size)
         return enlivened(fv.load_model(module.eval(), size=size)._replace(name=f"torchvision:{name}@none"))
     return enlivened(fv.load_model(f"torchvision:{name}@none", size=size))

@@ -3,6 +3,7 @@
 The names below are imported when they are first used, so that ``featvis --help`` does not wait for torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from featvis_func import transform as transform
     from featvis_func import zoo as zoo
     from featvis_func.backbone.features import Features as Features
-    from featvis_func.backbone.features import activations_of as activations_of
     from featvis_func.backbone.features import compiled_weights as compiled_weights
     from featvis_func.backbone.features import list_layers as list_layers
     from featvis_func.backbone.features import make_features as make_features
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from featvis_func.engine.batching import RunResult as RunResult
     from featvis_func.engine.batching import run_batched as run_batched
     from featvis_func.engine.snapshots import snapshot_steps as snapshot_steps
+    from featvis_func.engine.step import Ascent as Ascent
     from featvis_func.engine.step import compile_step as compile_step
     from featvis_func.engine.step import filter_keys as filter_keys
-    from featvis_func.engine.step import init_state as init_state
-    from featvis_func.engine.step import make_step as make_step
+    from featvis_func.engine.step import make_ascent as make_ascent
     from featvis_func.engine.step import run as run
     from featvis_func.gallery import build_gallery as build_gallery
     from featvis_func.image import alpha as alpha
@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from featvis_func.objective import layer as layer
     from featvis_func.objective import neuron as neuron
     from featvis_func.rendering.accentuate import accentuate as accentuate
+    from featvis_func.rendering.activations import activations_of as activations_of
     from featvis_func.rendering.api import render as render
     from featvis_func.rendering.loggers import tensorboard_logger as tensorboard_logger
     from featvis_func.rendering.loggers import wandb_logger as wandb_logger
+    from featvis_func.rendering.options import RenderOptions as RenderOptions
     from featvis_func.rendering.presets import default_optimizer as default_optimizer
+    from featvis_func.rendering.presets import named_transform as named_transform
     from featvis_func.rendering.presets import published_optimizer as published_optimizer
-    from featvis_func.rendering.presets import views as views
     from featvis_func.rendering.renderer import Renderer as Renderer
     from featvis_func.rendering.renderer import make_renderer as make_renderer
     from featvis_func.rendering.result import Result as Result
@@ -71,29 +73,41 @@ _HOMES = {
     "rendering.accentuate": ("accentuate",),
     "io.animation": ("animate",),
     "dataset": ("Examples", "examples_key", "top_examples"),
-    "backbone.features": ("Features", "activations_of", "compiled_weights", "list_layers", "make_features"),
+    "backbone.features": ("Features", "compiled_weights", "list_layers", "make_features"),
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
+    "rendering.activations": ("activations_of",),
     "rendering.loggers": ("tensorboard_logger", "wandb_logger"),
     "cpu.malloc": ("kept_memory",),
     "models": ("Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
-    "rendering.presets": ("default_optimizer", "published_optimizer", "views"),
+    "rendering.presets": ("default_optimizer", "named_transform", "published_optimizer"),
     "rendering.renderer": ("Renderer", "make_renderer"),
     "rendering.api": ("render",),
+    "rendering.options": ("RenderOptions",),
     "rendering.result": ("Result", "read_result"),
     "engine.batching": ("RunResult", "run_batched"),
     "engine.snapshots": ("snapshot_steps",),
     "dataset.image_statistics": ("image_statistics",),
-    "engine.step": ("compile_step", "filter_keys", "init_state", "make_step", "run"),
+    "engine.step": ("Ascent", "compile_step", "filter_keys", "make_ascent", "run"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
+# Earlier names of the same functions and classes.
+_RENAMED = {"Outcome": "RunResult", "run_all": "run_batched", "views": "named_transform"}
+_REPLACED = {"make_step": "make_ascent(...).step", "init_state": "make_ascent(...).init"}
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
+    if name in _RENAMED:
+        warnings.warn(f"featvis_func.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return __getattr__(_RENAMED[name])
+    if name in _REPLACED:
+        raise AttributeError(f"featvis_func.{name} was replaced by featvis_func.{_REPLACED[name]}")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

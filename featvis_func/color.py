@@ -1,8 +1,8 @@
-"""Decorrelated colour <-> RGB.
+"""Conversion between decorrelated colour and image channels (RGB).
 
-Natural images have strongly correlated channels. Optimising in the basis where they are not, and mapping to RGB
-at the end, removes the rainbow noise that plain RGB ascent gives (Olah, Mordvintsev and Schubert, "Feature
-Visualization", Distill 2017).
+The channels of natural images are strongly correlated. Optimising in a decorrelated basis and mapping to RGB at the end
+removes the saturated colour noise of optimising RGB directly (Olah, Mordvintsev and Schubert, "Feature Visualization",
+Distill 2017).
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-# The square root (by SVD) of the colour covariance of ImageNet, one row per RGB channel, divided by its largest
-# column norm. Source: lucid/optvis/param/color.py, tensorflow/lucid at v0.3.8.
+# Square root (by SVD) of the colour covariance of ImageNet, one row per RGB channel, divided by its largest column
+# norm. Source: lucid/optvis/param/color.py, tensorflow/lucid at v0.3.8.
 IMAGENET_CORRELATION: tuple[tuple[float, ...], ...] = tuple(
     tuple(value / 0.4619524 for value in row) for row in ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 )
 
-
-# Of the largest variance of a colour's direction, what counts as none.
-_NO_VARIANCE = 1e-10
+# Eigenvalues below this fraction of the largest one count as zero.
+_MIN_RELATIVE_VARIANCE = 1e-10
 
 Correlation: TypeAlias = Sequence[Sequence[float]] | Tensor | str | None
 """``"auto"``, ``"imagenet"``, ``None`` or a matrix: see :func:`correlation_matrix`."""
@@ -28,19 +27,20 @@ Correlation: TypeAlias = Sequence[Sequence[float]] | Tensor | str | None
 def correlation_matrix(
     channels: int, correlation: Correlation = "auto", *, device: torch.device | str | None = None
 ) -> Tensor | None:
-    """The matrix from decorrelated colour to channels.
+    """Return the matrix from decorrelated colour to image channels.
 
     Args:
-        channels: the number of channels of the image.
-        correlation: ``"auto"`` (ImageNet's for three channels, none otherwise), ``"imagenet"``, ``None`` (none), or
-            a matrix ``(channels, channels)``, row = channel.
-        device: where the matrix lives.
+        channels: number of image channels.
+        correlation: ``"auto"`` (that of ImageNet for 3 channels, otherwise the identity), ``"imagenet"``, ``None`` (the
+            identity), or a matrix ``(channels, channels)`` with one row per channel.
+        device: device of the matrix.
 
     Returns:
         float32 ``(channels, channels)``, or ``None`` for the identity.
 
     Raises:
-        ValueError: the matrix has another shape or is not finite, or ``"imagenet"`` with other than 3 channels.
+        ValueError: if the matrix has the wrong shape or is not finite, or
+            ``"imagenet"`` is given for other than 3 channels.
 
     >>> correlation_matrix(3).shape, correlation_matrix(1)
     (torch.Size([3, 3]), None)
@@ -51,7 +51,9 @@ def correlation_matrix(
         return None
     if isinstance(correlation, str):
         if correlation != "imagenet":
-            raise ValueError(f"unknown colour correlation {correlation!r}; expected 'auto', 'imagenet' or a matrix")
+            raise ValueError(
+                f"unknown colour correlation {correlation!r}; expected 'auto', 'imagenet', None or a matrix"
+            )
         correlation = IMAGENET_CORRELATION
     matrix = torch.as_tensor(correlation, dtype=torch.float32, device=device).detach().clone()
     if matrix.shape != (channels, channels) or not bool(matrix.isfinite().all()):
@@ -63,18 +65,18 @@ def correlation_matrix(
 
 
 def correlation_of(covariance: Tensor) -> Tensor:
-    """The matrix from decorrelated colour to channels, of images with this covariance of colours.
+    """Return the matrix from decorrelated colour to image channels, for a given covariance of the channels.
 
-    ``U @ sqrt(S)`` of the eigenvectors and eigenvalues ``covariance = U @ S @ U.T``, the largest first, divided by the
-    largest norm of a column; in each column the entry of largest magnitude is above 0.
+    ``U @ sqrt(S)``, with the eigenvectors and eigenvalues ``covariance = U @ S @ U.T`` in decreasing order, divided by
+    its largest column norm. Signs are chosen so that the entry of largest magnitude in each column is positive.
 
     Args:
-        covariance: float ``(c, c)``, symmetric, not all zero.
+        covariance: float ``(c, c)``, symmetric, not zero everywhere.
 
     Returns:
-        Of the same shape and dtype; a column of zeros for each direction in which the colours do not vary.
+        ``(c, c)``, of the dtype of ``covariance``. Columns of directions without variance are zero.
 
-    Source: ``color_correlation_svd_sqrt`` in lucid/optvis/param/color.py; the signs are chosen here.
+    Source: ``color_correlation_svd_sqrt`` in lucid/optvis/param/color.py; the choice of signs is ours.
 
     >>> correlation_of(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
     tensor([[0.0000, 0.5000],
@@ -82,14 +84,14 @@ def correlation_of(covariance: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
-    # What rounding leaves where nothing varies.
-    values = torch.where(values > _NO_VARIANCE * values[0], values, 0.0)
+    # Rounding leaves small non-zero eigenvalues for directions without variance.
+    values = torch.where(values > _MIN_RELATIVE_VARIANCE * values[0], values, 0.0)
     signs = torch.take_along_dim(vectors, vectors.abs().argmax(0, keepdim=True), 0).sign()
     return vectors * signs * torch.sqrt(values / values[0])
 
 
 def correlate(image: Tensor, matrix: Tensor | None) -> Tensor:
-    """Maps decorrelated colour to channels: ``y[i] = sum_j matrix[i, j] * x[j]`` at each pixel.
+    """Map decorrelated colour to image channels: ``y[i] = sum_j matrix[i, j] * x[j]`` per pixel.
 
     Args:
         image: ``(c, h, w)`` float.
@@ -105,7 +107,7 @@ def correlate(image: Tensor, matrix: Tensor | None) -> Tensor:
 
 
 def decorrelate(image: Tensor, matrix: Tensor | None) -> Tensor:
-    """The inverse of :func:`correlate`.
+    """Invert :func:`correlate`.
 
     Args:
         image: ``(c, h, w)`` float.

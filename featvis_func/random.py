@@ -1,10 +1,10 @@
-"""Randomness as a value: a counter-based generator in plain integer tensor operations.
+"""Counter-based random numbers, in plain integer tensor operations and without global state.
 
-Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). A key names a
-stream; nothing is consumed, so equal keys give equal numbers: on every device, eager, under ``torch.func.vmap`` and
-under ``torch.compile`` alike (bit-equal for :func:`bits` and for :func:`uniform` on the unit interval; :func:`normal`
-passes through the device's ``log`` and ``cos``). Use a key to draw or to derive keys, not for both. Words are 32 bits
-wide, held in int64 and masked, so that no operation overflows.
+The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+A key identifies a stream and is never advanced, so equal keys give equal numbers on every device, eager, under
+``torch.func.vmap`` and under ``torch.compile``. :func:`bits`, and :func:`uniform` on the unit interval, are bit-equal;
+:func:`normal` depends on the device's ``log`` and ``cos``. Use a key either to draw numbers or to derive keys, not for
+both. 32-bit words are stored in int64 and masked, so that no operation overflows.
 
 >>> k = key(0)
 >>> bool((uniform(k, (3,)) == uniform(k, (3,))).all())
@@ -21,14 +21,14 @@ from featvis_func.types import Key
 from featvis_func.validation import check_seed
 
 _MASK = 0xFFFFFFFF
-# The key schedule's parity constant and the rotations of Threefry-2x32 (the paper's table 2).
+# Parity constant of the key schedule, and rotation distances of Threefry-2x32 (table 2 of the paper).
 _PARITY = 0x1BD11BDA
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _ROUNDS = 20
 
 
 def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The block function Threefry-2x32-20: two key words and two counter words to two random words.
+    """Threefry-2x32-20 block function: two key words and two counter words to two random words.
 
     Args:
         key: two int64 tensors in ``[0, 2**32)``, broadcastable against the counter.
@@ -37,7 +37,7 @@ def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> 
     Returns:
         Two int64 tensors in ``[0, 2**32)``, of the broadcast shape.
 
-    Source: Salmon et al. 2011, section 4.2; checked against the known answers of Random123.
+    Source: Salmon et al. 2011, section 4.2; tested against the known answers of Random123.
 
     >>> zero = torch.tensor(0)
     >>> [hex(int(word)) for word in threefry2x32((zero, zero), (zero, zero))]
@@ -46,7 +46,7 @@ def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> 
     schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
     x, y = counter[0] + schedule[0], (counter[1] + schedule[1]) & _MASK
     for i in range(_ROUNDS):
-        # Only y is masked at once, since it is shifted; x grows by less than 2**33 a round and is masked at the end.
+        # y is rotated and must be masked in every round. x grows by less than 2**33 a round and is masked at the end.
         r = _ROTATIONS[i % len(_ROTATIONS)]
         x = x + y
         y = (((y << r) | (y >> (32 - r))) ^ x) & _MASK
@@ -58,17 +58,17 @@ def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> 
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Key:
-    """Makes a key from a seed.
+    """Create a key from a seed.
 
     Args:
         seed: an integer in ``[0, 2**64)``.
-        device: where the key lives; random numbers are made on the device of their key.
+        device: device of the key. Random numbers are generated on the device of their key.
 
     Returns:
-        int64 ``(2,)``: the seed's high and low 32 bits.
+        int64 ``(2,)``: the high and low 32 bits of the seed.
 
     Raises:
-        ValueError: the seed is outside ``[0, 2**64)``.
+        ValueError: if the seed is outside of ``[0, 2**64)``.
 
     >>> key(7)
     tensor([0, 7])
@@ -78,12 +78,12 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Key:
 
 
 def fold_in(key: Key, data: int | Tensor, *, stream: int = 0) -> Key:
-    """Derives a key from a key and a number: distinct numbers, or streams, give independent keys.
+    """Derive a key from a key and a number. Distinct numbers or streams give independent keys.
 
     Args:
         key: int64 ``(2,)``.
-        data: an integer, or an int64 tensor ``()``; taken modulo ``2**32``.
-        stream: a second number in ``[0, 2**32)``, static.
+        data: an integer, or an int64 tensor ``()``, taken modulo ``2**32``.
+        stream: a second number in ``[0, 2**32)``, a Python integer.
 
     Returns:
         int64 ``(2,)``.
@@ -96,11 +96,11 @@ def fold_in(key: Key, data: int | Tensor, *, stream: int = 0) -> Key:
 
 
 def split(key: Key, count: int) -> tuple[Key, ...]:
-    """Derives several keys at once: ``split(key, count)[i]`` is ``fold_in(key, i)``.
+    """Derive several keys: ``split(key, count)[i]`` equals ``fold_in(key, i)``.
 
     Args:
         key: int64 ``(2,)``.
-        count: how many, static.
+        count: number of keys.
 
     Returns:
         ``count`` keys, each int64 ``(2,)``.
@@ -113,11 +113,11 @@ def split(key: Key, count: int) -> tuple[Key, ...]:
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
-    """Uniform 32-bit words.
+    """Return uniformly distributed 32-bit words.
 
     Args:
         key: int64 ``(2,)``.
-        shape: the shape of the result, static.
+        shape: shape of the result.
 
     Returns:
         int64 ``shape`` in ``[0, 2**32)``.
@@ -132,15 +132,15 @@ def bits(key: Key, shape: Sequence[int]) -> Tensor:
 
 
 def uniform(key: Key, shape: Sequence[int] = (), *, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers with 24 random bits.
+    """Return uniformly distributed numbers with 24 random bits.
 
     Args:
         key: int64 ``(2,)``.
-        shape: the shape of the result, static.
-        low, high: the bounds.
+        shape: shape of the result.
+        low, high: bounds.
 
     Returns:
-        float32 ``shape`` in ``[low, high)`` (the upper bound can be met by rounding where ``low`` is not 0).
+        float32 ``shape`` in ``[low, high)``. Unless ``low`` is 0, rounding can give ``high`` itself.
 
     >>> x = uniform(key(0), (1000,), low=-1, high=1)
     >>> bool(x.min() >= -1), bool(x.max() <= 1), bool(x.mean().abs() < 0.1)
@@ -151,14 +151,14 @@ def uniform(key: Key, shape: Sequence[int] = (), *, low: float = 0.0, high: floa
 
 
 def normal(key: Key, shape: Sequence[int] = ()) -> Tensor:
-    """Standard normal numbers, by Box and Muller's transformation.
+    """Return standard normal numbers, by the Box-Muller transform.
 
     Args:
         key: int64 ``(2,)``.
-        shape: the shape of the result, static.
+        shape: shape of the result.
 
     Returns:
-        float32 ``shape``; no value beyond 5.8 in magnitude (24-bit uniforms).
+        float32 ``shape``. Magnitudes are below 5.8, because the uniform numbers have 24 bits.
 
     >>> x = normal(key(0), (10000,))
     >>> bool(x.mean().abs() < 0.05), bool((x.std() - 1).abs() < 0.05)
@@ -166,7 +166,7 @@ def normal(key: Key, shape: Sequence[int] = ()) -> Tensor:
     """
     count = math.prod(shape)
     pairs = (bits(key, (2, (count + 1) // 2)) >> 8).to(torch.float32)
-    # (0, 1] under the logarithm, [0, 1) for the angle.
+    # The logarithm takes a number in (0, 1], the angle one in [0, 1).
     radius = torch.sqrt(-2.0 * torch.log((pairs[0] + 1.0) * 2.0**-24))
     angle = pairs[1] * (2.0 * math.pi * 2.0**-24)
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[:count].reshape(tuple(shape))

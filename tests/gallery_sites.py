@@ -1,4 +1,4 @@
-"""Galleries of made-up results for the tests in a browser, and a web server for them."""
+"""Galleries of synthetic results for the browser tests, and a web server that serves them."""
 
 import functools
 import http.server
@@ -22,18 +22,19 @@ from featvis_func.sweep.shard import commit
 from tests.sweep_toys import STEPS, toy_result, toy_run
 
 FILTERS = 1010
-"""Of the layer ``wide``, which has three pages."""
+"""Number of filters of the layer ``wide``, which needs three pages."""
+# Layer names that break careless quoting.
 HOSTILE = 'a"><script>alert(1)</script>'
 QUOTED = "x/y.z %2F é"
-# Its folder's name is cut off, in the midst of a letter that is quoted.
+# The folder's name of this layer is cut off within a percent-encoded character.
 LONG = "trunk." + "é" * 40
 DAMAGED, EMPTY = "damaged 'one'", "empty"
 LAYERS = {"conv": 60, HOSTILE: 6, QUOTED: 5, LONG: 4, DAMAGED: 6, EMPTY: 3, "wide": FILTERS}
 MODEL = "torchvision:resnet18@IMAGENET1K_V1"
 
 
-def _shaped(result: Result, layer: str) -> Result:
-    """Other kinds of images and of activation maps in each layer."""
+def _reshape(result: Result, layer: str) -> Result:
+    """Give the layers different shapes of images and activation maps."""
     count = len(result.filters)
     if layer == HOSTILE:
         images = torch.rand(count, 3, 24, 40)
@@ -45,8 +46,12 @@ def _shaped(result: Result, layer: str) -> Result:
     return result
 
 
-def filters_of(filters: tuple[int, ...], layer: str = "conv") -> Result:
-    """Of every 7, one is dead; of every 50, one has steps that were not finite, and of every 100, no other ones."""
+def synthetic_result(filters: tuple[int, ...], layer: str = "conv") -> Result:
+    """Return a result in which some filters are dead or have scores that are not finite.
+
+    Of every 7 filters one is dead. Of every 50 filters one has steps that are not finite; of every second of these no
+    step is finite.
+    """
     result = toy_result(layer, filters, 7)
     scores, history, status = result.scores * 31234.5, result.history * 31234.5, list(result.status)
     for i, number in enumerate(filters):
@@ -55,34 +60,37 @@ def filters_of(filters: tuple[int, ...], layer: str = "conv") -> Result:
             history[0, i] = math.nan
         if number % 100 == 2:
             scores[i], history[:, i] = math.nan, math.nan
-    return _shaped(replace(result, scores=scores, history=history, status=tuple(status)), layer)
+    return _reshape(replace(result, scores=scores, history=history, status=tuple(status)), layer)
 
 
-def numbers(key: str = "number", *, layer: str = "conv", falling: bool = False, dead: bool = True) -> list[int]:
-    """The filters of a layer, in the order that the page shall show; those without a value stand last."""
-    result = filters_of(tuple(range(LAYERS[layer])), layer)
-    values = {"number": torch.tensor(result.filters).float(), "score": result.scores}.get(key, _settled(result.history))
-    shown = [n for n in result.filters if dead or result.status[n] != "dead"]
+def expected_order(
+    key: str = "number", *, layer: str = "conv", descending: bool = False, dead: bool = True
+) -> list[int]:
+    """Return a layer's filters in the order that its page must show; filters without a value come last."""
+    result = synthetic_result(tuple(range(LAYERS[layer])), layer)
+    by_key = {"number": torch.tensor(result.filters).float(), "score": result.scores}
+    values = by_key[key] if key in by_key else _convergence_steps(result.history)
+    visible = [n for n in result.filters if dead or result.status[n] != "dead"]
 
-    def place(n: int) -> tuple[bool, float, int]:
+    def sort_key(n: int) -> tuple[bool, float, int]:
         value = float(values[n])
-        return (True, 0.0, n) if math.isnan(value) else (False, -value if falling else value, n)
+        return (True, 0.0, n) if math.isnan(value) else (False, -value if descending else value, n)
 
-    return sorted(shown, key=place)
+    return sorted(visible, key=sort_key)
 
 
-def _settled(history: torch.Tensor) -> torch.Tensor:
-    """The first step at 95% of the way from the first finite score to the greatest."""
-    found = []
+def _convergence_steps(history: torch.Tensor) -> torch.Tensor:
+    """Return the first steps that cover 95% of the range from the first finite score to the greatest."""
+    steps = []
     for line in history.T.tolist():
         finite = [(step, value) for step, value in enumerate(line) if not math.isnan(value)]
-        goal = 0.05 * finite[0][1] + 0.95 * max(value for _, value in finite) if finite else 0.0
-        found.append(float(next((step for step, value in finite if value >= goal - 1e-3), math.nan)))
-    return torch.tensor(found)
+        threshold = 0.05 * finite[0][1] + 0.95 * max(value for _, value in finite) if finite else 0.0
+        steps.append(float(next((step for step, value in finite if value >= threshold - 1e-3), math.nan)))
+    return torch.tensor(steps)
 
 
 def toy_site(path: Path) -> Path:
-    """A gallery of layers with hostile names, of all kinds of images, with units damaged and missing."""
+    """Build a gallery with hostile layer names, several kinds of images, and damaged and missing units."""
     render = {"seed": 7, "steps": STEPS, "snapshots": 3, "optimizer": "default"}
     run = toy_run(dict(LAYERS), unit_size=2, model=MODEL, objective="", render=render)
     plans = [plan._replace(unit_size=200 if plan.layer in ("conv", "wide") else plan.unit_size) for plan in run.plans]
@@ -91,9 +99,9 @@ def toy_site(path: Path) -> Path:
     for unit in folder.run.units:
         if unit.layer == EMPTY or (unit.layer == DAMAGED and unit.filters[0] == 2):
             continue
-        done = commit(folder, unit, filters_of(unit.filters, unit.layer), [7] * len(unit.filters), seconds=1.0)
+        record = commit(folder, unit, synthetic_result(unit.filters, unit.layer), [7] * len(unit.filters), seconds=1.0)
         if unit.layer == DAMAGED and unit.filters[0] == 4:
-            _damage(folder.shard(unit, done.sha256))
+            _damage(folder.shard(unit, record.sha256))
     build_gallery(folder.path, path)
     return path
 
@@ -103,9 +111,9 @@ def _damage(shard: Path) -> None:
 
 
 def heavy_site(path: Path) -> Path:
-    """A gallery of 500 images of 128 pixels.
+    """Build a gallery of 500 images of 128 pixels.
 
-    The thumbnails of the first 200 are as large as those of a photographs' network; the others are grey.
+    The thumbnail files of the first 200 are as large as those of an ImageNet model; the other images are grey.
     """
     run = toy_run({"conv": 500}, unit_size=500)
     folder: Folder = start_folder(path.with_name(f"{path.name} store"), run)
@@ -119,7 +127,7 @@ def heavy_site(path: Path) -> Path:
 
 
 def textures(count: int, side: int) -> torch.Tensor:
-    """Coloured noise ``(count, 3, side, side)`` whose amplitude falls with the frequency, as that of an image."""
+    """Return coloured noise ``(count, 3, side, side)`` whose amplitude falls with frequency, as in natural images."""
     generator = torch.Generator().manual_seed(0)
     y, x = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     amplitude = 1 / (x.square() + y.square()).sqrt().clamp_min(1 / side)
@@ -131,7 +139,7 @@ def textures(count: int, side: int) -> torch.Tensor:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """A web server of a folder's files: its address."""
+    """Serve a folder over HTTP and yield its URL."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
@@ -139,7 +147,7 @@ def served(folder: Path) -> Iterator[str]:
 
     class Server(http.server.ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exception(), ConnectionError):  # the browser is on another page by now
+            if not isinstance(sys.exception(), ConnectionError):  # the browser has left the page
                 super().handle_error(request, client_address)
 
     handler = functools.partial(Handler, directory=str(folder))
@@ -154,5 +162,5 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def folder_url(layer: str) -> str:
-    """The part of a page's address that stands for a layer."""
+    """Return the part of a page's URL that stands for a layer."""
     return quote(folder_of(layer), safe="")

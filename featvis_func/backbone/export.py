@@ -1,7 +1,9 @@
-"""The fast road: a module as a pure graph, traced by ``torch.export`` and cut behind the last of some layers."""
+"""A module as a pure graph: traced by ``torch.export`` and truncated behind the last of some layers."""
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,18 +11,22 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from featvis_func.backbone.graph_passes import optimise, prune
+from featvis_func.backbone.graph_passes import optimize as optimize_graph
+from featvis_func.backbone.graph_passes import prune
+from featvis_func.backbone.hardware import specialization
 from featvis_func.backbone.hooks import Backbone, catch
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.backbone.redirected_relu import redirect_graph
 from featvis_func.types import Weights
 
+_aten = torch.ops.aten
 
-class _Probe(nn.Module):
-    """What is exported: a forward pass that returns what was caught on the way.
 
-    It runs to the end, because torch.export loses its place when an exception ends the pass; once in-place operations
-    are gone from the graph, what follows the layers is dead code.
+class _LayerOutputs(nn.Module):
+    """The module that is exported: a forward pass that returns the outputs of the layers.
+
+    It runs to the end, because torch.export loses its place when an exception ends the forward pass; once in-place
+    operations are gone from the graph, whatever follows the layers is dead code.
     """
 
     def __init__(self, module: nn.Module, calls: Mapping[LayerRef, int]) -> None:
@@ -35,22 +41,22 @@ class _Probe(nn.Module):
 
 
 class Traced(NamedTuple):
-    """A module's forward pass as a graph that returns some layers' outputs. Make one with :func:`trace`."""
+    """A module's forward pass as a graph that returns the outputs of some layers. Make one with :func:`trace`."""
 
     root: nn.Module
-    """What else the graph refers to."""
+    """Holds what else the graph refers to."""
     graph: fx.Graph
     weights: Weights
     """Placeholder's name -> tensor."""
-    held: dict[str, str]
+    names: dict[str, str]
     """Placeholder's name -> name in the module."""
     layers: tuple[str, ...]
     """Full names, in the order of the graph's outputs."""
-    cpu: bool
+    device_type: str
 
 
 def trace(module: nn.Module, calls: Mapping[LayerRef, int], example: Tensor) -> Traced:
-    """Traces a module, up to the last of some layers, into a graph whose placeholders are its weights and the images.
+    """Trace a module, up to the last of some layers, into a graph whose placeholders are its weights and the images.
 
     Args:
         module: in evaluation mode.
@@ -58,38 +64,89 @@ def trace(module: nn.Module, calls: Mapping[LayerRef, int], example: Tensor) -> 
         example: images ``(n, c, h, w)``, ``n`` at least 2; the graph takes any number of them.
 
     Returns:
-        What :func:`truncate` takes; it holds memory that only :func:`release` frees.
+        The input of :func:`truncate`. It holds memory that only :func:`release` frees.
 
     Raises:
         Exception: of any kind, where torch.export cannot trace the module.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export, about code that is not ours
+    with warnings.catch_warnings(), _unnoticed_by_other_threads():
+        warnings.simplefilter("ignore")  # torch.export warns about code of its own and of the module
         program = torch.export.export(
-            _Probe(module, calls).eval(), (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+            _LayerOutputs(module, calls).eval(), (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
         )
         _drop_rest(program.graph_module)
-        program = program.run_decompositions({})
+        program = program.run_decompositions({_aten.batch_norm.default: _batch_norm})
     graph, signature = program.graph_module.graph, program.graph_signature
     if len(graph.output_node().args[0]) != len(calls):  # type: ignore[arg-type]
-        raise ValueError("the forward pass writes to its input, or to what the module holds")
-    held: dict[str, str] = {
+        raise ValueError("the forward pass writes to its input or to the module's own tensors")
+    names: dict[str, str] = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
     values: dict[str, Any] = {**program.constants, **program.state_dict}
-    weights = {node: values[name].detach() for node, name in held.items()}
-    names = {node: name.removeprefix("module.") for node, name in held.items()}
+    weights = {node: values[name].detach() for node, name in names.items()}
+    names = {node: name.removeprefix("module.") for node, name in names.items()}
     prune(graph)
     paths = tuple(ref.path for ref in calls)
-    return Traced(program.graph_module, graph, weights, names, paths, example.device.type == "cpu")
+    return Traced(program.graph_module, graph, weights, names, paths, example.device.type)
+
+
+def _batch_norm(
+    images: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Batch norm as one operation that no backend replaces by its own, which the folding pass would not recognise."""
+    if training or mean is None or var is None:
+        return _aten._native_batch_norm_legit.no_stats(images, weight, bias, True, momentum, eps)[0]
+    return _aten._native_batch_norm_legit_no_training.default(images, weight, bias, mean, var, momentum, eps)[0]
+
+
+# While it traces, torch.export switches mkldnn, nnpack and cuDNN off for the whole process, so that they do not replace
+# operations by their own, and puts the state of the global random generator back in the end. Another thread would
+# compute with other kernels meanwhile, and see its random numbers twice. Traces of this module do neither: the functions
+# below stand in for torch's, and pass on to them in all threads but one that traces here.
+_tracing = threading.local()
+
+
+def _standing_in_for(module: Any, name: str) -> None:
+    original = getattr(module, name, None)
+    if original is None or hasattr(original, "passes_on_to"):
+        return
+
+    def stand_in() -> AbstractContextManager[None]:
+        return nullcontext() if getattr(_tracing, "active", False) else original()
+
+    stand_in.passes_on_to = original  # type: ignore[attr-defined]
+    setattr(module, name, stand_in)
+
+
+@contextmanager
+def _unnoticed_by_other_threads() -> Iterator[None]:
+    """Within the block, this thread traces without changing settings that other threads compute with."""
+    import torch._functorch.aot_autograd
+    import torch.export._trace
+
+    _standing_in_for(torch.export._trace, "_ignore_backend_decomps")
+    _standing_in_for(torch._functorch.aot_autograd, "preserve_rng_state")
+    _tracing.active = True
+    try:
+        yield
+    finally:
+        _tracing.active = False
 
 
 def _drop_rest(whole: fx.GraphModule) -> None:
-    """Removes what runs after the layers: these are copies, on which nothing later can write, so it is not needed.
+    """Remove what runs after the layers. Their outputs are copies that nothing later can write to, so it is not needed.
 
-    Half of the time of tracing goes into making a graph pure; it is the time of this half that is saved.
+    Half of the time of tracing goes into making a graph functional; this saves it for the rest of the network.
     """
     graph = whole.graph
     *body, output = graph.nodes
@@ -112,55 +169,55 @@ def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) ->
     outputs = graph.graph_copy(traced.graph, copies)
     assert isinstance(outputs, tuple | list)
     graph.output(tuple(outputs[traced.layers.index(path)] for path in layers))
-    weights = {new.name: traced.weights[old.name] for old, new in copies.items() if old.name in traced.weights}
-    held = {new.name: traced.held[old.name] for old, new in copies.items() if old.name in traced.held}
+    tensors = {new.name: traced.weights[old.name] for old, new in copies.items() if old.name in traced.weights}
+    names = {new.name: traced.names[old.name] for old, new in copies.items() if old.name in traced.names}
     prune(graph)
     if optimize:
-        optimise(graph, weights, held, cpu=traced.cpu)
+        optimize_graph(graph, tensors, names, specialization(traced.device_type))
     # In the order in which the graph takes them; under the module's own names, where they have one.
-    taken = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in held]
-    names = [held[name] for name in taken]
-    arranged = _arranged if optimize else Tensor.detach
-    own = {name: arranged(weights[node]) for name, node in zip(names, taken, strict=True) if node in weights}
+    placeholders = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in names]
+    taken = [names[node] for node in placeholders]
+    arrange = _channels_last if optimize else Tensor.detach
+    weights = {name: arrange(tensors[node]) for name, node in zip(taken, placeholders, strict=True) if node in tensors}
 
     def backbone(graph: fx.Graph) -> Callable[..., dict[str, Tensor]]:
         call = fx.GraphModule(traced.root, graph)
-        _forget(graph)
+        _clear_meta(graph)
 
-        def apply(weights: Weights, images: Tensor, *redirect: Tensor) -> dict[str, Tensor]:
+        def apply(given: Weights, images: Tensor, *redirect: Tensor) -> dict[str, Tensor]:
             if optimize and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            given = (weights[name] if name in own else weights.get(name) for name in names)
-            return dict(zip(layers, call(*given, images, *redirect), strict=True))
+            tensors = (given[name] if name in weights else given.get(name) for name in taken)
+            return dict(zip(layers, call(*tensors, images, *redirect), strict=True))
 
         return apply
 
-    redirected = backbone(redirect_graph(graph))  # of the graph as it is rewritten: both take the same weights
-    return Backbone(backbone(graph), own, redirected, tuple(name for name in names if name not in own))
+    redirected = backbone(redirect_graph(graph))  # of the rewritten graph: both functions take the same weights
+    return Backbone(backbone(graph), weights, redirected, tuple(name for name in taken if name not in weights))
 
 
 def release(traced: Traced) -> None:
-    """Breaks the cycle that tracing leaves behind, which runs through C++ and which gc cannot see.
+    """Break the reference cycle that tracing leaves behind, which runs through C++ where gc cannot see it.
 
-    The shape environment holds the traced inputs, whose symbolic sizes hold the shape environment.
+    The shape environment holds the traced inputs, whose symbolic sizes hold the shape environment. Caches of its
+    methods, which all threads share, are keyed by the environment, too; it is emptied instead of these.
     """
+    environments: dict[int, ShapeEnv] = {}
     for node in traced.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         environment = getattr(mode, "shape_env", None)
         if environment is not None:
-            environment.tracked_fakes = None
-            getattr(environment, "fake_tensor_cache", {}).clear()
-    _forget(traced.graph)
-    for method in vars(ShapeEnv).values():
-        if hasattr(method, "cache_clear"):
-            method.cache_clear()  # keyed by the environment, too
+            environments[id(environment)] = environment
+    _clear_meta(traced.graph)
+    for environment in environments.values():
+        vars(environment).clear()
 
 
-def _forget(graph: fx.Graph) -> None:
+def _clear_meta(graph: fx.Graph) -> None:
     for node in graph.nodes:
         node.meta.clear()
 
 
-def _arranged(weight: Tensor) -> Tensor:
-    """Kernels in the layout in which convolutions run fastest; the values are the same."""
+def _channels_last(weight: Tensor) -> Tensor:
+    """A kernel in the memory layout in which convolutions run fastest; the values are the same."""
     return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight

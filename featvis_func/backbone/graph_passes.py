@@ -1,77 +1,93 @@
-"""The traced graph, rewritten to do the same in less time."""
+"""Rewrites of a traced graph that compute the same in less time."""
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-from featvis_func.cpu import ops, winograd
+from featvis_func.backbone.hardware import Convolution, Specialization
 from featvis_func.types import Weights
 
 _aten = torch.ops.aten
 
-# Of conv2d: images, kernel, bias, stride, padding, dilation, groups.
-_CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+
+class _ConvNode(NamedTuple):
+    """A ``conv2d`` node of a graph and its arguments."""
+
+    node: fx.Node
+    images: fx.Node
+    kernel: fx.Node
+    bias: fx.Node | None
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
 
 
-def optimise(graph: fx.Graph, weights: Weights, held: dict[str, str], *, cpu: bool) -> None:
-    """Rewrites a graph in place; its values and gradients change by rounding alone.
+def optimize(graph: fx.Graph, weights: Weights, names: dict[str, str], special: Specialization) -> None:
+    """Rewrite a graph in place; its values and gradients change by rounding only.
 
     Args:
-        graph: of aten operations, without in-place ones, whose nodes tell shapes in ``meta["val"]``.
+        graph: of functional aten operations, with the traced shapes in ``meta["val"]`` of its nodes.
         weights: placeholder's name -> tensor; changed in place.
-        held: placeholder's name -> name in the module; changed in place. Of those that come without weights, see
-            :func:`~featvis_func.cpu.winograd.add_packed_weights`; they can be ``None``.
-        cpu: whether it will run on one, where some rewrites were measured.
+        names: placeholder's name -> name in the module; changed in place. Names without a tensor in ``weights`` belong
+            to packed weights, which may be ``None``.
+        special: what the device that will run the graph computes faster.
     """
-    _fold_batch_norm(graph, weights, held)
+    _fold_batch_norm(graph, weights, names)
     prune(graph)
-    _rectify_late(graph)
-    _rectify_in_place(graph)
-    if cpu:
-        _use_strided_stem(graph, weights)
-        _merge_siblings(graph, weights, held)
-        _use_winograd(graph, weights, held)
-        _keep_pools_whole(graph)
+    _move_relu_behind_pool(graph)
+    _use_in_place_relu(graph)
+    if special.merge_siblings:
+        _merge_siblings(graph, weights, names)
+    _replace_convolutions(graph, weights, names, special)
+    for node in graph.nodes:
+        node.target = special.replace_operation.get(node.target, node.target)
 
 
 def prune(graph: fx.Graph) -> None:
-    """Removes what the layers do not depend on, and ties to one memory layout."""
+    """Remove what the outputs do not depend on, and operations that need one memory layout."""
     for node in reversed(list(graph.nodes)):
         if node.op != "call_function":
             continue
         if "assert" in str(node.target) or "sym_constrain" in str(node.target):
-            graph.erase_node(node)  # checks of the batch size, which torch.fx would keep
+            graph.erase_node(node)  # a check of the batch size, which torch.fx would keep
         elif node.target in (_aten.view.default, _aten._unsafe_view.default):
             node.target = _aten.reshape.default  # traced for one memory layout, run in another
-    # Everything here is pure; torch.fx by itself would keep what could draw random numbers, such as attention.
+    # Every operation is pure; by default torch.fx keeps those that could draw random numbers, such as attention.
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     for node in [n for n in graph.nodes if n.op == "placeholder" and not n.users]:
         if node.name != "images":
             graph.erase_node(node)
 
 
-def _convolutions(graph: fx.Graph) -> Iterator[tuple[fx.Node, list[Any]]]:
-    """The convolutions of batches of images, and the arguments of each, where one number for both axes stands twice."""
+def _convolutions(graph: fx.Graph) -> Iterator[_ConvNode]:
+    """The convolutions of batches of images."""
+    defaults: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
     for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
         traced = node.meta.get("val")
         if traced is not None and traced.ndim == 4:
-            *tensors, groups = (*node.args, *_CONV_DEFAULTS[len(node.args) :])
-            settings = [s if isinstance(s, str) else [*s] * (2 // len(s)) for s in tensors[3:]]
-            yield node, [*tensors[:3], *settings, groups]
+            images, kernel, bias, *settings, groups = (*node.args, *defaults[len(node.args) :])
+            stride, padding, dilation = (s if isinstance(s, str) else _pair(s) for s in settings)
+            yield _ConvNode(node, images, kernel, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+
+
+def _pair(sides: Any) -> tuple[int, int]:
+    """Both axes' numbers, where a single number for both stands as a list of one."""
+    return sides[0], sides[-1]
 
 
 def _placeholder(graph: fx.Graph, name: str) -> fx.Node:
-    """A new argument of the graph, under a name that no other has."""
+    """A new argument of the graph, with a name that no other argument has."""
     node = graph.placeholder(name)
     node.target = node.name
     return node
 
 
-def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
-    """Folds each batch norm that directly follows a convolution into that convolution, in float64."""
+def _fold_batch_norm(graph: fx.Graph, weights: Weights, names: dict[str, str]) -> None:
+    """Fold each batch norm that directly follows a convolution into that convolution, in float64."""
     for norm in [n for n in graph.nodes if n.target == _aten._native_batch_norm_legit_no_training.default]:
         conv, gamma, beta, mean, var, _, eps = norm.args
         kernel, bias = (*conv.args, None)[1:3] if conv.target == _aten.conv2d.default else (None, None)
@@ -93,16 +109,16 @@ def _fold_batch_norm(graph: fx.Graph, weights: Weights, held: dict[str, str]) ->
         if bias is None:
             with graph.inserting_before(kernel):
                 bias = _placeholder(graph, f"{kernel.name}_folded_bias")
-            held[bias.name] = f"{held[kernel.name]}.folded_bias"
+            names[bias.name] = f"{names[kernel.name]}.folded_bias"
         weights[bias.name] = shift.to(old.dtype)
         conv.args = (*conv.args[:2], bias, *conv.args[3:])
-        for output in list(norm.users):  # getitem 0, the values; the statistics have no use in evaluation
+        for output in list(norm.users):  # getitem 0: the values; the statistics are not used in evaluation mode
             if output.args[1] == 0:
                 output.replace_all_uses_with(conv)
 
 
-def _rectify_late(graph: fx.Graph) -> None:
-    """The maximum of rectified values is the rectified maximum, of which there are fewer; so for the gradients."""
+def _move_relu_behind_pool(graph: fx.Graph) -> None:
+    """Apply a ReLU to the maxima instead of before the max pool: fewer values, with the same result and gradient."""
     for pool in graph.nodes:
         relu = pool.args[0] if pool.target == _aten.max_pool2d.default else None
         if relu is not None and relu.target == _aten.relu.default and len(relu.users) == 1:
@@ -113,41 +129,27 @@ def _rectify_late(graph: fx.Graph) -> None:
             relu.meta = dict(pool.meta)
 
 
-def _rectify_in_place(graph: fx.Graph) -> None:
-    """A ReLU overwrites what nobody else reads: one tensor less to write, and to hold until the backward pass."""
+def _use_in_place_relu(graph: fx.Graph) -> None:
+    """Let a ReLU overwrite a tensor that no other node reads: one tensor less to write and to keep for the backward pass."""
     fresh = (_aten.conv2d.default, _aten.add.Tensor, _aten.cat.default, _aten.max_pool2d.default)
     for node in graph.nodes:
         if node.target == _aten.relu.default and node.args[0].target in fresh and len(node.args[0].users) == 1:
             node.target = _aten.relu_.default
 
 
-def _use_strided_stem(graph: fx.Graph, weights: Weights) -> None:
-    """A strided convolution of the few channels of an image, as an operation whose gradient takes less time."""
-    for node, (images, kernel, bias, stride, padding, dilation, groups) in _convolutions(graph):
-        if (
-            kernel.name in weights
-            and weights[kernel.name].shape[1] <= 4
-            and stride[0] == stride[1] > 1
-            and not isinstance(padding, str)
-            and [*dilation, groups] == [1] * 3
-        ):
-            node.target = ops.strided_conv2d
-            node.args = (images, kernel, bias, stride[0], padding)
-
-
-def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
-    """Rectified 1 x 1 convolutions of one tensor, as one: it is read once, and its gradient written once."""
+def _merge_siblings(graph: fx.Graph, weights: Weights, names: dict[str, str]) -> None:
+    """Run the rectified 1 x 1 convolutions of one tensor as one: it is read once, and its gradient written once."""
     siblings: dict[fx.Node, list[fx.Node]] = {}
-    for node, (images, kernel, bias, *settings) in _convolutions(graph):
-        relus = [user for user in node.users if user.target == _aten.relu_.default]
+    for conv in _convolutions(graph):
+        users = list(conv.node.users)
         if (
-            bias is not None
-            and all(n.name in weights and len(n.users) == 1 for n in (kernel, bias))
-            and weights[kernel.name].shape[2:] == (1, 1)
-            and settings == [[1, 1], [0, 0], [1, 1], 1]
-            and len(relus) == len(node.users) == 1
+            conv.bias is not None
+            and all(n.name in weights and len(n.users) == 1 for n in (conv.kernel, conv.bias))
+            and weights[conv.kernel.name].shape[2:] == (1, 1)
+            and (conv.stride, conv.padding, conv.dilation, conv.groups) == ((1, 1), (0, 0), (1, 1), 1)
+            and [user.target for user in users] == [_aten.relu_.default]
         ):
-            siblings.setdefault(images, []).append(node)
+            siblings.setdefault(conv.images, []).append(conv.node)
     for images, convs in siblings.items():
         if len(convs) == 1:
             continue
@@ -155,7 +157,7 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> 
         widths = [len(weights[kernel.name]) for kernel in stacks[0]]
         for first, *others in stacks:
             weights[first.name] = torch.cat([weights[n.name] for n in (first, *others)])
-            held[first.name] = "+".join(held[n.name] for n in (first, *others))
+            names[first.name] = "+".join(names[n.name] for n in (first, *others))
         with graph.inserting_before(convs[0]):
             whole = graph.call_function(_aten.conv2d.default, (images, stacks[0][0], stacks[1][0]))
             whole = graph.call_function(_aten.relu_.default, (whole,))
@@ -171,28 +173,24 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> 
             graph.erase_node(unused)
 
 
-def _use_winograd(graph: fx.Graph, weights: Weights, held: dict[str, str]) -> None:
-    """3 x 3 convolutions of many channels, as an operation with fewer multiplications where it is compiled."""
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node, (images, kernel, bias, stride, padding, dilation, groups) in _convolutions(graph):
-        if (
-            kernel.name not in weights
-            or not winograd.pays(weights[kernel.name])
-            or [*stride, *dilation, groups] != [1] * 5
-            or isinstance(padding, str)
-            or max(padding) > 2
-        ):
+def _replace_convolutions(graph: fx.Graph, weights: Weights, names: dict[str, str], special: Specialization) -> None:
+    """Let the device's own functions compute the convolutions for which it has one."""
+    packed: dict[fx.Node, list[fx.Node]] = {}
+    for conv in _convolutions(graph):
+        kernel = conv.kernel
+        if kernel.name not in weights:
+            continue  # computed in the graph, as by weight_norm
+        choice = special.replace_convolution(
+            Convolution(weights[kernel.name], conv.stride, conv.padding, conv.dilation, conv.groups)
+        )
+        if choice is None:
             continue
-        if kernel not in found:
+        function, arguments, forms = choice
+        if kernel not in packed:
             with graph.inserting_before(kernel):
-                found[kernel] = [_placeholder(graph, f"{kernel.name}_{form}") for form in winograd.PACKINGS]
-            for form, new in zip(winograd.PACKINGS, found[kernel], strict=True):
-                held[new.name] = f"{held[kernel.name]}.{form}"
-        node.target = winograd.conv2d_3x3
-        node.args = (images, kernel, bias, padding, *found[kernel])
-
-
-def _keep_pools_whole(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        if node.target == _aten.max_pool2d.default:
-            node.target = ops.max_pool2d
+                packed[kernel] = [_placeholder(graph, f"{kernel.name}_{form}") for form in forms]
+            for form, node in zip(forms, packed[kernel], strict=True):
+                names[node.name] = f"{names[kernel.name]}.{form}"
+        conv.node.target = function
+        conv.node.args = (conv.images, kernel, conv.bias, *arguments, *packed[kernel])
+        conv.node.meta["dense"] = True  # for redirect_graph

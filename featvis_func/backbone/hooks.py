@@ -1,4 +1,4 @@
-"""Looking into a module: a private copy of its structure, and hooks that live for one block of code.
+"""Running a module with hooks: on a private copy of its structure, with hooks that exist for one block of code.
 
 Nothing here changes the module that it is given.
 """
@@ -26,23 +26,24 @@ class Backbone(NamedTuple):
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
     weights: Weights
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
-    """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. None: only a graph can that."""
+    """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. ``None`` without a graph."""
     packed: tuple[str, ...] = ()
-    """Names of further weights, which can be left out: see :func:`~featvis_func.cpu.winograd.add_packed_weights`."""
+    """Names of packed weights, which may be left out: see :func:`featvis_func.compiled_weights`."""
 
 
-class _Caught(Exception):  # noqa: N818 - a signal, not an error
+class _AllCaught(Exception):  # noqa: N818 - a signal, not an error
     """All layers are caught; the rest of the forward pass is not needed."""
 
 
 def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Module:
-    """The module's structure anew, in evaluation mode and without hooks; the tensors shared unless they must move."""
-    held = [*module.parameters(), *module.buffers()]
+    """Copy a module's structure, in evaluation mode and without hooks; tensors are shared unless they must move."""
+    registered = [*module.parameters(), *module.buffers()]
     plain = [v for child in module.modules() for v in vars(child).values() if isinstance(v, Tensor)]
-    moves = device is not None and any(_elsewhere(t, device) for t in (*held, *plain))
-    moves = moves or any(t.is_inference() for t in held)
-    # What deepcopy finds here, it takes instead of copying: new parameters over the same storage, so that not even an
-    # assignment to `.data` reaches the user's; and empty rooms for hooks. Buffers are small, and some forwards write.
+    moves = device is not None and any(_elsewhere(t, device) for t in (*registered, *plain))
+    moves = moves or any(t.is_inference() for t in registered)
+    # deepcopy uses what it finds here instead of making a copy: new parameters over the same storage, so that not even
+    # an assignment to `.data` reaches the user's, and empty tables of hooks. Buffers are copied: they are small, and
+    # some forward passes write to them.
     instead: dict[int, Any] = {id(t): t.detach().clone() for t in plain}
     if not moves:
         for p in module.parameters():
@@ -50,7 +51,7 @@ def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Mod
     for child in module.modules():
         for hooks in (child._forward_hooks, child._backward_hooks, child._backward_pre_hooks):
             instead[id(hooks)] = OrderedDict()
-        # torch's own, such as weight_norm's, compute the module's weight.
+        # Pre-hooks of torch itself, such as those of weight_norm, compute the module's weight.
         instead[id(child._forward_pre_hooks)] = OrderedDict(
             (number, hook)
             for number, hook in child._forward_pre_hooks.items()
@@ -64,27 +65,45 @@ def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Mod
 
 
 def _elsewhere(tensor: Tensor, device: torch.device | str) -> bool:
-    """Whether a tensor is on another device; "cuda" is the current CUDA device."""
-    wanted = torch.device(device)
-    return tensor.device.type != wanted.type or (wanted.index is not None and tensor.device.index != wanted.index)
+    """Whether a tensor is on another device; "cuda" means any CUDA device."""
+    target = torch.device(device)
+    return tensor.device.type != target.type or (target.index is not None and tensor.device.index != target.index)
 
 
 def example_images(model: Model, module: nn.Module) -> Tensor:
-    """Three different images, as the module wants them: noise, so that no two layers agree by chance."""
-    some = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    """Three different images on the module's device and in its dtype: noise, so that no two layers agree by chance."""
+    weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     shape = (3, model.channels, *model.size)
-    return wave(math.prod(shape)).reshape(shape).to(device=some.device, dtype=some.dtype)
+    return wave(math.prod(shape)).reshape(shape).to(device=weight.device, dtype=weight.dtype)
 
 
 def wave(count: int) -> Tensor:
-    """A fixed pattern that looks like noise, float64 ``(count,)`` in [-1, 1]: no generator is touched."""
+    """A fixed pattern that looks like noise, float64 ``(count,)`` in ``[-1, 1]``; draws from no random generator."""
     return torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
 
 
-def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
-    """A whole forward pass for its side effects on hooks."""
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the global random generators back after the block, if a module has drawn from them in it.
+
+    The state is the process's: it is set only if it changed, so that other threads' random numbers stay as they are.
+    """
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    before, before_cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
     try:
-        with torch.no_grad():
+        yield
+    finally:
+        if not torch.equal(torch.get_rng_state(), before):
+            torch.set_rng_state(before)
+        for device, state in enumerate(before_cuda):
+            if not torch.equal(torch.cuda.get_rng_state(device), state):
+                torch.cuda.set_rng_state(state, device)
+
+
+def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
+    """Run a whole forward pass for its side effects on hooks."""
+    try:
+        with torch.no_grad(), random_state_kept():
             module(images)
     except Exception as error:
         shape = f"{model.channels} x {model.size[0]} x {model.size[1]}"
@@ -94,11 +113,10 @@ def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
 def count_calls(
     model: Model, module: nn.Module, refs: Sequence[LayerRef], images: Tensor
 ) -> tuple[dict[LayerRef, int], bool]:
-    """How often one forward pass calls each layer, so that the last call is known; and whether any module works with
-    channels last.
+    """Count how often one forward pass calls each layer, and tell whether any module works with channels last.
 
     Raises:
-        ValueError: a layer that is not called, or whose output is no tensor and has no part of that name.
+        ValueError: a layer that is not called, or whose output is not a tensor and has no part of that name.
     """
     calls = dict.fromkeys(refs, 0)
     wrong: dict[LayerRef, str] = {}
@@ -106,9 +124,9 @@ def count_calls(
     def counter(ref: LayerRef) -> Callable[..., None]:
         def count(child: nn.Module, args: Any, output: Any) -> None:
             calls[ref] += 1
-            found = tensors_in(output)
-            if ref.parts not in found:
-                choice = ", ".join(f"{ref.module + part!r}" for part in found)
+            tensors = tensors_in(output)
+            if ref.parts not in tensors:
+                choice = ", ".join(f"{ref.module + part!r}" for part in tensors)
                 kind = f"gives a {type(output).__name__} instead of a tensor, which has no channels"
                 wrong[ref] = f"layer {ref.path!r} {kind}{f'; choose one of {choice}' if choice else ''}"
 
@@ -131,16 +149,16 @@ def count_calls(
 
 @contextmanager
 def channels_last_seen(module: nn.Module) -> Iterator[list[nn.Module]]:
-    """Collects those of the modules called within the block that work with channels last."""
-    found: list[nn.Module] = []
+    """Collect the modules called within the block that work with channels last."""
+    channels_last: list[nn.Module] = []
 
     def look(child: nn.Module, args: Any, output: Any) -> None:
         if works_channels_last(child, output):
-            found.append(child)
+            channels_last.append(child)
 
     handles = [child.register_forward_hook(look) for child in module.modules()]
     try:
-        yield found
+        yield channels_last
     finally:
         for handle in handles:
             handle.remove()
@@ -148,7 +166,7 @@ def channels_last_seen(module: nn.Module) -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Catches the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
+    """Catch the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
     left = dict(calls)
     caught: dict[str, Tensor] = {}
 
@@ -159,14 +177,14 @@ def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> It
                 # A copy: an in-place operation that follows would overwrite what was caught.
                 caught[ref.path] = tensors_in(output)[ref.parts].clone()
                 if stop and len(caught) == len(calls):
-                    raise _Caught
+                    raise _AllCaught
 
         return catch
 
     handles = [module.get_submodule(ref.module).register_forward_hook(hook(ref)) for ref in calls]
     try:
         yield caught
-    except _Caught:
+    except _AllCaught:
         pass
     finally:
         for handle in handles:
@@ -174,7 +192,7 @@ def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> It
 
 
 def hook_backbone(module: nn.Module, calls: Mapping[LayerRef, int]) -> Backbone:
-    """The slow road, which every module can take: a forward pass that stops at the last layer."""
+    """The hook fallback, for modules that cannot be exported: a forward pass that stops at the last layer."""
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         with catch(module, calls, stop=True) as caught:

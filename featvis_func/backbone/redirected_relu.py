@@ -31,8 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from featvis_func.cpu import ops, winograd
-
 _aten = torch.ops.aten
 
 _FORWARD: dict[str, Callable[..., Tensor]] = {
@@ -87,7 +85,6 @@ _DENSE = {
     *(_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.matmul.default),
     *(_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding),
     _aten.scaled_dot_product_attention.default,
-    *(ops.strided_conv2d, winograd.conv2d_3x3),
 }
 
 
@@ -191,7 +188,7 @@ def _last_activations(graph: fx.Graph) -> list[fx.Node]:
         seen.add(node)
         if node.target in _KINDS:
             found[node] = None
-        elif node.target not in _DENSE:
+        elif node.target not in _DENSE and not node.meta.get("dense"):
             ahead += node.all_input_nodes
     return list(found)
 

@@ -1,6 +1,6 @@
-"""Whether what was made of a module is still that module: cut to some layers, as a graph, and in another precision.
+"""Check that a truncated backbone computes what the module computes, as a graph and in another precision.
 
-The module itself says what is right, once, on a few example images.
+The reference is the module itself, run once with hooks on a few example images.
 """
 
 import warnings
@@ -10,39 +10,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.hooks import Backbone, catch, wave
+from featvis_func.backbone.hooks import Backbone, catch, random_state_kept, wave
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models import Model
 from featvis_func.types import Weights
 from featvis_func.validation import first_line
 
-# An exported graph must agree with the module to this, relative to the largest activation: in float32, and in units of
-# the last place for types that are coarser than that.
+# How far an exported graph may differ from the module, relative to the largest activation: in float32, and in units in
+# the last place for coarser types.
 _TOLERANCE = 1e-3
 _ULPS = 16
-# In bfloat16, whose 8 bits add up over the layers of a network.
+# In bfloat16, whose rounding errors add up over the layers of a network.
 _BFLOAT16_TOLERANCE = 0.1
-# Its gradient, relative to the gradient's norm; looser, since rounding can tip a rectifier or a maximum.
+# For the gradient, relative to its norm; looser, since rounding can switch a rectifier or a maximum.
 _GRADIENT_TOLERANCE = 5e-2
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-"""What a backbone can compute in: ``"auto"`` is bfloat16 for a float32 model on a device that has it in hardware (CUDA
-from compute capability 8; CPUs with AMX or AVX-512 BF16), else the model's own type."""
+"""The precisions of a backbone. ``"auto"`` is bfloat16 for a float32 model on a device that has it in hardware (CUDA
+from compute capability 8; CPUs with AMX or AVX-512 BF16), else the model's own dtype."""
 
 
 class Reference(NamedTuple):
-    """What the module itself makes of some images; the layers by their full names."""
+    """What the module itself computes for some images; layers by their full names."""
 
     images: Tensor
     values: dict[str, Tensor]
     fewer: dict[str, Tensor]
-    """The values of all images but the last, alone."""
+    """The values of all images but the last, run without it."""
     gradient: Tensor
-    """To the images, of a fixed mixture of all values."""
+    """The gradient of a fixed mixture of all values with respect to the images."""
 
 
 def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tensor) -> Reference:
-    """Runs the module through hooks.
+    """Run the module with hooks.
 
     Args:
         module: in evaluation mode.
@@ -56,13 +56,13 @@ def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tenso
         return caught
 
     values, gradient = _values_and_gradient(apply, images)
-    with torch.no_grad():
+    with torch.no_grad(), random_state_kept():
         fewer = apply(images[:-1])
     return Reference(images, values, fewer, gradient)
 
 
 def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> None:
-    """Raises ValueError if a layer's output has no channels; warns if it is not each image's own.
+    """Raise ValueError if a layer's output has no channels; warn if it depends on the other images of the batch.
 
     Args:
         model: for its name.
@@ -83,36 +83,36 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
             )
         if _difference({name: fewer}, {name: value[:-1]}):
             warnings.warn(
-                f"layer {name!r} of {model.name} depends on the other images of its batch, or on chance: what one"
-                f" filter gets is not its own alone, and not the same each time",
+                f"layer {name!r} of {model.name} depends on the other images of its batch or on random numbers: a"
+                f" filter's image will depend on the filters rendered with it, and differ from run to run",
                 stacklevel=5,
             )
 
 
 def find_mismatch(core: Backbone, reference: Reference) -> str:
-    """What a backbone does otherwise than the module, in values or gradient; empty if nothing."""
+    """Describe how a backbone's values or gradient differ from the module's; empty if they agree."""
     values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
     if wrong := _difference(values, reference.values):
         return wrong
-    slope = reference.gradient
-    error = (gradient - slope).double().norm() / slope.double().norm().clamp_min(1e-12)
-    near = bool(error <= max(_GRADIENT_TOLERANCE, _tolerance(slope.dtype)))
-    if bool(slope.isfinite().all()) and not near:
-        return f"the graph has another gradient than the module, by {float(error):.2g}"
+    expected = reference.gradient
+    error = (gradient - expected).double().norm() / expected.double().norm().clamp_min(1e-12)
+    near = bool(error <= max(_GRADIENT_TOLERANCE, _tolerance(expected.dtype)))
+    if bool(expected.isfinite().all()) and not near:
+        return f"the gradient differs from the module's by {float(error):.2g} of its norm"
     return ""
 
 
 def in_precision(model: Model, core: Backbone, precision: str, reference: Reference) -> tuple[torch.dtype, Weights]:
-    """What to compute in, and the weights in it; ``"auto"`` stays with the module's own where another does not do.
+    """The dtype to compute in, and the weights in it; ``"auto"`` keeps the module's own dtype where bfloat16 fails.
 
     Args:
         model: for its name.
-        core: a backbone in the module's own type.
+        core: a backbone in the module's own dtype.
         precision: one of :data:`PRECISIONS`.
         reference: from :func:`reference_of`.
 
     Raises:
-        ValueError: the backbone does not run in the precision asked for, or gives other values.
+        ValueError: the backbone does not run in the precision asked for, or its values differ too much.
     """
     own, dtype = reference.images.dtype, _dtype(precision, reference.images)
     if dtype == own:
@@ -122,7 +122,7 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
         values, _ = _values_and_gradient(lambda images: core.apply(weights, images), reference.images.to(dtype))
         if wrong := _difference(values, reference.values, _BFLOAT16_TOLERANCE):
             raise ValueError(wrong)
-    except Exception as error:  # a model fails in another type in as many ways as there are models
+    except Exception as error:  # whatever a model raises in a dtype that it was not written for
         if precision != "auto":
             raise ValueError(f"{model.name} does not run in {precision}: {first_line(error)}") from error
         return own, core.weights
@@ -130,25 +130,25 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
 
 
 def _dtype(precision: str, example: Tensor) -> torch.dtype:
-    """What to compute in, for a model that takes such an example."""
+    """The dtype to compute in, for a model that takes such an example."""
     if precision != "auto":
         return getattr(torch, precision)
     fast = False
     if example.device.type == "cuda":
         fast = torch.cuda.get_device_capability(example.device) >= (8, 0)
     elif example.device.type == "cpu":
-        # Of torch's own, without a public name; a torch that has them no more computes in float32.
-        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        fast = any(getattr(torch.cpu, ask, bool)() for ask in asks)
+        # Private functions of torch; a version without them computes in float32.
+        queries = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        fast = any(getattr(torch.cpu, query, bool)() for query in queries)
     return torch.bfloat16 if fast and example.dtype == torch.float32 else example.dtype
 
 
 def _values_and_gradient(
     apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The layers' outputs, and the gradient to the images of a fixed mixture of all their values."""
+    """The layers' outputs, and the gradient of a fixed mixture of all their values with respect to the images."""
     images = images.clone().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), random_state_kept():
         values = apply(images)
         mixed = sum((wave(v.numel()).to(v).reshape(v.shape) * v).sum() for v in values.values())
         gradient = torch.zeros_like(images)
@@ -161,11 +161,11 @@ def _tolerance(dtype: torch.dtype) -> float:
     return max(_TOLERANCE, _ULPS * torch.finfo(dtype).eps)
 
 
-def _difference(found: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 0.0) -> str:
-    """What is wrong with some layers' values, beyond rounding and the tolerance; empty if nothing is."""
-    for path, expected in truth.items():
-        same = found[path].isfinite() == expected.isfinite()
-        error = torch.where(expected.isfinite(), found[path].double() - expected.double(), 0.0).abs().max()
+def _difference(values: dict[str, Tensor], reference: dict[str, Tensor], tolerance: float = 0.0) -> str:
+    """Describe how some layers' values differ beyond rounding and the tolerance; empty if they agree."""
+    for path, expected in reference.items():
+        same = values[path].isfinite() == expected.isfinite()
+        error = torch.where(expected.isfinite(), values[path].double() - expected.double(), 0.0).abs().max()
         largest = torch.where(expected.isfinite(), expected.double(), 0.0).abs().max().clamp_min(1e-12)
         if not bool(same.all() & (error <= max(tolerance, _tolerance(expected.dtype)) * largest)):
             return f"the values of layer {path!r} differ by {float(error / largest):.2g}"

@@ -1,17 +1,18 @@
-"""What several commands of the command line share. torch is imported late, so that ``--help`` is instant."""
+"""Arguments that several commands have in common. torch is imported late, so that ``--help`` is instant."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
+
+from featvis_func.rendering.options import DEFAULTS, OPTIONS, default_of, flag_of
 
 DEFAULT_MODEL = "texturenet"
-RENDER_OPTIONS = (
-    "steps", "size", "seed", "views", "image", "optimizer", "lr", "tolerance", "redirect", "precision", "compile",
-    "deterministic", "snapshots",
-)  # fmt: skip
-"""What :func:`add_options` adds, but for the device."""
+# Options with another default on the command line than in Python: its process is the program's own.
+_DEFAULTS_HERE = {"retain_memory": True}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model."""
+    """Add the model and its weights."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -22,59 +23,53 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="a state dict for the model: .safetensors, .pth or .pt")
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """What a rendering takes, of one layer or of many."""
-    command.add_argument("--steps", type=int, default=32, help="steps of ascent (default: %(default)s)")
-    command.add_argument("--size", type=size, help="pixels of the images, N or HxW (default: the model's input)")
-    command.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
-    command.add_argument(
-        "--views", default="default", help="random views: default, published, lucid, maco or none (default: default)"
-    )
-    command.add_argument(
-        "--optimizer", default="default", help="default, published, adam, adamw, nadam or sgd (default: default)"
-    )
-    command.add_argument(
-        "--image",
-        default="fourier",
-        help="what stands for the image: fourier, pixel, phase, laplacian_pyramid, cppn or alpha (default: fourier)",
-    )
-    command.add_argument("--lr", type=float, help="learning rate (default: the optimizer's)")
-    command.add_argument(
-        "--tolerance", type=float, metavar="SHARE", help="stop a filter that rises by less than this share in 8 steps"
-    )
-    command.add_argument(
-        "--redirect", type=int, metavar="STEPS", help="first steps that redirect dead gradients (default: optimizer's)"
-    )
-    command.add_argument(
-        "--precision", default="auto", help="of the model: auto, float32 or bfloat16 (default: %(default)s)"
-    )
-    command.add_argument(
-        "--compile", default="auto", help="auto (where it pays), yes, no or cudagraphs (default: %(default)s)"
-    )
-    command.add_argument("--deterministic", action="store_true", help="bit-equal reruns on CUDA, too; slower there")
-    command.add_argument(
-        "--snapshots", type=int, default=0, metavar="K", help="keep K images of each filter over its run (default: 0)"
-    )
-    command.add_argument("--device", help="where to compute, such as cuda (default: cuda where there is one, else cpu)")
+def add_options(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
+    """Add the options of a rendering from their table, and the device.
+
+    Args:
+        parser: of a command.
+        sweep: whether only the options that a sweep takes are added.
+    """
+    for name, option in OPTIONS.items():
+        if (sweep and not option.in_sweep) or name == "device":
+            continue
+        flags = [flag_of(name), *map(flag_of, option.aliases)]
+        default = _DEFAULTS_HERE.get(name, DEFAULTS[name])
+        if option.parse is None:
+            action = argparse.BooleanOptionalAction if default else "store_true"
+            parser.add_argument(*flags, dest=name, action=action, default=default, help=option.help)
+        else:
+            parser.add_argument(
+                *flags,
+                dest=name,
+                type=argument(option.parse),
+                default=default,
+                metavar=option.metavar or name.upper(),
+                help=f"{option.help} (default: {default_of(name)})",
+            )
+    parser.add_argument("--device", help="device to compute on, such as cuda (default: cuda if there is one, else cpu)")
 
 
-def size(text: str) -> tuple[int, int]:
-    """Reads ``N`` or ``HxW`` pixels."""
-    h, cross, w = text.partition("x")
-    if not h.isdecimal() or (cross and not w.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected N or HxW pixels")
-    return int(h), int(w or h)
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options among a command's arguments, but for the device."""
+    return {name: getattr(arguments, name) for name in OPTIONS if name != "device" and hasattr(arguments, name)}
 
 
-def batch_size(text: str) -> int | str:
-    """Reads a number, or ``auto``."""
-    if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no batch size; expected a number, or auto")
-    return text if text == "auto" else int(text)
+def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser for argparse, which shows the message of a ValueError only where it is its own type of error."""
+
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    # argparse names the type in the message of a number that is none: "invalid int value".
+    return parse if parse in (int, float, str) else checked
 
 
 def working_device(name: str | None) -> str:
-    """A device that works, by name; the default is CUDA where there is one."""
+    """A device that works, by name; default: CUDA if there is a device, else the CPU."""
     import torch
 
     from featvis_func.engine.device import check_device

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featvis_func.cli.arguments import RENDER_OPTIONS, add_model, add_options, batch_size, working_device
+from featvis_func.cli.arguments import add_model, add_options, argument, given_options, working_device
 from featvis_func.io.filter_spec import filter_numbers
+from featvis_func.rendering.options import SWEEP_OPTIONS, parse_batch_size
 from featvis_func.validation import table
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def add_sweep(commands: Any) -> None:
         "--engine", default="local", help="local, torchrun, srun, array (of SLURM) or ray (default: %(default)s)"
     )
     sweep.add_argument(
-        "--batch-size", type=batch_size, default="auto", help="filters rendered at once (default: 8, or 64 on a GPU)"
+        "--batch-size",
+        type=argument(parse_batch_size),
+        default="auto",
+        help="filters rendered at once (default: 8, or 64 on a GPU)",
     )
     sweep.add_argument("--unit-size", type=int, help="filters committed together (default: the batch size)")
     sweep.add_argument("--image-dtype", default="uint8", help="of stored images: uint8 or float16 (default: uint8)")
@@ -49,7 +53,7 @@ def add_sweep(commands: Any) -> None:
     sweep.add_argument("--threads", type=int, help="processors of each process or actor (default: torch's; ray: 2)")
     sweep.add_argument("--resume", action="store_true", help="go on where the folder is; so it does without, too")
     sweep.add_argument("--dry-run", action="store_true", help="print units, time and bytes; write nothing")
-    add_options(sweep)
+    add_options(sweep, sweep=True)
     sweep.set_defaults(run=_sweep)
     for name, does, run in (
         ("status", "how far a sweep is", _status),
@@ -114,7 +118,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     there = arguments.engine == "ray" and arguments.device is not None
     device = arguments.device if there else working_device(arguments.device)
     model = load_model(arguments.model, weights=arguments.weights)
-    options = {name: getattr(arguments, name) for name in RENDER_OPTIONS}
+    options = {name: value for name, value in given_options(arguments).items() if name in SWEEP_OPTIONS}
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "unit_size", "image_dtype")}
     if arguments.dry_run:
         found = dry_run(model, layers, filters, device=device, **sizes, **options)

@@ -7,14 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from featvis_func.cli.arguments import (
-    DEFAULT_MODEL,
-    RENDER_OPTIONS,
-    add_model,
-    add_options,
-    batch_size,
-    working_device,
-)
+from featvis_func.cli.arguments import DEFAULT_MODEL, add_model, add_options, given_options, working_device
 from featvis_func.cli.commands import add_gallery, add_sweep
 from featvis_func.io.filter_spec import filter_numbers
 from featvis_func.validation import first_line, table
@@ -66,12 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--filters", default="all", help="numbers and ranges such as 0-7,12, or all (default: all)")
     add_options(render)
     render.add_argument(
-        "--batch-size",
-        type=batch_size,
-        default="auto",
-        help="filters rendered at once (default: what suits the device)",
-    )
-    render.add_argument(
         "--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)"
     )
     render.add_argument("--no-gallery", action="store_true", help="write no site to look through, OUT/gallery")
@@ -113,9 +100,8 @@ def _render(arguments: argparse.Namespace) -> int:
             model,
             _DEFAULT_LAYER if arguments.layer is None else arguments.layer,
             filters,
-            batch_size=arguments.batch_size,
             device=device,
-            **{name: getattr(arguments, name) for name in RENDER_OPTIONS},
+            **given_options(arguments),
         )
         files = result.save(arguments.out)
         if not arguments.no_gallery:

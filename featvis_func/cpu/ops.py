@@ -1,11 +1,23 @@
 """Operations that the backbone's graph gets in place of others on the CPU: the same values, sooner."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 _aten = torch.ops.aten
+
+
+def strided_stem(convolution: Any) -> tuple[Any, ...] | None:
+    """:func:`strided_conv2d` for a strided convolution of at most 4 channels, which are those of an image."""
+    (sh, sw), padding = convolution.stride, convolution.padding
+    fits = convolution.kernel.shape[1] <= 4 and sh == sw > 1 and not isinstance(padding, str)
+    if not fits or (convolution.dilation, convolution.groups) != ((1, 1), 1):
+        return None
+    return strided_conv2d, (sh, list(padding)), ()
 
 
 def strided_conv2d(images: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: list[int]) -> Tensor:
@@ -91,6 +103,11 @@ def max_pool2d(
     if torch.compiler.is_compiling():
         return _MaxPool.apply(images, *settings)[0]
     return F.max_pool2d(images, *settings)
+
+
+def replaces_operations() -> Mapping[Any, Callable[..., Tensor]]:
+    """Operation of a traced graph -> the function of this module that replaces it."""
+    return {_aten.max_pool2d.default: max_pool2d}
 
 
 @torch.library.custom_op("featvis_func::max_pool2d", mutates_args=())

@@ -13,6 +13,7 @@ up its products one by one has 1e-6.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,19 @@ _DENOMINATOR = 24
 _LEAST_CHANNELS, _LEAST_TILES = 30, 16
 # Numbers at the points that are held at a time: more is no sooner, and fills the memory.
 _PIECE = 2**23
+
+
+def winograd_3x3(convolution: Any) -> tuple[Any, ...] | None:
+    """:func:`conv2d_3x3` for a convolution that it computes sooner, and the packed weights that it takes."""
+    padding = convolution.padding
+    if (
+        not pays(convolution.kernel)
+        or (convolution.stride, convolution.dilation, convolution.groups) != ((1, 1), (1, 1), 1)
+        or isinstance(padding, str)
+        or max(padding) > 2
+    ):
+        return None
+    return conv2d_3x3, (list(padding),), tuple(PACKINGS)
 
 
 def pays(kernel: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Which photographs excite each filter most: searched in a folder, kept in one file, and cut out to be looked at."""
+"""Image data sets: their statistics, and the images that activate each filter most."""
 
 from featvis_func.dataset.key import examples_key as examples_key
 from featvis_func.dataset.record import Example as Example

@@ -1,4 +1,4 @@
-"""What examples depend on, so that those of an earlier run can be told to be still right."""
+"""Cache keys of top examples, which tell whether saved examples are still valid."""
 
 import hashlib
 import os
@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from featvis_func.backbone.layers import parse_layer
-from featvis_func.io.atomic import whole_path
-from featvis_func.io.image_files import find_pictures
+from featvis_func.io.atomic import absolute_path
+from featvis_func.io.image_files import find_images
 from featvis_func.models import Model, fingerprint, load_model
 
 FORMAT = 1
@@ -24,30 +24,31 @@ def examples_key(
     count: int = 9,
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """What :func:`~featvis_func.top_examples` of these arguments depends on, without the search.
+    """Compute the cache key of :func:`~featvis_func.top_examples` for the same arguments, without the search.
 
     Args: as for :func:`~featvis_func.top_examples`.
 
     Returns:
-        A value as JSON takes it: the model by its tensors and its input, the files by name, size and time of
-        modification, the layers by their full names. See :meth:`~featvis_func.Examples.covers`.
+        A JSON-serialisable dictionary: the model's tensors, structure and input; the files' names, sizes and
+        modification times; the full names of the layers; ``count`` and ``precision``. Pass it to
+        :meth:`~featvis_func.Examples.covers`.
 
     Raises:
-        ValueError: an unknown model or layer, or no pictures.
+        ValueError: If the model or a layer is unknown, or there are no image files.
     """
-    found = load_model(model)
-    return key_of(found, layer_axes(found, layers), listed(images), count=count, precision=precision)
+    loaded = load_model(model)
+    return make_key(loaded, layer_axes(loaded, layers), list_files(images), count=count, precision=precision)
 
 
-def key_of(
+def make_key(
     model: Model, axes: Mapping[str, str | None], files: Sequence[Path], *, count: int, precision: str
 ) -> dict[str, Any]:
-    """The key, from layers and files that were found."""
+    """Compute the key from the results of :func:`layer_axes` and :func:`list_files`."""
     listing = hashlib.sha256()
     for path in files:
         try:
-            about = path.stat()
-            listing.update(os.fsencode(path) + f"\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+            status = path.stat()
+            listing.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         except OSError:
             listing.update(os.fsencode(path) + b"\0missing\n")
     return {
@@ -65,25 +66,26 @@ def key_of(
     }
 
 
-def listed(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Picture files by their whole paths, each once, in order; see :func:`~featvis_func.io.image_files.find_pictures`."""
-    return sorted({whole_path(path) for path in find_pictures(images)})
+def list_files(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the sorted absolute paths of image files; see :func:`~featvis_func.io.image_files.find_images`."""
+    return sorted({absolute_path(path) for path in find_images(images)})
 
 
 def layer_axes(model: Model, layers: str | Sequence[str]) -> dict[str, str | None]:
-    """Layers by their full names, with the axes that their names state.
+    """Map the full names of layers to the axes stated after ``@``, or to ``None``.
 
     Raises:
-        ValueError: no layers, an unknown one, or one with two statements of its axes.
+        ValueError: If no layers are given, a layer is unknown, or a layer is given twice with different axes.
 
     >>> layer_axes(load_model("texturenet"), ["1.conv@chw", "head"])
     {'block1.conv': 'chw', 'head': None}
     """
-    found: dict[str, str | None] = {}
+    axes: dict[str, str | None] = {}
     for name in [layers] if isinstance(layers, str) else layers:
-        site = parse_layer(model.module, name)
-        if found.setdefault(site.path, site.axes) != site.axes:
-            raise ValueError(f"layer {site.path!r} is asked for with other axes by {name!r}")
-    if not found:
-        raise ValueError("no layers were asked for")
-    return found
+        layer = parse_layer(model.module, name)
+        if axes.setdefault(layer.path, layer.axes) != layer.axes:
+            stated = [value or "default" for value in (axes[layer.path], layer.axes)]
+            raise ValueError(f"layer {layer.path!r} is given with different axes: {' and '.join(stated)}")
+    if not axes:
+        raise ValueError("no layers were given")
+    return axes

@@ -1,4 +1,4 @@
-"""Pictures read by threads, ahead of what is computed with them, and never more than a few at a time."""
+"""Read batches of images in threads, with a bounded number of images in memory."""
 
 import os
 from collections import deque
@@ -12,65 +12,69 @@ from torch import Tensor
 
 from featvis_func.io.image_files import read_pixels
 
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 
 
 class Batch(NamedTuple):
-    """Pictures, in the order of the files."""
+    """A batch of images, in the order of their files."""
 
     pixels: Tensor
     """uint8 ``(n, c, h, w)``."""
     numbers: Tensor
-    """int64 ``(n,)``: of their files."""
+    """int64 ``(n,)``: indices into the list of files."""
     sizes: Tensor
-    """int64 ``(n, 2)``: height and width of the whole pictures."""
+    """int64 ``(n, 2)``: height and width of the images before resizing and cropping."""
 
 
-def batches(
+def read_batches(
     files: Sequence[Path],
     size: tuple[int, int],
     *,
     channels: int,
     batch_size: int,
-    skipped: Callable[[Path, str], object],
+    on_error: Callable[[Path, str], object],
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Reads files in batches.
+    """Read image files in batches.
 
     Args:
-        files: pictures, as :func:`~featvis_func.io.image_files.find_pictures` lists them.
-        size: ``(h, w)`` to which they are resized and cropped.
+        files: image files, as returned by :func:`~featvis_func.io.image_files.find_images`.
+        size: ``(h, w)`` in pixels to which the images are resized and cropped.
         channels: 1, 3 or 4.
-        batch_size: pictures in each but the last, at least 1. No more than this is read ahead.
-        skipped: called with each file that cannot be read, and why.
-        threads: that read; default: one per processor, at most 8.
+        batch_size: number of images per batch, at least 1; the last batch may be smaller. At most this many images are
+            read ahead.
+        on_error: called with the path and the error message of each file that cannot be read.
+        threads: number of threads. Default: one per processor, at most 8.
+
+    Yields:
+        Batches of the readable images, in the order of ``files``.
     """
-    ahead: deque = deque()
-    waiting = iter(enumerate(files))
-    held: list[tuple[int, Tensor, tuple[int, int]]] = []
-    pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "pictures")
+    pending: deque = deque()
+    unread = iter(enumerate(files))
+    images: list[tuple[int, Tensor, tuple[int, int]]] = []
+    pool = ThreadPoolExecutor(threads or min(_MAX_THREADS, os.cpu_count() or 1), "image-reader")
     try:
         while True:
-            while len(ahead) < batch_size and (following := next(waiting, None)) is not None:
+            while len(pending) < batch_size and (following := next(unread, None)) is not None:
                 number, path = following
-                ahead.append((number, path, pool.submit(read_pixels, path, size, channels=channels, quick=True)))
-            if not ahead:
+                pending.append((number, path, pool.submit(read_pixels, path, size, channels=channels, quick=True)))
+            if not pending:
                 break
-            number, path, reading = ahead.popleft()
+            number, path, future = pending.popleft()
             try:
-                held.append((number, *reading.result()))
+                images.append((number, *future.result()))
             except ValueError as error:
-                skipped(path, str(error))
-            del reading
-            if len(held) == batch_size:
-                yield _batch(held)
-                held = []
-        if held:
-            yield _batch(held)
+                on_error(path, str(error))
+            del future  # It keeps a reference to the pixels.
+            if len(images) == batch_size:
+                yield _collate(images)
+                images = []
+        if images:
+            yield _collate(images)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _batch(held: Sequence[tuple[int, Tensor, tuple[int, int]]]) -> Batch:
-    numbers, pixels, sizes = zip(*held, strict=True)
+def _collate(images: Sequence[tuple[int, Tensor, tuple[int, int]]]) -> Batch:
+    numbers, pixels, sizes = zip(*images, strict=True)
     return Batch(torch.stack(pixels), torch.tensor(numbers), torch.tensor(sizes))

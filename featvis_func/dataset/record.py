@@ -1,4 +1,4 @@
-"""The photographs that excite each filter most, as a value: looked up, cut out, written and read."""
+"""The result of a search for top examples: look up, crop, save and load."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,74 +12,75 @@ import safetensors.torch
 from torch import Tensor
 
 from featvis_func.dataset.key import FORMAT
-from featvis_func.io.atomic import make_folder, whole_path, write_file
-from featvis_func.io.image_files import open_picture
-from featvis_func.validation import first_line, suggest
+from featvis_func.io.atomic import absolute_path, make_folder, write_file
+from featvis_func.io.image_files import open_image
+from featvis_func.validation import check_int, first_line, suggest
 
-_ROUNDING = 1.0  # px, which a box may lie outside of its picture
+_BOX_TOLERANCE = 1.0  # px, by which rounding may place a box outside its image
 
 
 class Example(NamedTuple):
-    """One photograph that excites a filter, and what part of it does."""
+    """An image that activates a filter, and the region responsible."""
 
     path: str
     score: float
-    """The filter's largest activation in this photograph."""
+    """The filter's maximum activation over all positions."""
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom of the receptive field at its position, in the photograph's pixels, upright."""
+    """Receptive field at :attr:`position`: left, top, right and bottom, in pixels of the image file, upright."""
     position: tuple[int, ...]
-    """Of that activation in the layer's output: row and column, the token's number, or nothing."""
+    """Position of the maximum in the layer's output: ``(row, column)``, ``(token,)``, or ``()`` for a vector."""
 
 
 class LayerExamples(NamedTuple):
-    """A layer's ``F`` filters and their ``k`` photographs, the most exciting one first, on the CPU.
+    """The ``k`` images with the highest scores for each of a layer's ``F`` filters, in descending order, on the CPU.
 
-    Where there are fewer photographs, scores are ``-inf``, pictures and positions ``-1`` and boxes 0.
+    Missing entries, if there are fewer than ``k`` images, have score ``-inf``, picture and position ``-1`` and box 0.
     """
 
     scores: Tensor
-    """float32 ``(F, k)``: the largest activation over all positions."""
+    """float32 ``(F, k)``: maximum activation over all positions."""
     pictures: Tensor
-    """int64 ``(F, k)``: into :attr:`Examples.files`."""
+    """int64 ``(F, k)``: indices into :attr:`Examples.files`."""
     positions: Tensor
-    """int64 ``(F, k, 2)``: row and column; ``(F, k, 1)``: token; ``(F, k, 0)`` of a vector."""
+    """int64 ``(F, k, 2)``: row and column; ``(F, k, 1)``: token; ``(F, k, 0)`` for a vector."""
     boxes: Tensor
-    """float32 ``(F, k, 4)``: as :attr:`Example.box`."""
+    """float32 ``(F, k, 4)``: see :attr:`Example.box`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What :func:`~featvis_func.top_examples` finds."""
+    """The result of :func:`~featvis_func.top_examples`."""
 
     layers: Mapping[str, LayerExamples]
-    """By full name, in the order asked for."""
+    """Results by full layer name, in the order given."""
     files: tuple[str, ...]
-    """Whole paths of the photographs that are among any filter's."""
+    """Absolute paths of the image files that are among the examples of any filter."""
     seen: int
-    """How many photographs there were."""
+    """Number of images searched."""
     skipped: int
-    """How many files more, which could not be read."""
+    """Number of further files, which could not be read."""
     key: Mapping[str, Any]
-    """See :func:`~featvis_func.examples_key`."""
+    """Cache key of the search; see :func:`~featvis_func.examples_key`."""
 
     def __repr__(self) -> str:
         filters = sum(len(layer.scores) for layer in self.layers.values())
-        return f"Examples({filters} filters of {len(self.layers)} layers, {self.key['count']} of {self.seen} pictures)"
+        return f"Examples({filters} filters of {len(self.layers)} layers, {self.key['count']} of {self.seen} images)"
 
     def of(self, layer: str, filter: int) -> tuple[Example, ...]:
-        """A filter's photographs, the most exciting one first.
+        """Return the examples of a filter, in descending order of their scores.
 
         Args:
-            layer: a full name, or the unique end of one among these layers; also with its axes, as it was asked for.
-            filter: from 0.
+            layer: a full name, or a suffix of one that is unique among :attr:`layers`; the axes after ``@`` may be
+                included.
+            filter: filter number, from 0.
 
         Raises:
-            ValueError: no such layer or filter.
+            ValueError: If there is no such layer or filter.
         """
-        found = self.layers[self._resolved(layer)]
-        if not 0 <= filter < len(found.scores):
-            raise ValueError(f"layer {layer!r} has filters 0 to {len(found.scores) - 1}, not {filter}")
-        scores, pictures, positions, boxes = (column[filter].tolist() for column in found)
+        examples = self.layers[self._resolve_name(layer)]
+        if not 0 <= filter < len(examples.scores):
+            raise ValueError(f"layer {layer!r} has filters 0 to {len(examples.scores) - 1}, got {filter}")
+        scores, pictures, positions, boxes = (column[filter].tolist() for column in examples)
         return tuple(
             Example(self.files[picture], score, tuple(box), tuple(position))
             for picture, score, box, position in zip(pictures, scores, boxes, positions, strict=True)
@@ -87,63 +88,82 @@ class Examples:
         )
 
     def crop(self, example: Example, size: int = 112) -> PIL.Image.Image:
-        """The part of the photograph that excites the filter, from its own pixels.
+        """Crop the image file of an example to its box.
 
         Args:
-            example: from :meth:`of`.
-            size: pixels of the longer side.
+            example: an element of :meth:`of`.
+            size: length of the longer side of the result, in pixels, at least 1.
+
+        Returns:
+            The crop as RGB, resampled from the original resolution of the file.
 
         Raises:
-            ValueError: the photograph cannot be read, or is smaller than it was; a size below 1.
+            ValueError: If the file cannot be read or no longer contains the box, or ``size`` is below 1.
         """
         return self.crops([example], size)[0]
 
     def crops(self, examples: Sequence[Example], size: int = 112) -> list[PIL.Image.Image]:
-        """Many crops, in the order given: each photograph is read but once.
-
-        Args, Raises: as for :meth:`crop`.
-        """
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        wanted: dict[str, list[int]] = {}
-        for number, example in enumerate(examples):
-            wanted.setdefault(example.path, []).append(number)
-        found: dict[int, PIL.Image.Image] = {}
-        for path, numbers in wanted.items():
-            whole = open_picture(path)
-            found |= {number: _cut(whole, examples[number], size) for number in numbers}
-        return [found[number] for number in range(len(examples))]
-
-    def covers(self, key: Mapping[str, Any]) -> bool:
-        """Whether these are what a search would find: the same but for layers, and all of its layers.
+        """Crop several examples, reading each image file once.
 
         Args:
-            key: from :func:`~featvis_func.examples_key`.
-        """
-        return {**self.key, "layers": {}} == {**key, "layers": {}} and key["layers"].items() <= self.key[
-            "layers"
-        ].items()
+            examples: elements of :meth:`of`.
+            size: as for :meth:`crop`.
 
-    def save(self, path: str | Path) -> Path:
-        """Writes one safetensors file, whole or not at all; equal examples are equal bytes.
+        Returns:
+            The crops, in the order of ``examples``.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: as for :meth:`crop`.
         """
-        path = whole_path(path)
+        size = check_int("size", size, 1)
+        numbers_by_path: dict[str, list[int]] = {}
+        for number, example in enumerate(examples):
+            numbers_by_path.setdefault(example.path, []).append(number)
+        crops: dict[int, PIL.Image.Image] = {}
+        for path, numbers in numbers_by_path.items():
+            image = open_image(path)
+            crops |= {number: _crop(image, examples[number], size) for number in numbers}
+        return [crops[number] for number in range(len(examples))]
+
+    def covers(self, key: Mapping[str, Any]) -> bool:
+        """Return whether these examples include the result of a search.
+
+        Args:
+            key: key of the search, from :func:`~featvis_func.examples_key`.
+
+        Returns:
+            ``True`` if :attr:`key` contains all layers of ``key`` and equals it otherwise.
+        """
+        if {**self.key, "layers": {}} != {**key, "layers": {}}:
+            return False
+        return key["layers"].items() <= self.key["layers"].items()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the examples atomically to a safetensors file; equal examples give identical bytes.
+
+        Args:
+            path: the file to write. Missing folders are created; an existing file is replaced.
+
+        Returns:
+            The absolute path.
+
+        Raises:
+            ValueError: If the file cannot be written.
+        """
+        path = absolute_path(path)
         tensors = {
             f"{name}/{kind}": tensor.contiguous()
             for name, layer in self.layers.items()
             for kind, tensor in layer._asdict().items()
         }
-        about = {
+        metadata = {
             "layers": list(self.layers),
             "files": self.files,
             "seen": self.seen,
             "skipped": self.skipped,
             "key": dict(self.key),
         }
-        data = safetensors.torch.save(tensors, {"examples": json.dumps(about, sort_keys=True)})
+        data = safetensors.torch.save(tensors, {"examples": json.dumps(metadata, sort_keys=True)})
         try:
             make_folder(path.parent)
             write_file(path, data)
@@ -153,44 +173,47 @@ class Examples:
 
     @classmethod
     def load(cls, path: str | Path) -> "Examples":
-        """Reads what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
-            ValueError: there is no such file, it is damaged or something else, or another version wrote it.
+            ValueError: If the file is missing, damaged, of another kind, or of another format version.
         """
         try:
             with safetensors.safe_open(Path(path), framework="pt") as file:
-                about = json.loads((file.metadata() or {})["examples"])
-                version = about["key"]["format"]
+                metadata = json.loads((file.metadata() or {})["examples"])
+                version = metadata["key"]["format"]
                 layers = {
                     name: LayerExamples(*(file.get_tensor(f"{name}/{kind}") for kind in LayerExamples._fields))
-                    for name in (about["layers"] if version == FORMAT else ())
+                    for name in (metadata["layers"] if version == FORMAT else ())
                 }
-        except Exception as error:  # a damaged file fails in any way there is
+        except Exception as error:  # Damaged files raise many types of exceptions.
             raise ValueError(f"{str(path)!r} cannot be read as examples: {first_line(error)}") from error
         if version != FORMAT:
-            raise ValueError(f"{str(path)!r} has format {version!r}; this version reads {FORMAT}")
-        return cls(layers, tuple(about["files"]), about["seen"], about["skipped"], about["key"])
+            raise ValueError(f"{str(path)!r} has format {version!r}; this version reads format {FORMAT}")
+        return cls(layers, tuple(metadata["files"]), metadata["seen"], metadata["skipped"], metadata["key"])
 
-    def _resolved(self, layer: str) -> str:
-        stated = layer.rpartition("@")[0]  # the axes were for the search
-        layer = stated if stated and layer not in self.layers else layer
+    def _resolve_name(self, layer: str) -> str:
+        """Return the full name of a layer."""
+        without_axes = layer.rpartition("@")[0]
+        layer = without_axes if without_axes and layer not in self.layers else layer
         if layer in self.layers:
             return layer
         matches = [name for name in self.layers if layer and name.endswith("." + layer)]
         if len(matches) != 1:
-            hint = suggest(layer, list(self.layers)) or f"; there are {', '.join(self.layers)}"
+            hint = suggest(layer, list(self.layers)) or f"; the layers are {', '.join(self.layers)}"
             raise ValueError(f"no examples of layer {layer!r}{hint}")
         return matches[0]
 
 
-def _cut(whole: PIL.Image.Image, example: Example, size: int) -> PIL.Image.Image:
+def _crop(image: PIL.Image.Image, example: Example, size: int) -> PIL.Image.Image:
     left, top, right, bottom = example.box
-    if min(left, top) < -_ROUNDING or right > whole.width + _ROUNDING or bottom > whole.height + _ROUNDING:
+    outside = right > image.width + _BOX_TOLERANCE or bottom > image.height + _BOX_TOLERANCE
+    if outside or min(left, top) < -_BOX_TOLERANCE:
         raise ValueError(
-            f"{example.path} has {whole.width} x {whole.height} pixels, which do not hold {example.box}; it has changed"
+            f"{example.path} has {image.width} x {image.height} pixels, which do not contain the box {example.box};"
+            f" the file has changed since the search"
         )
-    box = (max(left, 0.0), max(top, 0.0), min(right, float(whole.width)), min(bottom, float(whole.height)))
+    box = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
     w, h = right - left, bottom - top
     shape = (max(1, round(size * w / max(w, h))), max(1, round(size * h / max(w, h))))
-    return whole.resize(shape, PIL.Image.Resampling.BICUBIC, box=box)
+    return image.resize(shape, PIL.Image.Resampling.BICUBIC, box=box)

@@ -1,4 +1,4 @@
-"""The search: photographs stream through a model once, and each filter keeps the few that excite it most."""
+"""Search image files for those that activate each filter most, in one pass over the files."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,27 +11,27 @@ from tqdm import tqdm
 
 from featvis_func.backbone.features import device_of, make_features
 from featvis_func.backbone.receptive_field import Field, receptive_fields
-from featvis_func.dataset.key import key_of, layer_axes, listed
-from featvis_func.dataset.reading import batches
+from featvis_func.dataset.key import layer_axes, list_files, make_key
+from featvis_func.dataset.reading import read_batches
 from featvis_func.dataset.record import Examples, LayerExamples
 from featvis_func.engine.device import check_device
-from featvis_func.io.image_files import check_channels, seen_part
+from featvis_func.io.image_files import center_crop, check_channels
 from featvis_func.models import Model, load_model
 from featvis_func.objective import feature_axis
 from featvis_func.validation import check_int
 
-_NAMED = 3  # files that a warning names
+_MAX_NAMED = 3  # unreadable files that the warning names
 
 
 class Top(NamedTuple):
-    """The best so far of each filter: falling scores, equal ones in the order of the files."""
+    """The best images of each filter so far: scores in descending order, equal scores in the order of the files."""
 
     scores: Tensor
-    """``(F, k)``, ``-inf`` where there are fewer."""
+    """``(F, k)``; missing entries are ``-inf``."""
     pictures: Tensor
-    """int64 ``(F, k)``: numbers of files."""
+    """int64 ``(F, k)``: indices into the list of files; missing entries are -1."""
     places: Tensor
-    """int64 ``(F, k)``: of the maximum among all positions."""
+    """int64 ``(F, k)``: flat index of the maximum over all positions; missing entries are -1."""
 
 
 def top_examples(
@@ -45,133 +45,149 @@ def top_examples(
     precision: str = "float32",
     progress: bool | None = None,
 ) -> Examples:
-    """The photographs that excite each filter of some layers most, each with the part that does.
+    """Find the images that activate each filter of some layers most, and the region of each image responsible.
 
-    A photograph's score is the maximum of the filter's activations over all positions, so that it is among a filter's
-    at most once. It is seen upright, its shorter side resized to the model's input size, and cropped about the
-    centre; a large JPEG is decoded at a reduced size of at least twice that. All layers share one forward pass, and
-    memory holds their activations for one batch; it does not grow with the photographs, but for their names. Before
-    the first photograph, receptive fields are measured, which takes as long as ``h + w`` photographs.
+    The score of an image is the maximum of the filter's activations over all positions, so an image occurs at most
+    once among the examples of a filter. Images are rotated upright according to EXIF, resized so that they cover the
+    model's input size, and cropped to its centre; large JPEGs are decoded at a reduced size of at least twice that.
+
+    All layers share one forward pass. Memory holds the activations of one batch and grows with the number of images
+    only by their paths. The receptive fields are measured first, which takes as long as ``h + w`` images.
 
     Args:
-        model: as for :func:`~featvis_func.render`. Left exactly as it was.
-        layers: names of layers, as for :func:`~featvis_func.make_features`.
-        images: a folder, whose picture files are read, those of its folders too; or files.
-        count: photographs for each filter, at least 1.
-        batch_size: photographs at a time. The last batch is padded; other sizes change scores by no more than rounding.
-        device: where to compute. Default: where the model is.
-        precision: of the model, one of :data:`~featvis_func.backbone.verify.PRECISIONS`.
-        progress: a progress bar on the standard error. Default: if that is a terminal.
+        model: as for :func:`~featvis_func.render`. It is not modified.
+        layers: layer names, as for :func:`~featvis_func.make_features`.
+        images: a folder, which is searched recursively for image files; or paths of files.
+        count: number of examples per filter, at least 1.
+        batch_size: images per forward pass, at least 1. The last batch is padded. The scores depend on it only by
+            rounding errors.
+        device: where to compute. Default: the device of the model.
+        precision: precision of the model, one of :data:`~featvis_func.backbone.verify.PRECISIONS`.
+        progress: whether to show a progress bar on stderr. Default: only if stderr is a terminal.
 
     Returns:
-        An :class:`~featvis_func.Examples`. Equal scores are in the order of the files' names, so that equal
-        runs on one machine are equal. Files that cannot be read are left out, and counted in one warning.
+        An :class:`~featvis_func.Examples`. Images with equal scores are in the order of their paths, so that the
+        result is reproducible on one machine. Files that cannot be read are skipped with one warning.
 
     Raises:
-        ValueError: bad input, or no file could be read.
+        ValueError: If an argument is invalid, or no file can be read.
 
     Source: Zeiler and Fergus, arXiv 1311.2901, section 3 and figure 2: the strongest activations of each map, and the
-    patches that cause them. Deviation: patches at a border are shifted inside, see :class:`~featvis_func.backbone.receptive_field.Field`.
+    patches that cause them. Deviation: patches at a border are shifted inside, see
+    :class:`~featvis_func.backbone.receptive_field.Field`.
     """
-    found = load_model(model)
+    loaded = load_model(model)
     count, batch_size = check_int("count", count, 1), check_int("batch_size", batch_size, 1)
-    axes = layer_axes(found, layers)
-    check_channels(found.channels)
+    axes = layer_axes(loaded, layers)
+    check_channels(loaded.channels)
     if device is not None:
         check_device(device)
-    files = listed(images)
+    files = list_files(images)
     batch_size = min(batch_size, len(files))
-    key = key_of(found, axes, files, count=count, precision=precision)
+    key = make_key(loaded, axes, files, count=count, precision=precision)
     names = {path: path if stated is None else f"{path}@{stated}" for path, stated in axes.items()}
-    features = make_features(found, list(names.values()), device=device, precision=precision)
-    fields = receptive_fields(features, (found.channels, *found.size), batch_size=batch_size)
-    where = device_of(features)
-    mean, std = (torch.tensor(values, device=where)[:, None, None] for values in (found.mean, found.std))
+    features = make_features(loaded, list(names.values()), device=device, precision=precision)
+    fields = receptive_fields(features, (loaded.channels, *loaded.size), batch_size=batch_size)
+    model_device = device_of(features)
+    mean, std = (torch.tensor(values, device=model_device)[:, None, None] for values in (loaded.mean, loaded.std))
     sizes = torch.zeros(len(files), 2, dtype=torch.int32)
     shapes = {path: features.shapes[name] for path, name in names.items()}
-    widths = {path: shape[feature_axis(shape)] for path, shape in shapes.items()}
-    tops = {path: _empty(width, count, where) for path, width in widths.items()}
-    bad: list[tuple[Path, str]] = []
-    bar = tqdm(total=len(files), unit="picture", leave=False, disable=None if progress is None else not progress)
-    stream = batches(
-        files, found.size, channels=found.channels, batch_size=batch_size,
-        skipped=lambda path, why: (bad.append((path, why)), bar.update()),
+    filters = {path: shape[feature_axis(shape)] for path, shape in shapes.items()}
+    tops = {path: _empty_top(number, count, model_device) for path, number in filters.items()}
+    errors: list[str] = []
+    bar = tqdm(total=len(files), unit="image", leave=False, disable=None if progress is None else not progress)
+    batches = read_batches(
+        files, loaded.size, channels=loaded.channels, batch_size=batch_size,
+        on_error=lambda _, message: (errors.append(message), bar.update()),
     )  # fmt: skip
     with bar, torch.no_grad():
-        for pixels, numbers, whole_sizes in stream:
-            sizes[numbers] = whole_sizes.int()
-            short = batch_size - len(pixels)
-            padded = torch.cat([pixels, pixels[-1:].expand(short, -1, -1, -1)]) if short else pixels
-            seen = features.apply(features.weights, (padded.to(where).float() / 255 - mean) / std)
+        for pixels, numbers, file_sizes in batches:
+            sizes[numbers] = file_sizes.int()
+            missing = batch_size - len(pixels)
+            padded = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]) if missing else pixels
+            activations = features.apply(features.weights, (padded.to(model_device).float() / 255 - mean) / std)
             for path, name in names.items():
-                scores, places = _strongest(seen[name][: len(pixels)], tops[path])
-                tops[path] = keep_best(tops[path], scores, places, numbers.to(where))
+                scores, places = _max_over_positions(activations[name][: len(pixels)], tops[path])
+                tops[path] = keep_best(tops[path], scores, places, numbers.to(model_device))
             bar.update(len(pixels))
-    if len(bad) == len(files):
-        raise ValueError(f"none of {len(files)} picture files could be read; the first: {bad[0][1]}")
-    if bad:
-        some = "; ".join(why for _, why in bad[:_NAMED])
-        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        warnings.warn(f"left out {len(bad)} of {len(files)} pictures: {some}{more}", stacklevel=2)
+    if len(errors) == len(files):
+        raise ValueError(f"none of {len(files)} image files could be read; the first: {errors[0]}")
+    if errors:
+        more = f"; and {len(errors) - _MAX_NAMED} more" if len(errors) > _MAX_NAMED else ""
+        shown = "; ".join(errors[:_MAX_NAMED])
+        warnings.warn(f"skipped {len(errors)} of {len(files)} image files: {shown}{more}", stacklevel=2)
     results = {
-        path: _located(Top(*(column.cpu() for column in top)), shapes[path], fields[names[path]],
-                       sizes, found.size)
+        path: _locate(Top(*(column.cpu() for column in top)), shapes[path], fields[names[path]], sizes, loaded.size)
         for path, top in tops.items()
-    }  # fmt: skip
-    compact, used = _compacted(results)
-    return Examples(compact, tuple(str(files[i]) for i in used), len(files) - len(bad), len(bad), key)
+    }
+    results, used = _keep_used_files(results)
+    return Examples(results, tuple(str(files[i]) for i in used), len(files) - len(errors), len(errors), key)
 
 
 def keep_best(top: Top, scores: Tensor, places: Tensor, numbers: Tensor) -> Top:
-    """The best of those so far and some new ones.
+    """Merge the scores of a batch into the best so far.
 
     Args:
-        top: of ``F`` filters.
-        scores: ``(n, F)``, without NaN; ``-inf`` is never kept.
-        places: int64 ``(n, F)``.
-        numbers: int64 ``(n,)``: rising, and above all that came before.
+        top: the best so far, for ``F`` filters.
+        scores: ``(n, F)``, without NaN. Entries of ``-inf`` are never kept.
+        places: int64 ``(n, F)``: flat indices of the maxima.
+        numbers: int64 ``(n,)``: indices of the files, ascending and larger than all in ``top``.
+
+    Returns:
+        The best of both.
 
     >>> first = torch.tensor([[1.0], [3.0]]), torch.tensor([[5], [6]]), torch.tensor([0, 1])
     >>> then = torch.tensor([[3.0], [2.0]]), torch.tensor([[7], [8]]), torch.tensor([2, 3])
-    >>> keep_best(keep_best(_empty(1, 2, "cpu"), *first), *then)
+    >>> keep_best(keep_best(_empty_top(1, 2, "cpu"), *first), *then)
     Top(scores=tensor([[3., 3.]]), pictures=tensor([[1, 2]]), places=tensor([[6, 7]]))
     """
-    # Later on few photographs change anything, and most filters need no sorting.
+    # After the first batches, few images improve on the best so far: sort only the filters that they do improve.
     rows = (scores > top.scores[:, -1]).any(0).nonzero()[:, 0]
     if not len(rows):
         return top
     new = Top(scores.T[rows], numbers.expand(len(rows), -1), places.T[rows])
-    both = Top(*(torch.cat([old[rows], own], dim=1) for old, own in zip(top, new, strict=True)))
-    order = both.scores.sort(dim=1, descending=True, stable=True).indices[:, : top.scores.shape[1]]
-    return Top(*(old.index_copy(0, rows, all.gather(1, order)) for old, all in zip(top, both, strict=True)))
+    merged = Top(*(torch.cat([old[rows], own], dim=1) for old, own in zip(top, new, strict=True)))
+    order = merged.scores.sort(dim=1, descending=True, stable=True).indices[:, : top.scores.shape[1]]
+    return Top(*(old.index_copy(0, rows, both.gather(1, order)) for old, both in zip(top, merged, strict=True)))
 
 
-def _empty(filters: int, count: int, device: torch.device | str) -> Top:
-    nothing = torch.full((filters, count), -1, device=device)
-    return Top(torch.full((filters, count), -torch.inf, device=device), nothing, nothing)
+def _empty_top(filters: int, count: int, device: torch.device | str) -> Top:
+    missing = torch.full((filters, count), -1, device=device)
+    return Top(torch.full((filters, count), -torch.inf, device=device), missing, missing)
 
 
-def _strongest(values: Tensor, top: Top) -> tuple[Tensor, Tensor]:
-    """Of activations ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``: each feature's maximum and its place, ``(n, F)``.
+def _max_over_positions(values: Tensor, top: Top) -> tuple[Tensor, Tensor]:
+    """Return each filter's maximum over all positions, and its flat index, both ``(n, F)``.
 
-    The maximum is ``-inf`` where any activation is not a number. The place is the first, if there are several, and 0
-    where the maximum is not among the best.
+    Args:
+        values: activations ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``.
+        top: the best so far.
+
+    Returns:
+        The maxima, float32, ``-inf`` where an activation is NaN; and the index of the first position that attains the
+        maximum, int64, 0 where the maximum is not among the best.
     """
     n, features = len(values), values.shape[-1]
     flat = values.flatten(2) if values.ndim == 4 else values.reshape(n, -1, features).transpose(1, 2)
     scores = flat.amax(2).float()
     scores = scores.masked_fill(scores.isnan(), -torch.inf)
-    wanted = scores > top.scores[:, -1]
-    # Finding the place takes several times as long as finding the maximum, and is seldom needed.
-    places = torch.zeros_like(scores, dtype=torch.int64).masked_scatter(wanted, flat[wanted].argmax(1))
+    improves = scores > top.scores[:, -1]
+    # argmax takes several times as long as amax, and is needed for few images.
+    places = torch.zeros_like(scores, dtype=torch.int64).masked_scatter(improves, flat[improves].argmax(1))
     return scores, places
 
 
-def _located(
-    top: Top, shape: Sequence[int], field: Field | None, sizes: Tensor, size: tuple[int, int]
-) -> LayerExamples:
-    """Positions and boxes of a layer whose output for one image has this shape."""
-    there = top.pictures >= 0
+def _locate(top: Top, shape: Sequence[int], field: Field | None, sizes: Tensor, size: tuple[int, int]) -> LayerExamples:
+    """Compute the positions and boxes of a layer's examples.
+
+    Args:
+        top: the best images.
+        shape: shape of the layer's output for one image.
+        field: receptive field of the layer; ``None``: the whole input.
+        sizes: ``(files, 2)``: height and width of each image file.
+        size: ``(h, w)`` of the model's input.
+    """
+    missing = (top.pictures < 0)[..., None]
     places = top.places.clamp_min(0)
     if len(shape) == 3:
         positions = torch.stack([places // shape[2], places % shape[2]], dim=-1)
@@ -179,23 +195,18 @@ def _located(
         positions = places[..., None] if len(shape) == 2 else places[..., None][..., :0]
     h, w = size
     boxes = torch.tensor([0.0, 0.0, w, h]).expand(*places.shape, 4) if field is None else field.boxes(positions)
-    part = seen_part(sizes[top.pictures.clamp_min(0)].float(), size)
-    corner = torch.stack([part.left, part.top] * 2, dim=-1)
-    boxes = corner + boxes * part.scale[..., None]
-    return LayerExamples(
-        top.scores,
-        top.pictures,
-        positions.masked_fill(~there[..., None], -1),
-        boxes.masked_fill(~there[..., None], 0.0),
-    )
+    crop = center_crop(sizes[top.pictures.clamp_min(0)].float(), size)
+    corner = torch.stack([crop.left, crop.top] * 2, dim=-1)
+    boxes = corner + boxes * crop.scale[..., None]
+    return LayerExamples(top.scores, top.pictures, positions.masked_fill(missing, -1), boxes.masked_fill(missing, 0.0))
 
 
-def _compacted(results: Mapping[str, LayerExamples]) -> tuple[dict[str, LayerExamples], list[int]]:
-    """The same with numbers among those files alone that are used, and these."""
+def _keep_used_files(results: Mapping[str, LayerExamples]) -> tuple[dict[str, LayerExamples], list[int]]:
+    """Renumber the files so that only those among the examples count, and return the indices of these."""
     used = torch.cat([layer.pictures.flatten() for layer in results.values()]).unique()
     used = used[used >= 0]
-    compact = {}
+    renumbered = {}
     for path, layer in results.items():
         pictures = torch.searchsorted(used, layer.pictures.clamp_min(0)).where(layer.pictures >= 0, -1)
-        compact[path] = layer._replace(pictures=pictures)
-    return compact, used.tolist()
+        renumbered[path] = layer._replace(pictures=pictures)
+    return renumbered, used.tolist()

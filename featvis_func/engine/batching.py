@@ -1,7 +1,7 @@
-"""Many filters through one batch of fixed width: a filter that has finished gives its slot to the next one waiting.
+"""Continuous batching: a batch of fixed size in which the next filter takes the place of one that has ended.
 
 Shapes never change, so that a step is compiled once however many filters there are, and no step is spent on a finished
-image while others wait. Nothing here is random, and nothing that a filter gets depends on the other slots.
+image while others wait. Nothing here is random, and a filter's image does not depend on the others in the batch.
 """
 
 import functools
@@ -10,115 +10,126 @@ import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from featvis_func.cpu.malloc import kept_memory
-from featvis_func.engine.device import Begin, is_out_of_memory
+from featvis_func.backbone.hardware import specialization
+from featvis_func.engine.device import InitFilters, is_out_of_memory
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
 from featvis_func.engine.step import Step, run, select_rows
 from featvis_func.tree import tree_map
 from featvis_func.types import Best, Info, Params, State, Weights
+from featvis_func.validation import check_float, check_int
 
 
 class RunResult(NamedTuple):
-    """What came of each filter, on the CPU, in the order asked for."""
+    """The results of a run, per filter, on the CPU and in the requested order."""
 
     best: Best
     info: Info
-    """Each ``(steps, n)``; NaN and False from where a filter was stopped."""
+    """Each ``(steps, n)``; NaN and False after the last step of a filter that was stopped."""
     steps: Tensor
-    """int64 ``(n,)``: how many each took."""
-    slots: int
-    """How many were at a time, in the end."""
+    """int64 ``(n,)``: number of steps that each filter took."""
+    batch_size: int
+    """The batch size at the end of the run, which is less than the requested one if memory ran out."""
     saliency: Tensor | None = None
-    """``(n, h, w)``: of :class:`~featvis_func.State`, where that has it."""
+    """``(n, h, w)``: that of :class:`~featvis_func.State`, if it accumulates one."""
     snapshots: Tensor | None = None
-    """uint8 ``(n, k, c, h, w)``, where asked for; of a filter that was stopped, the last is repeated."""
+    """uint8 ``(n, k, c, h, w)``, if requested; the last image of a filter that was stopped is repeated."""
 
 
-class _Found(NamedTuple):
-    """What came of one filter."""
+class _FilterResult(NamedTuple):
+    """The results of one filter."""
 
     best: Best
     info: Info
     saliency: Tensor | tuple[()]
     snapshots: Tensor
-    """Empty where none are kept."""
+    """Empty if none are kept."""
 
 
-class _Plan(NamedTuple):
-    """What all passes have in common."""
+class _Settings(NamedTuple):
+    """What all passes over the filters have in common."""
 
     step: Step
     weights: Weights
-    begin: Begin
-    """Of indices into the list of filters, not of their numbers."""
+    init: InitFilters
+    """Takes indices into the list of filters instead of filter numbers."""
     steps: int
     tolerance: float | None
     patience: int
     progress: Callable[[int], object]
-    moments: tuple[int, ...]
-    """Counts of steps, ``steps`` the last, at which a filter's image is kept, if there is ``decode``."""
+    snapshot_steps: tuple[int, ...]
+    """Numbers of steps, the last one ``steps``, after which an image is kept if there is ``decode``."""
     decode: Callable[[Params], Tensor] | None
 
 
 def run_batched(
     step: Step,
     weights: Weights,
-    begin: Begin,
+    init: InitFilters,
     filters: Sequence[int],
     *,
     steps: int,
-    slots: int = 8,
+    batch_size: int = 8,
     pad: bool = False,
     tolerance: float | None = None,
     patience: int = 8,
-    together: bool = False,
+    single_batch: bool = False,
     progress: Callable[[int], object] = lambda _: None,
     snapshots: int = 0,
     decode: Callable[[Params], Tensor] | None = None,
+    retain_memory: bool = False,
 ) -> RunResult:
-    """Runs every filter to its end, ``slots`` at a time.
+    """Run every filter to its last step, ``batch_size`` at a time.
 
-    Where the memory does not suffice, half as many go on at a time: what was running starts anew, to the same images.
-    On the CPU it runs under :func:`~featvis_func.kept_memory`.
+    Where memory runs out, the batch size is halved and the filters that were running start again, with the same images.
 
     Args:
-        step: from :func:`~featvis_func.make_step`, compiled or not.
+        step: of an :class:`~featvis_func.engine.step.Ascent`, compiled or not.
         weights: of the backbone.
-        begin: filter numbers -> their state before the first step, and their targets.
-        filters: any number of them, at least 1.
-        steps: the most that a filter gets, at least 1.
-        slots: filters at a time, at least 1.
-        pad: whether the batch has that width where there are fewer filters, too: for a step compiled for it.
-        tolerance: a filter stops once its best score has risen by no more than this share of itself over its last
-            ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: all take all steps.
-        patience: steps between two looks at a filter, at least 1; the first that can stop it comes after twice that.
-        together: whether the filters depend on each other, so that all must be in one batch, come what may.
-        progress: called with the number of filter-steps done, or saved; with a negative one where filters begin anew,
-            so that the sum comes to ``steps`` for each.
-        snapshots: images of each filter to keep over its run, see :func:`~featvis_func.snapshot_steps`.
-        decode: one filter's parameters -> its image; needed for these.
+        init: filter numbers -> their state before the first step, and their targets.
+        filters: any number of filter numbers, at least 1.
+        steps: largest number of steps per filter, at least 1.
+        batch_size: filters that run at the same time, at least 1.
+        pad: whether the batch has this size even if there are fewer filters, for a step that is compiled for it.
+        tolerance: stops a filter once its best score has risen by no more than this fraction of itself over its last
+            ``patience`` steps (a filter that has had no gradient yet goes on). ``None``: every filter takes all steps.
+        patience: number of steps between two checks of a filter, at least 1; the first check that can stop it comes
+            after twice as many.
+        single_batch: whether the filters depend on each other, so that all must run in one batch.
+        progress: called with the number of filter-steps that were taken or saved; with a negative number where filters
+            start again, so that the sum is ``steps`` for each filter.
+        snapshots: number of images of each filter to keep over its run, see :func:`~featvis_func.snapshot_steps`.
+        decode: one filter's parameters -> its image; needed for snapshots.
+        retain_memory: whether the process keeps, during the run, the memory that a step frees; see
+            :func:`~featvis_func.kept_memory`. The setting is the process's; only CPUs gain from it.
 
     Raises:
-        ValueError: a number outside of these, filters that belong together in several batches or with a tolerance, or
+        ValueError: a number out of range, filters that need a single batch with another batch size or a tolerance, or
             snapshots without ``decode``.
-        torch.OutOfMemoryError: one filter alone does not fit, or those that belong together.
+        torch.OutOfMemoryError: one filter alone does not fit into memory, or the filters that need a single batch.
     """
-    for name, value in (("filters", len(filters)), ("steps", steps), ("slots", slots), ("patience", patience)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    check_tolerance(tolerance)
-    if together and (slots != len(filters) or tolerance is not None):
+    for name, value in (
+        ("number of filters", len(filters)),
+        ("steps", steps),
+        ("batch_size", batch_size),
+        ("patience", patience),
+    ):
+        check_int(name, value, 1)
+    if tolerance is not None:
+        check_float("tolerance", tolerance, 0)
+    if single_batch and (batch_size != len(filters) or tolerance is not None):
         raise ValueError(
-            f"{len(filters)} filters that belong together need as many slots, got {slots}, and no tolerance"
+            f"{len(filters)} filters that depend on each other need batch_size={len(filters)} and no tolerance, got"
+            f" batch_size={batch_size}, tolerance={tolerance}"
         )
-    moments = snapshot_steps(steps, snapshots)
-    if moments and decode is None:
-        raise ValueError(f"{snapshots} snapshots were asked for, but no decode= that makes the images")
+    kept_steps = snapshot_steps(steps, snapshots)
+    if kept_steps and decode is None:
+        raise ValueError(f"snapshots={snapshots} needs decode=, which makes the images")
     done = 0
 
     def count(number: int) -> None:
@@ -126,123 +137,124 @@ def run_batched(
         done += number
         progress(number)
 
-    plan = _Plan(
+    settings = _Settings(
         step,
         weights,
-        lambda some: begin([filters[i] for i in some]),
+        lambda indices: init([filters[i] for i in indices]),
         steps,
         tolerance,
         patience,
         count,
-        moments or (steps,),
-        decode if moments else None,
+        kept_steps or (steps,),
+        decode if kept_steps else None,
     )
-    found: dict[int, _Found] = {}
-    on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
-    slots = slots if pad else min(slots, len(filters))
-    rest = list(range(len(filters)))
-    while rest:
+    results: dict[int, _FilterResult] = {}
+    batch_size = batch_size if pad else min(batch_size, len(filters))
+    remaining = list(range(len(filters)))
+    while remaining:
         try:
-            with kept_memory(on_cpu):
-                found.update(_pass(plan, rest, slots))
+            with _retained_memory(weights) if retain_memory else nullcontext():
+                results.update(_run_pass(settings, remaining, batch_size))
         except (RuntimeError, MemoryError) as error:
-            if slots == 1 or together or not is_out_of_memory(error):
+            if batch_size == 1 or single_batch or not is_out_of_memory(error):
                 raise
-        rest = [i for i in rest if i not in found]
-        if rest:
-            # Outside of the handler, where the error no longer holds on to the tensors of the step.
+        remaining = [i for i in remaining if i not in results]
+        if remaining:
+            # Outside of the handler, where the error no longer refers to the tensors of the step.
             torch.cuda.empty_cache()
-            warnings.warn(f"out of memory with {slots} filters at a time; going on with {slots // 2}", stacklevel=3)
-            slots //= 2
-            count(steps * len(found) - done)
-    bests, infos, maps, films = zip(*(found[i] for i in range(len(filters))), strict=True)
-    taken = torch.tensor([len(info.score) for info in infos])
+            warnings.warn(f"out of memory with batch_size={batch_size}; going on with {batch_size // 2}", stacklevel=3)
+            batch_size //= 2
+            count(steps * len(results) - done)
+    bests, infos, saliencies, images = zip(*(results[i] for i in range(len(filters))), strict=True)
     padded = [tree_map(lambda column: _padded(column, steps), info) for info in infos]
     return RunResult(
         Best(*(torch.stack(leaves) for leaves in zip(*bests, strict=True))),
         Info(*(torch.stack(columns, dim=1) for columns in zip(*padded, strict=True))),
-        taken,
-        slots,
-        torch.stack(maps) if isinstance(maps[0], Tensor) else None,
-        torch.stack(films) if moments else None,
+        torch.tensor([len(info.score) for info in infos]),
+        batch_size,
+        torch.stack(saliencies) if isinstance(saliencies[0], Tensor) else None,
+        torch.stack(images) if kept_steps else None,
     )
 
 
-def check_tolerance(tolerance: float | None) -> None:
-    """Raises ValueError if a tolerance is not one of :func:`run_batched`."""
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise ValueError(f"the tolerance must be finite and at least 0, got {tolerance}")
+def _retained_memory(weights: Weights) -> AbstractContextManager[None]:
+    types = {weight.device.type for weight in weights.values()} or {"cpu"}
+    return specialization(types.pop()).retain_memory() if len(types) == 1 else nullcontext()
 
 
-def _pass(plan: _Plan, indices: Sequence[int], slots: int) -> Iterator[tuple[int, _Found]]:
-    """Runs some of the filters, by their indices, and yields each as it ends."""
-    steps, patience = plan.steps, plan.patience
+def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> Iterator[tuple[int, _FilterResult]]:
+    """Run some of the filters, by their indices, and yield the results of each as it ends."""
+    steps, patience = settings.steps, settings.patience
     waiting = deque(indices)
-    held = [waiting.popleft() for _ in range(min(slots, len(indices)))]
-    held += held[-1:] * (slots - len(held))  # padding: the same filter again, whose outcome nobody asks for
-    active = set(range(min(slots, len(indices))))
-    parts: dict[int, list[Info]] = {held[slot]: [] for slot in active}
-    films: dict[int, list[Tensor]] = {held[slot]: [] for slot in active}
-    state, target = plan.begin(held)
-    age = [0] * slots
+    rows = [waiting.popleft() for _ in range(min(batch_size, len(indices)))]  # the index in each row of the batch
+    rows += rows[-1:] * (batch_size - len(rows))  # padding: the same filter again, whose results are not used
+    active = set(range(min(batch_size, len(indices))))
+    infos: dict[int, list[Info]] = {rows[row]: [] for row in active}
+    images: dict[int, list[Tensor]] = {rows[row]: [] for row in active}
+    state, target = settings.init(rows)
+    age = [0] * batch_size
     while active:
-        due = [slot for slot in sorted(active) if age[slot] in plan.moments]
-        for slot, image in zip(due, _images(plan, state, due), strict=True):
-            films[held[slot]].append(image)
-        # To the next moment at which a filter can end, or is looked at: the device is asked then, and not before.
-        every = steps if plan.tolerance is None else patience
+        due = [row for row in sorted(active) if age[row] in settings.snapshot_steps]
+        for row, image in zip(due, _images(settings, state, due), strict=True):
+            images[rows[row]].append(image)
+        # Up to the next step after which a filter can end or is looked at: the host waits for the device only then.
+        every = steps if settings.tolerance is None else patience
         length = min(
-            min(every - age[slot] % every, next(moment for moment in plan.moments if moment > age[slot]) - age[slot])
-            for slot in active
+            min(every - age[row] % every, next(s for s in settings.snapshot_steps if s > age[row]) - age[row])
+            for row in active
         )
         count = len(active)
         state, info = run(
-            plan.step, plan.weights, state, target, steps=length, callback=lambda _, n=count: plan.progress(n)
+            settings.step,
+            settings.weights,
+            state,
+            target,
+            steps=length,
+            callback=lambda _, number=count: settings.progress(number),
         )
         info = tree_map(Tensor.cpu, info)
         ended = []
-        for slot in sorted(active):
-            age[slot] += length
-            own = parts[held[slot]]
-            own.append(Info(*(column[:, slot] for column in info)))
-            if age[slot] == steps or (age[slot] % patience == 0 and _has_converged(own, plan.tolerance, patience)):
-                ended.append(slot)
+        for row in sorted(active):
+            age[row] += length
+            own = infos[rows[row]]
+            own.append(Info(*(column[:, row] for column in info)))
+            if age[row] == steps or (age[row] % patience == 0 and _has_converged(own, settings.tolerance, patience)):
+                ended.append(row)
         if not ended:
             continue
-        rows = torch.tensor(ended, device=state.step.device)
-        kept = (state.best, state.saliency)
-        best, maps = tree_map(lambda leaf, rows=rows: leaf[rows].cpu(), kept)
-        lasts = _images(plan, state, ended)
-        for row, slot in enumerate(ended):
-            plan.progress(steps - age[slot])
-            infos, film = parts.pop(held[slot]), films.pop(held[slot])
-            film += [lasts[row]] * (len(plan.moments) - len(film))  # of one that was stopped, more than one
-            its_best, its_map = tree_map(operator.itemgetter(row), (best, maps))
-            its_info = Info(*map(torch.cat, zip(*infos, strict=True)))
-            yield held[slot], _Found(its_best, its_info, its_map, torch.stack(film))
+        index = torch.tensor(ended, device=state.step.device)
+        best, saliency = tree_map(lambda leaf, index=index: leaf[index].cpu(), (state.best, state.saliency))
+        last_images = _images(settings, state, ended)
+        for i, row in enumerate(ended):
+            settings.progress(steps - age[row])
+            own_images = images.pop(rows[row])
+            own_images += [last_images[i]] * (len(settings.snapshot_steps) - len(own_images))
+            own_best, own_saliency = tree_map(operator.itemgetter(i), (best, saliency))
+            own_info = Info(*map(torch.cat, zip(*infos.pop(rows[row]), strict=True)))
+            yield rows[row], _FilterResult(own_best, own_info, own_saliency, torch.stack(own_images))
         active -= set(ended)
         refilled = ended[: len(waiting)]
         if refilled:
-            for slot in refilled:
-                held[slot], age[slot] = waiting.popleft(), 0
-                parts[held[slot]], films[held[slot]] = [], []
+            for row in refilled:
+                rows[row], age[row] = waiting.popleft(), 0
+                infos[rows[row]], images[rows[row]] = [], []
             active |= set(refilled)
-            fresh = plan.begin(held)
-            mask = torch.zeros(slots, dtype=torch.bool)
+            fresh = settings.init(rows)
+            mask = torch.zeros(batch_size, dtype=torch.bool)
             mask[refilled] = True
             mask = mask.to(state.step.device)
             state, target = tree_map(functools.partial(select_rows, mask), fresh, (state, target))
 
 
-def _images(plan: _Plan, state: State, slots: Sequence[int]) -> Sequence[Tensor]:
-    """What some slots show now, on the CPU; of each, nothing where no snapshots are kept."""
-    if plan.decode is None or not slots:
-        return [torch.empty(0)] * len(slots)
-    return take_snapshots(plan.decode, state.params, slots).unbind()
+def _images(settings: _Settings, state: State, rows: Sequence[int]) -> Sequence[Tensor]:
+    """The present images of some rows, on the CPU; empty tensors if no snapshots are kept."""
+    if settings.decode is None or not rows:
+        return [torch.empty(0)] * len(rows)
+    return take_snapshots(settings.decode, state.params, rows).unbind()
 
 
 def _has_converged(infos: Sequence[Info], tolerance: float | None, patience: int) -> bool:
-    """Whether one filter's best score has stopped to rise over its last steps; without a tolerance none has."""
+    """Whether one filter's best score has stopped rising over its last steps."""
     if tolerance is None:
         return False
     score, finite, alive = (torch.cat([getattr(i, name) for i in infos]) for name in ("score", "finite", "alive"))

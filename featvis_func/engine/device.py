@@ -1,4 +1,4 @@
-"""How a run uses its device: whether the step is compiled, how much memory it may fill, whether it can be repeated."""
+"""How a run uses its device: compiled or not, the batch size that its memory holds, deterministic algorithms."""
 
 import threading
 import warnings
@@ -12,116 +12,104 @@ from featvis_func.engine.step import Step, compile_step
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
 
-Begin: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]
+InitFilters: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]
 """filter numbers -> their state before the first step, and their targets."""
 
-COMPILE = ("auto", "yes", "no", "cudagraphs")
-"""What :func:`render` can be told of compiling."""
+# On a CPU, compiling takes some 50 s and then saves some 25 to 120 ms of a step of 8 images of 224 x 224 pixels: it
+# pays from about this many pixels (filters x steps x h x w).
+_COMPILE_PAYS_ON_CPU = 5 * 10**8
 
-# On a CPU compiling takes some 50 s, and then saves some 25 to 120 ms of a step of 8 images of 224 x 224 pixels: from
-# about this many pixels (filters x steps x h x w) on it pays.
-_PAYS_ON_CPU = 5 * 10**8
-
-# Filters at a time on a CPU: of 1 to 16, 8 took the least time per filter, or all but so (SqueezeNet, GoogLeNet,
+# Filters at a time on a CPU: of 1 to 16, 8 took the least time per filter or close to it (SqueezeNet, GoogLeNet,
 # ResNet-18).
 CPU_BATCH_SIZE = 8
-_turn = threading.Lock()
-# Of a device's free memory, what a batch is planned to fill; the rest is for what the plan does not see.
-_FILL = 0.8
+# The fraction of a device's free memory that a batch is planned to fill; the rest is for what the plan does not see.
+_MEMORY_FRACTION = 0.8
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
-# Beyond this a batch only waits for its slowest image.
+# A larger batch is no faster: it only waits for its slowest image.
 _MAX_BATCH_SIZE = 256
-
-
-def check_compile(wanted: bool | str) -> str:
-    """One of :data:`COMPILE`, from what :func:`render` was given; raises ValueError where it is none."""
-    word = ("yes" if wanted else "no") if isinstance(wanted, bool) else wanted
-    if word not in COMPILE:
-        raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {word!r}")
-    return word
+_deterministic_lock = threading.Lock()
 
 
 def check_device(name: str | torch.device) -> None:
-    """Raises ValueError if there is no such device here."""
+    """Raise ValueError if this machine has no such device."""
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not compiled in; a plugin is missing
-        raise ValueError(f"no device {str(name)!r} here: {first_line(error)}") from error
+        raise ValueError(f"no device {str(name)!r} on this machine: {first_line(error)}") from error
 
 
 def select_step(
     step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
 ) -> Step:
-    """The step as it shall run.
+    """The step as it will run: compiled or not.
 
     Args:
-        step: from :func:`~featvis_func.make_step`.
-        compile: one of :data:`COMPILE`.
+        step: of an :class:`~featvis_func.engine.step.Ascent`.
+        compile: ``"yes"``, ``"no"``, ``"cudagraphs"`` or ``"auto"``, see :func:`featvis_func.render`.
         device: where it will run.
         pixels: of the whole run: filters x steps x h x w.
-        exported: whether the backbone is a graph, without which there is nothing to compile.
-        name: of the model, for the error.
+        exported: whether the backbone is an exported graph; only such a step can be compiled.
+        name: of the model, for the error message.
 
     Returns:
-        A step that compiles at its first call, or the one that was given.
+        A step that compiles at its first call, or the given one.
 
     Raises:
-        ValueError: an unknown word, or compiling was asked for and the backbone is no graph.
+        ValueError: compiling was requested, and the backbone is not an exported graph.
     """
-    compile = check_compile(compile)
     if compile == "auto":
-        pays = device.type == "cuda" or (device.type == "cpu" and pixels > _PAYS_ON_CPU)
-        return _compiled(step, otherwise=step) if exported and pays else step
+        pays = device.type == "cuda" or (device.type == "cpu" and pixels > _COMPILE_PAYS_ON_CPU)
+        return _compiled(step, fallback=step) if exported and pays else step
     if compile == "no":
         return step
     if not exported:
-        raise ValueError(f"{name} cannot be exported, and so not compiled; use compile=False")
+        raise ValueError(f"{name} cannot be exported and therefore not be compiled; use compile=False")
     return _compiled(step, cudagraphs=compile == "cudagraphs")
 
 
 def probe_batch_size(
     step: Step,
     weights: Weights,
-    begin: Begin,
+    init: InitFilters,
     filters: Sequence[int],
     *,
     device: torch.device,
     most: int = _MAX_BATCH_SIZE,
 ) -> int:
-    """How many filters at a time the memory of a CUDA device takes, from one step of 2 and one of 6 filters.
+    """Measure how many filters at a time the memory of a CUDA device holds, from steps of 2 and of 6 filters.
 
     Args:
-        step, weights, begin: as for :func:`run_batched`; the step not compiled.
-        filters: at least 1; any will do.
+        step, weights, init: as for :func:`~featvis_func.engine.batching.run_batched`; the step not compiled.
+        filters: any filter numbers, at least 1.
         device: a CUDA device.
-        most: no more than this.
+        most: upper bound.
 
     Returns:
         At least 1; from 8 on a multiple of 8.
     """
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     peaks: list[float] = []
-    for count in (2, 2, 6):  # the first one makes what all share
+    for count in (2, 2, 6):  # the first one allocates what all have in common
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         try:
-            step(weights, *begin([filters[i % len(filters)] for i in range(count)]))
+            step(weights, *init([filters[i % len(filters)] for i in range(count)]))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return max(1, count // 2)  # run_batched halves it again, if it must
+            return max(1, count // 2)  # run_batched halves it again if it must
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
     return plan_batch_size(peaks[1], peaks[2], free, most=most)
 
 
 def plan_batch_size(two: float, six: float, free: float, *, most: int = _MAX_BATCH_SIZE) -> int:
-    """The batch that fills a memory, from the bytes that 2 and 6 filters take: a line through both.
+    """The batch size that fills a memory, by a line through the bytes that 2 and 6 filters take.
 
     Args:
         two, six: peak bytes of a step of 2 and of 6 filters.
-        free: bytes to fill; four fifths are planned with.
-        most: no more than this.
+        free: bytes to fill; four fifths of them are planned with.
+        most: upper bound.
 
     Returns:
         At least 1; from 8 on a multiple of 8.
@@ -130,25 +118,25 @@ def plan_batch_size(two: float, six: float, free: float, *, most: int = _MAX_BAT
     80
     """
     each = max((six - two) / 4, 1.0)
-    count = int(max(1.0, min(most, (_FILL * free - (two - 2 * each)) / each)))
+    count = int(max(1.0, min(most, (_MEMORY_FRACTION * free - (two - 2 * each)) / each)))
     return count - count % 8 if count > 8 else count
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's own, or one of its devices' and libraries'."""
+    """Whether an error says that memory ran out: torch's own, or one of a device or library."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in _OUT_OF_MEMORY)
 
 
 @contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """If wanted, torch's deterministic algorithms within the block, and its settings as they were after it.
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Use torch's deterministic algorithms within the block, if enabled, and restore its settings after it.
 
-    The settings are the process's: threads that want it take turns.
+    The settings are the process's: threads that need them take turns.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
-    with _turn, _deterministic():
+    with _deterministic_lock, _deterministic():
         yield
 
 
@@ -169,28 +157,28 @@ def _deterministic() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _compiled(step: Step, *, cudagraphs: bool = False, otherwise: Step | None = None) -> Step:
-    """A step that compiles quietly, once for each width; where that fails, it says so and is another from then on."""
+def _compiled(step: Step, *, cudagraphs: bool = False, fallback: Step | None = None) -> Step:
+    """A step that compiles without warnings, once per batch size; if that fails, it warns and runs the fallback."""
     current = compile_step(step, cudagraphs=cudagraphs)
-    tried: set[int] = set()
+    compiled_sizes: set[int] = set()
 
     def call(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         nonlocal current
-        width = len(state.step)
-        if width in tried:
+        size = len(state.step)
+        if size in compiled_sizes:
             return current(weights, state, target)
         try:
             with warnings.catch_warnings():
-                # Inductor says so of every Fourier transform, which is torch's own either way.
+                # Inductor warns at each Fourier transform, which it leaves to torch in any case.
                 warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
                 result = current(weights, state, target)
         except Exception as error:
-            if otherwise is None or is_out_of_memory(error):
+            if fallback is None or is_out_of_memory(error):
                 raise
-            warnings.warn(f"goes on without torch.compile, which failed: {first_line(error)}", stacklevel=2)
-            current = otherwise
+            warnings.warn(f"going on without torch.compile, which failed: {first_line(error)}", stacklevel=2)
+            current = fallback
             result = current(weights, state, target)
-        tried.add(width)
+        compiled_sizes.add(size)
         return result
 
     return call

@@ -1,4 +1,4 @@
-"""A static site to look through a network: :func:`build_gallery`."""
+"""Static website of a network's feature visualisations: :func:`build_gallery`."""
 
 from featvis_func.gallery.build import Gallery as Gallery
 from featvis_func.gallery.build import build_gallery as build_gallery

@@ -1,4 +1,4 @@
-"""A gallery from a store or a result: what is made already stays, what has changed is made again."""
+"""Build a gallery from a sweep's store or from a result. Rebuilds are incremental: unchanged files are kept."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,13 @@ from torch import nn
 from tqdm import tqdm
 
 from featvis_func.gallery import pages
-from featvis_func.gallery.filter_files import Making
-from featvis_func.gallery.manifest import NAME
-from featvis_func.gallery.site import LayerRef, begin, processors
+from featvis_func.gallery.filter_files import BuildOptions
+from featvis_func.gallery.manifest import MANIFEST_NAME
+from featvis_func.gallery.site import SiteBuilder, cpu_count, open_site
 from featvis_func.gallery.source import source_of
 from featvis_func.gallery.top_examples import find_examples
 from featvis_func.io.animation import FORMATS
-from featvis_func.io.atomic import whole_path
+from featvis_func.io.atomic import absolute_path
 from featvis_func.models import Model
 from featvis_func.rendering.result import Result
 from featvis_func.sweep import Store
@@ -24,16 +24,18 @@ from featvis_func.validation import check_name
 
 
 class Gallery(NamedTuple):
-    """What :func:`build_gallery` made."""
+    """Summary of a build, returned by :func:`build_gallery`."""
 
     path: Path
-    """The first page."""
+    """Path of the site's first page, ``index.html``."""
     layers: int
+    """Number of layers in the gallery."""
     filters: int
+    """Number of filters in the gallery."""
     made: int
-    """Filters whose files were made now; those of the others were there."""
+    """Number of filters whose files this build wrote; the files of the others were up to date."""
     problems: tuple[str, ...]
-    """What is left out, and why."""
+    """One message for each unit of the sweep that was left out, with the reason."""
 
 
 def build_gallery(
@@ -46,88 +48,100 @@ def build_gallery(
     moving: str = "webp",
     progress: bool | None = False,
 ) -> Gallery:
-    """Writes a static site that shows every filter of a sweep, or of a result.
+    """Build a static website that shows every filter of a sweep or of a result.
 
-    It needs no network and no server. What an earlier build left in the folder, and still holds, stays as it is; what
-    has changed since is made again, and what is no more is removed.
+    The site works from local files, without a server and without network access. Building again into the same folder
+    updates it: files that are up to date are kept, changed filters are rebuilt, and files of filters that no longer
+    exist are removed.
 
     Args:
-        store: a sweep's folder, also while it is being filled, or what :func:`~featvis_func.sweep.open_store` made of
-            it; a result, or the folder where one was saved.
-        out: the site's folder, new, empty or a gallery's. Default: ``gallery`` in the folder given.
-        images: a folder of photographs, or files: beside each filter's image stand the nine that excite it most,
-            cropped to what the unit sees (:func:`~featvis_func.top_examples`). What was found is kept in the
-            site's folder, for the next build.
-        model: of which the layers are, for ``images``; default: the one that the store names.
-        device: where to search these; default: where the model is.
-        moving: of filters with snapshots, what to export: ``"webp"`` or ``"gif"``.
-        progress: whether to show a bar on the standard error; ``None``: if that is a terminal.
+        store: A sweep's folder (the sweep may still be running), a store from
+            :func:`~featvis_func.sweep.open_store`, a result, or the folder of a saved result.
+        out: The site's folder: a new or empty one, or an existing gallery. Default: ``gallery`` inside the given
+            folder.
+        images: A folder of photographs, or image files. Each filter's page then also shows the nine photographs that
+            excite the filter most, cropped to its receptive field (:func:`~featvis_func.top_examples`). The search
+            results are saved in the site's folder and used again by later builds.
+        model: The model that the layers belong to, used with ``images``. Default: the model that the store names.
+        device: Device on which to search ``images``. Default: the model's device.
+        moving: Format of the animation of filters with snapshots, ``"webp"`` or ``"gif"``.
+        progress: Whether to show a progress bar on standard error; ``None`` shows it only on a terminal.
 
     Returns:
-        Where the first page is, what there is and what is missing.
+        The path of the first page, the number of layers and filters, and the units that were left out.
 
     Raises:
-        ValueError: no such store, a folder that holds something else or cannot be written, no photographs, or another
-            model than the store's.
+        ValueError: If ``store`` is not a sweep or a result, if the site's folder contains other files or cannot be
+            written, if there are no photographs in ``images``, or if ``model`` is not the model that was rendered.
 
     >>> import tempfile
     >>> from featvis_func import render
-    >>> made = build_gallery(render("texturenet", "head", [3, 5], steps=2, size=32), tempfile.mkdtemp())
-    >>> made.filters, made.path.name
+    >>> gallery = build_gallery(render("texturenet", "head", [3, 5], steps=2, size=32), tempfile.mkdtemp())
+    >>> gallery.filters, gallery.path.name
     (2, 'index.html')
     """
     check_name("moving", moving, FORMATS)
     source = source_of(store)
-    folder = _folder(store, out)
+    folder = _output_folder(store, out)
     try:
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        marked = (folder / NAME).exists()
-        known = begin(folder)
-        site = LayerRef(folder, known)
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        had_manifest = (folder / MANIFEST_NAME).exists()
+        previous_parts = open_site(folder)
+        site = SiteBuilder(folder, previous_parts)
         examples = None
         if images is not None:
             try:
                 examples = find_examples(source, folder, images, model=model, device=device, progress=progress)
             except ValueError:
-                if not marked:
-                    (folder / NAME).unlink()
-                for path in new:
+                # Leave no trace of a gallery that was not built.
+                if not had_manifest:
+                    (folder / MANIFEST_NAME).unlink()
+                for path in new_folders:
                     path.rmdir()
                 raise
-        making = Making(source.title, source.config, moving, examples)
+        options = BuildOptions(source.title, source.config, moving, examples)
         total = sum(len(section.filters) for section in source.sections)
-        hidden = None if progress is None else not progress
+        disable = None if progress is None else not progress
         with (
-            tqdm(total=total, desc="gallery", unit="filter", leave=False, disable=hidden) as bar,
-            ThreadPoolExecutor(processors()) as pool,
+            tqdm(total=total, desc="gallery", unit="filter", leave=False, disable=disable) as bar,
+            ThreadPoolExecutor(cpu_count()) as pool,
         ):
-            layers = [site.layer(section, making, pool, bar.update) for section in source.sections]
+            layers = [site.add_layer(section, options, pool, bar.update) for section in source.sections]
         problems = (*source.problems, *site.problems)
         for name, data in pages.assets().items():
-            site.put(f"assets/{name}", data)
-        site.put("assets/site.js", pages.site_data(layers).encode())
+            site.write(f"assets/{name}", data)
+        site.write("assets/site.js", pages.site_data(layers).encode())
         for index, layer in enumerate(layers):
             for name, text in pages.layer_files(source.title, layers, index).items():
-                site.put(f"layers/{layer.folder}/{name}", text.encode())
+                site.write(f"layers/{layer.folder}/{name}", text.encode())
                 site.keep(layer.folder, [name])
-        site.put("compare.html", pages.compare_page(source.title).encode())
-        site.put("index.html", pages.model_page(source, layers, problems).encode())
+        site.write("compare.html", pages.compare_page(source.title).encode())
+        site.write("index.html", pages.model_page(source, layers, problems).encode())
         site.finish()
     except OSError as error:
         raise ValueError(f"cannot write the gallery {str(folder)!r}: {error.strerror or error}") from error
     return Gallery(folder / "index.html", len(layers), sum(len(layer.rows) for layer in layers), site.made, problems)
 
 
-def _folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:
+def _output_folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:
+    """Return the absolute path of the site's folder.
+
+    Raises:
+        ValueError: If a result is given without ``out``, or if ``out`` is inside the sweep's folder but not inside its
+            ``gallery`` folder.
+    """
     if isinstance(store, Result):
         if out is None:
-            raise ValueError("a result's gallery needs a folder: give out=")
-        return whole_path(out)
-    home = whole_path(store.path if isinstance(store, Store) else store)
-    own = home / "gallery"
-    folder = own if out is None else whole_path(out)
-    above = (folder.resolve(), *folder.resolve().parents)
-    # Elsewhere among a sweep's files it would be what belongs to no unit.
-    if home.resolve() in above[1:] and own.resolve() not in above and (home / "units").is_dir():
-        raise ValueError(f"{str(folder)!r} is inside of the sweep's folder, where a gallery can only be {str(own)!r}")
+            raise ValueError("the gallery of a Result needs a folder: pass out=")
+        return absolute_path(out)
+    store_folder = absolute_path(store.path if isinstance(store, Store) else store)
+    default = store_folder / "gallery"
+    folder = default if out is None else absolute_path(out)
+    ancestors = (folder.resolve(), *folder.resolve().parents)
+    # `featvis validate` reports files in a sweep's folder that belong to no unit; `gallery` is the only exception.
+    inside = store_folder.resolve() in ancestors[1:] and default.resolve() not in ancestors
+    if inside and (store_folder / "units").is_dir():
+        raise ValueError(
+            f"{str(folder)!r} is inside the sweep's folder, where the gallery must be {str(default)!r} or inside it"
+        )
     return folder

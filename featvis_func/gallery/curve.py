@@ -1,4 +1,4 @@
-"""A filter's score over the run, as numbers and as a drawing."""
+"""Convergence step and SVG path of a filter's score history."""
 
 import math
 from typing import NamedTuple
@@ -6,61 +6,67 @@ from typing import NamedTuple
 from torch import Tensor
 
 _WIDTH, _HEIGHT = 320.0, 120.0
-# A filter counts as converged where it first has made so much of its way from its first score to its best.
-SETTLED = 0.95
+CONVERGED_FRACTION = 0.95
+"""A filter has converged once its score has covered this fraction of the range from its first to its best score."""
 
 
 class Curve(NamedTuple):
-    """A drawing of 320 by 120 units, for SVG: x is the step, y the score, greatest on top."""
+    """Line plot of a score history for SVG: 320 by 120 units, x is the step, y the score with the highest on top."""
 
     path: str
+    """The ``d`` attribute of an SVG path."""
     best: tuple[float, float]
-    """Where the best score is."""
+    """``(x, y)`` of the best score."""
     low: float
     high: float
     steps: int
 
 
-def settled_step(history: Tensor) -> int:
-    """The first step at which the score had made 95% of its way from its first value to its best; ``-1``: none.
+def convergence_step(history: Tensor) -> int:
+    """Return the first step whose score has covered 95% of the range from the first to the best score.
 
     Args:
-        history: ``(steps,)``; values that are not finite count as not taken.
+        history: ``(steps,)`` scores; values that are not finite are ignored.
+
+    Returns:
+        The step, or ``-1`` if no value is finite.
 
     >>> import torch
-    >>> settled_step(torch.tensor([0.0, 5.0, 9.6, 10.0, 9.0]))
+    >>> convergence_step(torch.tensor([0.0, 5.0, 9.6, 10.0, 9.0]))
     2
     """
-    values = [v for v in enumerate(history.tolist()) if math.isfinite(v[1])]
-    if not values:
+    finite = [(step, score) for step, score in enumerate(history.tolist()) if math.isfinite(score)]
+    if not finite:
         return -1
-    first, best = values[0][1], max(v for _, v in values)
-    wanted = first + SETTLED * (best - first)
-    return next(step for step, value in values if value >= wanted)
+    first, best = finite[0][1], max(score for _, score in finite)
+    threshold = first + CONVERGED_FRACTION * (best - first)
+    return next(step for step, score in finite if score >= threshold)
 
 
 def curve(history: Tensor) -> Curve | None:
-    """The score over the steps; ``None`` where fewer than two are finite.
+    """Plot a score history.
 
     Args:
-        history: ``(steps,)``; values that are not finite leave gaps.
+        history: ``(steps,)`` scores; values that are not finite leave gaps.
+
+    Returns:
+        The plot, or ``None`` if fewer than two values are finite.
     """
-    values = history.tolist()
-    finite = [(step, v) for step, v in enumerate(values) if math.isfinite(v)]
+    finite = [(step, score) for step, score in enumerate(history.tolist()) if math.isfinite(score)]
     if len(finite) < 2:
         return None
-    low, high = min(v for _, v in finite), max(v for _, v in finite)
-    last = finite[-1][0]
+    low, high = min(score for _, score in finite), max(score for _, score in finite)
+    last_step = finite[-1][0]
 
-    def place(step: int, value: float) -> tuple[float, float]:
-        level = (value - low) / (high - low) if high > low else 0.5
-        return round(_WIDTH * step / max(1, last), 1), round(_HEIGHT * (1 - level), 1)
+    def to_point(step: int, score: float) -> tuple[float, float]:
+        level = (score - low) / (high - low) if high > low else 0.5
+        return round(_WIDTH * step / max(1, last_step), 1), round(_HEIGHT * (1 - level), 1)
 
-    words = []
-    before = -2
-    for step, value in finite:
-        x, y = place(step, value)
-        words.append(f"{'L' if step == before + 1 else 'M'}{x:g} {y:g}")
-        before = step
+    commands = []
+    previous_step = -2
+    for step, score in finite:
+        x, y = to_point(step, score)
+        commands.append(f"{'L' if step == previous_step + 1 else 'M'}{x:g} {y:g}")
+        previous_step = step
     best = max(finite, key=lambda pair: pair[1])
-    return Curve("".join(words), place(*best), low, high, last + 1)
+    return Curve("".join(commands), to_point(*best), low, high, last_step + 1)

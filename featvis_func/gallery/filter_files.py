@@ -1,85 +1,94 @@
-"""The files of one filter: its pictures and its page."""
+"""Files of one filter: its images and its page."""
 
 from typing import Any, NamedTuple
 
 from featvis_func.dataset import Examples
 from featvis_func.engine.snapshots import snapshot_steps
-from featvis_func.gallery import images as pictures
 from featvis_func.gallery import pages
-from featvis_func.gallery import top_examples as photographs
-from featvis_func.gallery.curve import curve, settled_step
-from featvis_func.gallery.manifest import Row, key_of
-from featvis_func.gallery.reproduce import recipe
+from featvis_func.gallery.curve import convergence_step, curve
+from featvis_func.gallery.images import activation_map, encode_image, snapshot_sheet
+from featvis_func.gallery.manifest import Row, content_key
+from featvis_func.gallery.reproduce import reproduce
 from featvis_func.gallery.source import Section
+from featvis_func.gallery.top_examples import example_sheet
 from featvis_func.io.animation import animation_bytes
 from featvis_func.sweep import Entry
 
 
-class Making(NamedTuple):
-    """What the files of all filters depend on."""
+class BuildOptions(NamedTuple):
+    """Inputs that the files of every filter depend on."""
 
     title: str
+    """Title of the site: the model's name."""
     config: dict[str, Any]
+    """Configuration of the sweep or of the result."""
     moving: str
+    """Format of the animations, ``"webp"`` or ``"gif"``."""
     examples: Examples | None
+    """Photographs that excite each filter most, if any were searched."""
 
     @property
     def key(self) -> str:
-        """Another one for other files."""
-        return key_of(self.title, self.config, self.moving, None if self.examples is None else self.examples.key)
+        """Hash of all fields; a change of it rebuilds every filter."""
+        return content_key(self.title, self.config, self.moving, None if self.examples is None else self.examples.key)
 
 
-class OneFilter(NamedTuple):
-    """The files of one filter."""
+class FilterFiles(NamedTuple):
+    """Contents of the files of one filter."""
 
     row: Row
     files: dict[str, bytes]
-    """By their paths in the layer's folder, ``{}`` for the filter's number."""
+    """File contents by path in the layer's folder; ``{}`` in a path stands for the filter's number."""
     size: tuple[int, int]
+    """``(w, h)`` of the image in pixels."""
     thumb: tuple[int, int]
+    """``(w, h)`` of the thumbnail in pixels."""
 
 
-def make_filter(making: Making, section: Section, entry: Entry, before: int | None, after: int | None) -> OneFilter:
-    """The pictures and the page of one filter.
+def make_filter_files(
+    options: BuildOptions, section: Section, entry: Entry, before: int | None, after: int | None
+) -> FilterFiles:
+    """Make the images and the page of one filter.
 
     Args:
-        making: what all filters have in common.
-        section: the layer.
-        entry: the filter.
-        before, after: the numbers of its neighbours, which the page leads to.
+        options: Inputs shared by all filters.
+        section: The layer.
+        entry: The filter.
+        before: Number of the previous filter, which the page links to, if any.
+        after: Number of the next filter, which the page links to, if any.
     """
     score = None if not abs(entry.score) < float("inf") else entry.score
-    row = Row(entry.filter, score, entry.best_step, entry.steps, entry.status, settled_step(entry.history))
-    shown = pictures.image_files(entry.image)
-    files = {"images/{}.webp": shown.whole, "thumbs/{}.webp": shown.thumb}
-    activity = pictures.activation_map(entry.activation)
-    if activity is not None:
-        files["maps/{}.webp"] = activity.data
-    film = None
+    row = Row(entry.filter, score, entry.best_step, entry.steps, entry.status, convergence_step(entry.history))
+    image = encode_image(entry.image)
+    files = {"images/{}.webp": image.full, "thumbs/{}.webp": image.thumb}
+    activation = activation_map(entry.activation)
+    if activation is not None:
+        files["maps/{}.webp"] = activation.data
+    snapshots = None
     if entry.snapshots is not None:
-        sheet = pictures.film(entry.snapshots)
+        sheet = snapshot_sheet(entry.snapshots)
         files["films/{}.webp"] = sheet.data
-        files[f"films/{{}}-moving.{making.moving}"] = animation_bytes(entry.snapshots, making.moving)
-        given = making.config.get("render", making.config)
-        steps = snapshot_steps(given.get("steps", len(entry.history)), sheet.frames)
-        film = {**sheet._asdict(), "steps": steps, "kind": making.moving}
-    crops = None if making.examples is None else photographs.sheet(making.examples, section.name, entry.filter)
-    if crops is not None:
-        files["examples/{}.webp"] = crops.data
+        files[f"films/{{}}-moving.{options.moving}"] = animation_bytes(entry.snapshots, options.moving)
+        render_config = options.config.get("render", options.config)
+        steps = snapshot_steps(render_config.get("steps", len(entry.history)), sheet.frames)
+        snapshots = {**sheet._asdict(), "steps": steps, "format": options.moving}
+    examples = None if options.examples is None else example_sheet(options.examples, section.name, entry.filter)
+    if examples is not None:
+        files["examples/{}.webp"] = examples.data
     page = pages.filter_page(
-        making.title,
+        options.title,
         section,
         row,
         pixels=tuple(entry.image.shape[-2:]),
-        size=shown.size,
-        map=activity,
-        film=film,
+        size=image.size,
+        map=activation,
+        snapshots=snapshots,
         curve=curve(entry.history),
         seed=entry.seed,
         before=before,
         after=after,
-        examples=crops,
-        recipe=recipe(making.config, section.name, entry.filter, entry.seed, filters=section.filters),
+        examples=examples,
+        reproduction=reproduce(options.config, section.name, entry.filter, entry.seed, filters=section.filters),
     )
     files["{}.html"] = page.encode()
-    return OneFilter(row, files, shown.size, shown.thumb_size)
+    return FilterFiles(row, files, image.size, image.thumb_size)

@@ -1,4 +1,4 @@
-"""What a gallery's folder says of itself: that it is one, and what of it is made already."""
+"""Manifest of a gallery: the file that marks a folder as a gallery and records which parts are built."""
 
 import hashlib
 import json
@@ -11,72 +11,75 @@ from typing import Any, NamedTuple
 from featvis_func.io.atomic import write_file
 
 FORMAT = 1
-NAME = "gallery.json"
+MANIFEST_NAME = "gallery.json"
 
 
 class Row(NamedTuple):
-    """What the pages of a layer tell of each filter."""
+    """Facts about one filter that the pages of its layer show. The order of the fields is that of ``data.js``."""
 
     number: int
     score: float | None
-    """``None``: it never was finite."""
-    best: int
+    """``None`` if no step had a finite score."""
+    best_step: int
     steps: int
     status: str
-    settled: int
-    """The step at which the score had made most of its way, see :func:`~featvis_func.gallery.curve.settled_step`."""
+    converged_step: int
+    """The step of convergence or -1, see :func:`~featvis_func.gallery.curve.convergence_step`."""
 
     @property
-    def said(self) -> str:
-        """The score, for people."""
-        return "none" if self.score is None else short(self.score)
+    def score_text(self) -> str:
+        """The score, formatted for display."""
+        return "none" if self.score is None else format_number(self.score)
 
 
-def short(value: float) -> str:
-    """A number to four digits, for people; the scripts write theirs alike.
+def format_number(value: float) -> str:
+    """Format a number with four significant digits. ``formatNumber`` in ``tools.js`` does the same.
 
-    >>> short(10063.2), short(0.5), short(-1234567890.0)
+    >>> format_number(10063.2), format_number(0.5), format_number(-1234567890.0)
     ('10060', '0.5', '-1.235e+09')
     """
     text = f"{value:.4g}"
     return f"{float(text):.0f}" if 1e4 <= abs(float(text)) < 1e7 else text
 
 
-class Made(NamedTuple):
-    """A part of a gallery that is made."""
+class BuiltPart(NamedTuple):
+    """A part of a gallery, usually one unit of a sweep, whose files are written."""
 
     key: str
-    """Of all that its files depend on."""
+    """Hash of everything that the files depend on."""
     rows: tuple[Row, ...]
     size: tuple[int, int]
-    """``(w, h)`` of the images in pixels, as they are shown."""
+    """``(w, h)`` of the images in pixels, as displayed."""
     thumb: tuple[int, int]
+    """``(w, h)`` of the thumbnails in pixels."""
     files: tuple[str, ...]
-    """The paths of each filter's files in its layer's folder, with ``{}`` for its number."""
+    """Paths of each filter's files in the layer's folder; ``{}`` stands for the filter's number."""
 
     def paths(self) -> Iterator[str]:
-        """Of all files, in the layer's folder."""
+        """Iterate over the paths of all files in the layer's folder."""
         return (path.format(row.number) for row in self.rows for path in self.files)
 
 
-def read_manifest(folder: Path) -> dict[str, Made] | None:
-    """The parts that are made, by name; ``None`` where the folder is no gallery.
+def read_manifest(folder: Path) -> dict[str, BuiltPart] | None:
+    """Read which parts of a gallery are built.
 
-    A damaged manifest is as one that tells of nothing.
+    Returns:
+        The parts by name, or ``None`` if the folder has no manifest. A manifest that is damaged, or written by another
+        version of the gallery's code, counts as one without parts, so that everything is rebuilt.
     """
     try:
-        value = json.loads((folder / NAME).read_bytes())
-        if value["program"] != program():
+        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+        if manifest["program"] != program_hash():
             return {}
         return {
-            name: Made(
-                made["key"],
-                tuple(Row(*row) for row in made["rows"]),
-                tuple(made["size"]),
-                tuple(made["thumb"]),
-                tuple(made["files"]),
+            name: BuiltPart(
+                part["key"],
+                tuple(Row(*row) for row in part["rows"]),
+                tuple(part["size"]),
+                tuple(part["thumb"]),
+                tuple(part["files"]),
             )
-            for name, made in value["parts"].items()
+            for name, part in manifest["parts"].items()
         }
     except FileNotFoundError:
         return None
@@ -84,22 +87,30 @@ def read_manifest(folder: Path) -> dict[str, Made] | None:
         return {}
 
 
-def write_manifest(folder: Path, parts: dict[str, Made]) -> None:
-    """Notes what is made. Raises OSError where that cannot be written."""
-    value = {"format": FORMAT, "program": program(), "parts": {name: made._asdict() for name, made in parts.items()}}
-    write_file(folder / NAME, json.dumps(value, separators=(",", ":"), sort_keys=True).encode())
+def write_manifest(folder: Path, parts: dict[str, BuiltPart]) -> None:
+    """Record which parts of a gallery are built.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    manifest = {
+        "format": FORMAT,
+        "program": program_hash(),
+        "parts": {name: part._asdict() for name, part in parts.items()},
+    }
+    write_file(folder / MANIFEST_NAME, json.dumps(manifest, separators=(",", ":"), sort_keys=True).encode())
 
 
-def key_of(*parts: Any) -> str:
-    """A short hash of what JSON can say."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def content_key(*values: Any) -> str:
+    """Return a short hash of values; those that JSON cannot represent are converted with ``str``."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @cache
-def program() -> str:
-    """Of what makes the pages: another one makes all of them anew."""
+def program_hash() -> str:
+    """Return a hash of the gallery's code, templates and assets; a change of it rebuilds every gallery."""
     digest = hashlib.sha256(f"{FORMAT} {metadata.version('featvis-func')}".encode())
-    here = Path(__file__).parent
-    for path in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".html", ".css", ".js")):
-        digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
+    root = Path(__file__).parent
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".html", ".css", ".js")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]

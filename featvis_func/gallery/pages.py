@@ -1,4 +1,4 @@
-"""The pages of a gallery, from their templates. Everything that is put in is escaped."""
+"""Pages of a gallery, rendered from Jinja templates with autoescaping."""
 
 import json
 from collections.abc import Sequence
@@ -10,65 +10,80 @@ from urllib.parse import quote
 
 import jinja2
 
-from featvis_func.gallery.manifest import Row, short
-from featvis_func.gallery.reproduce import about
+from featvis_func.gallery.manifest import Row, format_number
+from featvis_func.gallery.reproduce import describe
 from featvis_func.gallery.source import Section, Source
 
 PAGE = 500
-"""The most thumbnails on a page; `grid.js` has the same number."""
+"""Maximum number of thumbnails on a page; must equal ``PAGE`` in ``grid.js``."""
 _SAMPLES = 16
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 
 class LayerPage(NamedTuple):
-    """What the pages know of a layer."""
+    """Data of a layer that its pages and the model's page show."""
 
     name: str
     folder: str
     shape: tuple[int, ...]
+    """Shape of the layer's output for one image; empty if unknown."""
     planned: int
+    """Number of filters that the sweep will render, including those that are not rendered yet."""
     rows: tuple[Row, ...]
+    """Filters that are rendered, by increasing number."""
     size: tuple[int, int]
+    """``(w, h)`` of the images in pixels."""
     thumb: tuple[int, int]
+    """``(w, h)`` of the thumbnails in pixels."""
     maps: bool
+    """Whether the layer has activation maps."""
 
     @property
     def url(self) -> str:
-        """Its folder as a part of a URL."""
+        """The folder's name, quoted for use in a URL."""
         return quote(self.folder, safe="")
 
     @property
     def dead(self) -> int:
-        """How many of its filters are dead."""
+        """Number of dead filters."""
         return sum(row.status == "dead" for row in self.rows)
 
     @property
     def samples(self) -> list[Row]:
-        """Some filters, evenly spread over those that are not dead."""
+        """At most 16 evenly spaced filters, dead ones only if all filters are dead."""
         rows = [row for row in self.rows if row.status != "dead"] or list(self.rows)
         count = min(_SAMPLES, len(rows))
         return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def model_page(source: Source, layers: Sequence[LayerPage], problems: Sequence[str]) -> str:
-    """The first page: all layers, with samples of each."""
+    """Render the first page: all layers, with sample filters of each."""
     return _render(
         "model.html",
         page="model",
         root="",
         model=source.title,
-        about=about(source.config),
+        about=describe(source.config),
         layers=layers,
         count=sum(len(layer.rows) for layer in layers),
         planned=sum(layer.planned for layer in layers),
         dead=sum(layer.dead for layer in layers),
-        problems=problems[:_MOST_PROBLEMS],
+        problems=problems[:_MAX_PROBLEMS],
         problem_count=len(problems),
     )
 
 
 def layer_files(model: str, layers: Sequence[LayerPage], index: int) -> dict[str, str]:
-    """The pages of one layer with its filters in rising order, and what the scripts know of it, by the files' names."""
+    """Render the pages of one layer and its data for the scripts.
+
+    Args:
+        model: The model's name.
+        layers: All layers, in the model's order.
+        index: Position of the layer in ``layers``.
+
+    Returns:
+        File contents by file name: ``data.js``, ``index.html``, ``page-2.html``, and so on.
+    """
     layer = layers[index]
     pages = max(1, -(-len(layer.rows) // PAGE))
     before = layers[index - 1] if index else None
@@ -91,30 +106,32 @@ def layer_files(model: str, layers: Sequence[LayerPage], index: int) -> dict[str
     return files
 
 
-def filter_page(model: str, layer: Section, row: Row, **rest: Any) -> str:
-    """The page of one filter."""
-    return _render("filter.html", page="filter", root="../../", model=model, layer=layer, row=row, **rest)
+def filter_page(model: str, layer: Section, row: Row, **context: Any) -> str:
+    """Render the page of one filter; ``context`` holds the other variables of ``filter.html``."""
+    return _render("filter.html", page="filter", root="../../", model=model, layer=layer, row=row, **context)
 
 
 def compare_page(model: str) -> str:
-    """The page on which pinned filters stand side by side."""
+    """Render the page that shows pinned filters side by side."""
     return _render("compare.html", page="compare", root="", model=model)
 
 
 def _layer_data(layer: LayerPage) -> str:
-    """What the scripts know of a layer."""
-    value = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "maps": layer.maps}
-    return f"(featvis.layers ||= {{}})[{_json(layer.folder)}] = {_json(value)};\n"
+    """Return a layer's data as a script."""
+    data = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "maps": layer.maps}
+    return f"(featvis.layers ||= {{}})[{_json(layer.folder)}] = {_json(data)};\n"
 
 
 def site_data(layers: Sequence[LayerPage]) -> str:
-    """What the scripts know of all layers."""
-    value = [{"name": l.name, "folder": l.folder, "filters": [row.number for row in l.rows]} for l in layers]  # noqa: E741
-    return f"featvis.site = {_json({'layers': value})};\n"
+    """Return the names, folders and filter numbers of all layers as a script."""
+    data = [
+        {"name": layer.name, "folder": layer.folder, "filters": [row.number for row in layer.rows]} for layer in layers
+    ]
+    return f"featvis.site = {_json({'layers': data})};\n"
 
 
 def assets() -> dict[str, bytes]:
-    """The files that all pages use, by name."""
+    """Read the style sheet and the scripts that all pages share, by file name."""
     return {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "assets").iterdir())}
 
 
@@ -134,5 +151,5 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.globals |= {"version": metadata.version("featvis-func"), "short": short}
+    environment.globals |= {"version": metadata.version("featvis-func"), "format_number": format_number}
     return environment

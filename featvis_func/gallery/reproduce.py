@@ -1,124 +1,119 @@
-"""The command and the Python call that make a filter's image again."""
+"""The command and the Python call that render a filter's image again."""
 
-import inspect
 import re
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from featvis_func.rendering.api import render
+from featvis_func.rendering.options import DEFAULTS, OPTIONS, flag_of, label_of
 from featvis_func.rendering.presets import REDIRECT
 
-_DEFAULTS = {name: p.default for name, p in inspect.signature(render).parameters.items() if p.default is not p.empty}
-_OPTIONS = (
-    "steps", "size", "seed", "views", "lr", "image", "optimizer", "tolerance", "redirect", "precision", "compile",
-    "deterministic", "saliency", "snapshots",
-)  # fmt: skip
-_IN_PYTHON_ALONE = {"saliency"}
-_CHANNEL = re.compile(r"channel\('[^']*'\)|channel\(\"[^\"]*\"\)")
-_NAMED = re.compile(r"(?:texturenet|[a-z-]+:\S+)")
-_FILE = re.compile(r"(?P<name>.+) sha256:[0-9a-f]{64}")
+_NAMED_MODEL = re.compile(r"(?:texturenet|[a-z-]+:\S+)")
+_WEIGHTS_FILE = re.compile(r"(?P<name>.+) sha256:[0-9a-f]{64}")
 
 
-class Recipe(NamedTuple):
-    """How one image is made again."""
+class Reproduction(NamedTuple):
+    """How one image is rendered again."""
 
     command: str | None
-    """For a shell; ``None`` where there is none: for modules and parts of one's own."""
+    """For a shell; ``None`` where no command can say it: for modules, objectives and parts of the user's own."""
     call: str
-    """For Python."""
+    """For Python. Comments name what a record does not hold: a module, tensors, objects of the user's own."""
 
 
-def recipe(config: dict[str, Any], layer: str, number: int, seed: int, *, filters: Sequence[int] = ()) -> Recipe:
-    """How one filter's image is made again.
+def reproduce(
+    config: dict[str, Any], layer: str, number: int, seed: int, *, filters: Sequence[int] = ()
+) -> Reproduction:
+    """Write the command and the call that render one filter's image again.
 
     Args:
         config: of a :class:`~featvis_func.Result` or of a sweep.
-        layer: full name.
+        layer: full name, with its axes where they were stated.
         number: of the filter.
-        seed: of that filter, which may be another than the run's.
-        filters: all that were rendered with it; an objective other than a channel may need them.
+        seed: of that filter, which may differ from the run's.
+        filters: all that were rendered with it; an objective other than a channel may depend on them.
 
-    >>> recipe({"model": "texturenet", "render": {"steps": 64, "seed": 0}}, "head", 3, 0).command
+    >>> reproduce({"model": "texturenet", "render": {"steps": 64, "seed": 0}}, "head", 3, 0).command
     'featvis render texturenet --layer head --filters 3 --steps 64'
     """
-    options = _options(config, seed)
-    model, objective = str(config.get("model", "")), str(config.get("objective", ""))
-    known = _NAMED.fullmatch(model) is not None
-    plain = not objective or _CHANNEL.fullmatch(objective) is not None
-    lines = ["import featvis_func as fv"]
+    options = _changed_options(config, seed)
+    own_parts = [name for name, value in options.items() if value == "custom"]
+    model = str(config.get("model", ""))
+    named = _NAMED_MODEL.fullmatch(model) is not None
     weights = weights_file(config)
-    if known:
+    lines = ["import featvis_func as fv"]
+    if named:
         lines.append(f"model = fv.load_model({model!r}{'' if weights is None else f', weights={weights!r}'})")
     else:
         names = (("mean", "mean"), ("std", "std"), ("size", "input_size"))
-        takes = {name: tuple(config[key]) for name, key in names if key in config}
-        given = "".join(f", {name}={value!r}" for name, value in takes.items())
-        lines.append(f"model = fv.load_model(module{given})  # module: your {model}")
-    said = "".join(f", {name}={value!r}" for name, value in options.items())
-    if plain:
-        lines.append(f"result = fv.render(model, fv.channel({layer!r}), {number}{said})")
+        inputs = {name: tuple(config[key]) for name, key in names if key in config}
+        lines.append(f"# module: your {model}, which is not recorded")
+        lines.append(f"model = fv.load_model(module{''.join(f', {name}={value!r}' for name, value in inputs.items())})")
+    code = config.get("objective_code")
+    every_filter = code is None and ("objective" not in config or "objective_code" in config)
+    if every_filter:
+        objective = f"fv.channel({layer!r}), {number}"
     else:
-        names = ", ".join(sorted(set(re.findall(r"\b([a-z][a-z0-9_]*)\(", objective)) - {"tensor"}))
-        lines.insert(1, f"from featvis_func.objective import {names}")
-        lines.append(f"objective = {objective}")
-        lines.append(f"result = fv.render(model, objective, {sorted(filters) or number}{said})")
-    custom = "custom" in options.values() or not _IN_PYTHON_ALONE.isdisjoint(options)
-    if not known or not plain or custom:
-        return Recipe(None, "\n".join(lines))
+        objective = f"objective, {sorted(filters) or number}"
+        if code is None:  # recorded without its code, by another version
+            code = {"expression": "own_objective", "functions": [], "values": {"own_objective": config["objective"]}}
+        if code["functions"]:
+            lines.insert(1, f"from featvis_func.objective import {', '.join(sorted(code['functions']))}")
+        lines += [f"# {name}: {meaning}, which is not recorded" for name, meaning in code["values"].items()]
+        lines.append(f"objective = {code['expression']}")
+    lines += [f"# {name}: your own, which is not recorded" for name in own_parts]
+    written = "".join(f", {name}={name if name in own_parts else repr(value)}" for name, value in options.items())
+    lines.append(f"result = fv.render(model, {objective}{written})")
+    if not named or not every_filter or own_parts:
+        return Reproduction(None, "\n".join(lines))
     words = ["featvis", "render", model, *([] if weights is None else ["--weights", weights])]
     words += ["--layer", layer, "--filters", str(number)]
     for name, value in options.items():
-        flag = f"--{name}"
-        if value is True and name == "deterministic":
-            words.append(flag)
-        else:
-            words += [flag, "x".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return Recipe(shlex.join(words), "\n".join(lines))
+        words.append(flag_of(name))
+        if OPTIONS[name].parse is not None:
+            words.append("x".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return Reproduction(shlex.join(words), "\n".join(lines))
 
 
 def weights_file(config: dict[str, Any]) -> str | None:
-    """The name of the file that a model's weights came from, where they did not come with the model's own name."""
-    file = _FILE.fullmatch(str(config.get("weights", "")))
+    """The name of the file that a model's weights came from, unless the model's own name says where they are."""
+    file = _WEIGHTS_FILE.fullmatch(str(config.get("weights", "")))
     own = str(config.get("model", "")).partition(":")[2].startswith(("/", ".", "~"))
     return None if file is None or own else file["name"]
 
 
-def _options(config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The options that differ from what is taken when nothing is said."""
-    given = {**config.get("render", config), "seed": seed}
+def _changed_options(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    recorded = {**config.get("render", config), "seed": seed}
     options: dict[str, Any] = {}
-    for name in _OPTIONS:
-        value = given.get(name, _DEFAULTS.get(name))
+    for name, option in OPTIONS.items():
+        if not option.recorded or name in ("batch_size", "device"):
+            continue  # which change an image by rounding only
+        value = recorded.get(name, DEFAULTS[name])
         value = tuple(value) if isinstance(value, list) else value
-        if value == _DEFAULTS.get(name):
+        if value == DEFAULTS[name]:
             continue
         if name == "size" and value == tuple(config.get("input_size", ())):
             continue
-        if name == "redirect" and value == (REDIRECT if given.get("optimizer") == "default" else 0):
+        if name == "redirect" and value == (REDIRECT if recorded.get("optimizer") == "default" else 0):
             continue
         options[name] = value
-    if given.get("device", "cpu") != "cpu":
-        options["device"] = given["device"]
+    if recorded.get("device") not in (None, "cpu", "custom"):
+        options["device"] = recorded["device"]
     return options
 
 
-def about(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """A configuration as words, for people: what was rendered, and how."""
-    given = config.get("render", config)
+def describe(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """A configuration for people: what was rendered, and how, as labels and values."""
+    recorded = config.get("render", config)
     facts = {
         "Model": config.get("model"),
         "Weights": config.get("weights"),
         "Objective": config.get("objective"),
         "Input": " x ".join(map(str, config.get("input_size", ()))),
-        "Images": " x ".join(map(str, given.get("size") or ())),
-        "Steps": given.get("steps"),
-        "Seed": given.get("seed"),
-        "Views": given.get("views"),
-        "Parameterisation": given.get("image"),
-        "Optimiser": given.get("optimizer"),
-        "Learning rate": given.get("lr"),
-        "Tolerance": given.get("tolerance"),
-        "Precision": given.get("precision"),
     }
-    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+    for name, option in OPTIONS.items():
+        value = recorded.get(name)
+        if option.recorded and value is not False:
+            facts[label_of(name)] = " x ".join(map(str, value)) if isinstance(value, list) else value
+    return [(label, str(value)) for label, value in facts.items() if value not in (None, "")]

@@ -1,4 +1,4 @@
-"""A gallery's folder while it is built: what of it is there already, what is put in, and what goes."""
+"""Incremental build of a gallery's folder: keep files that are up to date, write the others, remove stale ones."""
 
 import contextlib
 import os
@@ -12,145 +12,163 @@ from typing import TypeVar
 
 import safetensors
 
-from featvis_func.gallery.filter_files import Making, make_filter
-from featvis_func.gallery.manifest import NAME, Made, Row, key_of, read_manifest, write_manifest
+from featvis_func.gallery.filter_files import BuildOptions, make_filter_files
+from featvis_func.gallery.manifest import (
+    MANIFEST_NAME,
+    BuiltPart,
+    Row,
+    content_key,
+    read_manifest,
+    write_manifest,
+)
 from featvis_func.gallery.pages import LayerPage
 from featvis_func.gallery.source import Part, Section
 from featvis_func.sweep import Entry
 from featvis_func.validation import first_line
 
-# What is made is noted so often: a build that is broken off has so much to do again.
-_SECONDS_BETWEEN_NOTES = 10.0
-# What a part whose files are damaged raises when it is read.
+# How often the manifest is saved during a build. An interrupted build repeats at most this much work.
+_MANIFEST_INTERVAL_SECONDS = 10.0
+# Exceptions raised when the files of a part are damaged.
 _UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_INNER = ("images", "thumbs", "maps", "films", "examples")
+_SUBFOLDERS = ("images", "thumbs", "maps", "films", "examples")
 
 
-class LayerRef:
-    """A gallery's folder while it is built.
+class SiteBuilder:
+    """Writer of a gallery's folder.
 
     Args:
-        folder: of the gallery, from :func:`begin`.
-        known: what of it was made before.
+        folder: The gallery's folder, prepared by :func:`open_site`.
+        previous: The parts that earlier builds wrote, by name.
     """
 
-    def __init__(self, folder: Path, known: dict[str, Made]) -> None:
+    def __init__(self, folder: Path, previous: dict[str, BuiltPart]) -> None:
         self._folder = folder
-        self._known = known
-        self._parts: dict[str, Made] = {}
-        self._noted = time.monotonic()
+        self._previous = previous
+        self._parts: dict[str, BuiltPart] = {}
+        self._saved_at = time.monotonic()
         self._kept: dict[str, set[str]] = {}
         self.made = 0
+        """Number of filters whose files this build wrote."""
         self.problems: list[str] = []
+        """One message for each part that was left out."""
 
-    def layer(
-        self, section: Section, making: Making, pool: ThreadPoolExecutor, progress: Callable[[int], object]
+    def add_layer(
+        self, section: Section, options: BuildOptions, pool: ThreadPoolExecutor, progress: Callable[[int], object]
     ) -> LayerPage:
-        """All parts of a layer."""
-        found = []
+        """Build all parts of a layer that are not up to date; call ``progress`` with the number of filters of each."""
+        parts = []
         for part, before, after in _with_neighbours(section):
-            made = self._part(section, part, making, before, after, pool)
-            if made is not None:
-                found.append(made)
-                self._parts[part.name] = made
-                self.keep(section.folder, made.paths())
+            built = self._build_part(section, part, options, before, after, pool)
+            if built is not None:
+                parts.append(built)
+                self._parts[part.name] = built
+                self.keep(section.folder, built.paths())
             progress(len(part.filters))
-            if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
-                self.note()
-        size, thumb = (found[0].size, found[0].thumb) if found else ((1, 1), (1, 1))
-        rows = tuple(row for made in found for row in made.rows)
-        maps = any("maps/{}.webp" in made.files for made in found)
+            if time.monotonic() - self._saved_at > _MANIFEST_INTERVAL_SECONDS:
+                self._save_manifest()
+        size, thumb = (parts[0].size, parts[0].thumb) if parts else ((1, 1), (1, 1))
+        rows = tuple(row for built in parts for row in built.rows)
+        maps = any("maps/{}.webp" in built.files for built in parts)
         return LayerPage(section.name, section.folder, section.shape, len(section.filters), rows, size, thumb, maps)
 
-    def _part(
+    def _build_part(
         self,
         section: Section,
         part: Part,
-        making: Making,
+        options: BuildOptions,
         before: int | None,
         after: int | None,
         pool: ThreadPoolExecutor,
-    ) -> Made | None:
+    ) -> BuiltPart | None:
+        """Write the files of a part unless they are up to date; return ``None`` if there are no images or on damage."""
         if part.version is None:
             return None
-        key = key_of(part.version, part.filters, before, after, section.name, making.key)
+        key = content_key(part.version, part.filters, before, after, section.name, options.key)
         folder = self._folder / "layers" / section.folder
-        known = self._known.get(part.name)
-        if known is not None and known.key == key and all(_is_there(folder / path) for path in known.paths()):
-            return known
-        beside = dict(
+        previous = self._previous.get(part.name)
+        if previous is not None and previous.key == key and all(_is_nonempty(folder / p) for p in previous.paths()):
+            return previous
+        neighbours = dict(
             zip(part.filters, zip([before, *part.filters[:-1]], [*part.filters[1:], after], strict=True), strict=True)
         )
         rows: list[Row] = []
-        made: Made | None = None
+        built: BuiltPart | None = None
         try:
-            jobs = _in_order(
-                pool, lambda entry: make_filter(making, section, entry, *beside[entry.filter]), _read(part)
+            results = _ordered_map(
+                pool,
+                lambda entry: make_filter_files(options, section, entry, *neighbours[entry.filter]),
+                _read_entries(part),
             )
-            for one in jobs:
-                for path, data in one.files.items():
-                    _put(folder / path.format(one.row.number), data)
-                rows.append(one.row)
-                made = Made(key, (), one.size, one.thumb, tuple(one.files))
+            for result in results:
+                for path, data in result.files.items():
+                    _write_if_changed(folder / path.format(result.row.number), data)
+                rows.append(result.row)
+                built = BuiltPart(key, (), result.size, result.thumb, tuple(result.files))
         except _UnreadableError as error:
             self.problems.append(f"{part.name}: cannot be read ({error})")
             return None
         self.made += len(rows)
-        return None if made is None else made._replace(rows=tuple(rows))
+        return None if built is None else built._replace(rows=tuple(rows))
 
-    def put(self, name: str, data: bytes) -> None:
-        """Writes a file of the site, unless it is there already."""
-        _put(self._folder / name, data)
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the site unless it has this content already."""
+        _write_if_changed(self._folder / name, data)
 
     def keep(self, folder: str, paths: Iterable[str]) -> None:
-        """Files of a layer that stay."""
+        """Exempt files of a layer from the removal in :meth:`finish`."""
         self._kept.setdefault(folder, set()).update(paths)
 
-    def note(self) -> None:
-        """Notes what is made by now; what was there before may still hold."""
-        write_manifest(self._folder, {**self._known, **self._parts})
-        self._noted = time.monotonic()
+    def _save_manifest(self) -> None:
+        """Save the parts built so far, together with those of earlier builds, which may still be up to date."""
+        write_manifest(self._folder, {**self._previous, **self._parts})
+        self._saved_at = time.monotonic()
 
     def finish(self) -> None:
-        """Notes what there is, and removes what belongs to no filter any more."""
+        """Save the manifest and remove files that belong to no filter any more."""
         write_manifest(self._folder, self._parts)
-        for layer in _entries(self._folder / "layers"):
+        for layer in _children(self._folder / "layers"):
             kept = self._kept.get(layer.name, set())
-            for path in [*_entries(layer), *(inner for name in _INNER for inner in _entries(layer / name))]:
+            for path in [*_children(layer), *(file for name in _SUBFOLDERS for file in _children(layer / name))]:
                 if path.is_file() and path.relative_to(layer).as_posix() not in kept:
                     path.unlink(missing_ok=True)
-            for path in (*(layer / name for name in _INNER), layer):
+            for path in (*(layer / name for name in _SUBFOLDERS), layer):
                 with contextlib.suppress(OSError):  # not empty
                     path.rmdir()
 
 
 def check_place(folder: Path) -> None:
-    """Raises ValueError where a gallery would stand among other files."""
+    """Check that a gallery can be built in a folder.
+
+    Raises:
+        ValueError: If the path is a file, or a folder with other files.
+    """
     if folder.is_file():
         raise ValueError(f"{str(folder)!r} is a file; a gallery needs a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
-        raise ValueError(f"{str(folder)!r} is not empty, and no gallery (it has no {NAME}); give another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).exists():
+        raise ValueError(
+            f"{str(folder)!r} is not empty and is not a gallery (it has no {MANIFEST_NAME}); choose another folder"
+        )
 
 
-def begin(folder: Path) -> dict[str, Made]:
-    """Makes the folder a gallery's; returns what of it is made already."""
+def open_site(folder: Path) -> dict[str, BuiltPart]:
+    """Mark a folder as a gallery, creating it if necessary, and return the parts that are built already, by name."""
     check_place(folder)
-    known = read_manifest(folder)
-    if known is None:
+    parts = read_manifest(folder)
+    if parts is None:
         folder.mkdir(parents=True, exist_ok=True)
-        known = {}
-        write_manifest(folder, known)
-    return known
+        parts = {}
+        write_manifest(folder, parts)
+    return parts
 
 
 def _with_neighbours(section: Section) -> Iterator[tuple[Part, int | None, int | None]]:
-    """Each part, with the filters just before and after it of which there are images."""
-    done = [part for part in section.parts if part.version is not None]
-    before = {b.name: a.filters[-1] for a, b in pairwise(done)}
-    after = {a.name: b.filters[0] for a, b in pairwise(done)}
+    """Yield each part with the numbers of the nearest rendered filters before and after it."""
+    rendered = [part for part in section.parts if part.version is not None]
+    before = {b.name: a.filters[-1] for a, b in pairwise(rendered)}
+    after = {a.name: b.filters[0] for a, b in pairwise(rendered)}
     return ((part, before.get(part.name), after.get(part.name)) for part in section.parts)
 
 
@@ -158,8 +176,12 @@ class _UnreadableError(Exception):
     pass
 
 
-def _read(part: Part) -> Iterator[Entry]:
-    """The filters of a part. Raises _UnreadableError where its files are damaged."""
+def _read_entries(part: Part) -> Iterator[Entry]:
+    """Yield the filters of a part.
+
+    Raises:
+        _UnreadableError: If its files are damaged.
+    """
     entries = part.entries()
     while True:
         try:
@@ -171,23 +193,23 @@ def _read(part: Part) -> Iterator[Entry]:
         yield entry
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """As ``map``, on a pool, with few items on their way."""
-    waiting = deque()
+def _ordered_map(pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Like ``pool.map``, but with a bounded number of pending items, which bounds the memory."""
+    pending = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > 2 * processors():
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(function, item))
+        if len(pending) > 2 * cpu_count():
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Writes a file whole, unless it is there already."""
+def _write_if_changed(path: Path, data: bytes) -> None:
+    """Write a file atomically unless it has this content already."""
     if path.exists() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by `files.write_file`, which waits for the disk: a page that a power cut takes is made again.
+    # Not `write_file`, which waits for the disk: a page lost in a power failure is built again.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -197,17 +219,19 @@ def _put(path: Path, data: bytes) -> None:
         raise
 
 
-def _is_there(path: Path) -> bool:
+def _is_nonempty(path: Path) -> bool:
+    """Return whether a file exists and is not empty."""
     try:
         return path.stat().st_size > 0
     except OSError:
         return False
 
 
-def _entries(folder: Path) -> list[Path]:
+def _children(folder: Path) -> list[Path]:
+    """Return the sorted contents of a folder, which may not exist."""
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def processors() -> int:
-    """How many this process may use."""
+def cpu_count() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,29 +1,25 @@
-"""What a gallery shows: the layers and filters of a sweep's folder, or of one result."""
+"""The contents of a gallery: the layers and filters of a sweep's folder or of one result."""
 
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featvis_func.backbone.layers import AXES
 from featvis_func.rendering.result import Result, read_result
 from featvis_func.sweep import Entry, Store, open_store
 from featvis_func.sweep.plan import folder_of
 
-_STATED = re.compile(rf"channel\((['\"]).*(?P<axes>@({'|'.join(AXES)}))\1\)")
-
 
 class Part(NamedTuple):
-    """Some filters of a layer, which are made, or found to be made already, together."""
+    """Some filters of a layer, whose pages are built together or are already there."""
 
     name: str
     filters: tuple[int, ...]
-    """All that it shall have."""
+    """All filters of the part, rendered or not."""
     version: str | None
-    """Another one for other images; ``None`` while there are none."""
+    """Identifies the images; ``None`` while there are none."""
     entries: Callable[[], Iterator[Entry]]
 
 
@@ -33,33 +29,33 @@ class Section:
 
     name: str
     folder: str
-    """A name for its files, on any file system."""
+    """A name for its files, valid on any file system."""
     shape: tuple[int, ...]
-    """Of its output for one image; empty where not known."""
+    """Shape of its output for one image; empty if unknown."""
     parts: tuple[Part, ...]
 
     @functools.cached_property  # every filter's page asks for it
     def filters(self) -> tuple[int, ...]:
-        """All that it shall have."""
+        """All filters of the layer, rendered or not."""
         return tuple(number for part in self.parts for number in part.filters)
 
 
 class Source(NamedTuple):
-    """All that a gallery shows."""
+    """Everything that a gallery shows."""
 
     title: str
     config: dict[str, Any]
     sections: tuple[Section, ...]
     """In the model's order."""
     problems: tuple[str, ...]
-    """What is missing because it is damaged or failed, and why."""
+    """What is missing because it is damaged or failed, with the reason."""
 
 
 def source_of(store: Store | Result | str | Path) -> Source:
-    """What a store or a result, or the folder of either, holds.
+    """Read the contents of a store, a result, or the folder of either.
 
     Raises:
-        ValueError: none of these, or a damaged one.
+        ValueError: another kind of object, or a damaged folder.
     """
     if isinstance(store, str | Path):
         store = read_result(store) if (Path(store) / "result.safetensors").exists() else open_store(store)
@@ -74,21 +70,17 @@ def _of_store(store: Store) -> Source:
     sections, problems = [], []
     for layer in store.layers:
         parts = []
-        for found in store.units(layer):
-            if found.problem is not None:
-                problems.append(f"{found.unit.name}: {found.problem}")
-            parts.append(
-                Part(found.unit.name, found.unit.filters, found.sha256, lambda unit=found.unit: store.entries(unit))
-            )
+        for stored in store.units(layer):
+            unit = stored.unit
+            if stored.problem is not None:
+                problems.append(f"{unit.name}: {stored.problem}")
+            parts.append(Part(unit.name, unit.filters, stored.sha256, lambda unit=unit: store.entries(unit)))
         sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts)))
     return Source(str(store.config["model"]), store.config, tuple(sections), tuple(problems))
 
 
 def _of_result(result: Result) -> Source:
     layer = str(result.config.get("layer", "layer"))
-    stated = _STATED.fullmatch(str(result.config.get("objective", "")))
-    if stated is not None and not layer.endswith(stated["axes"]):  # without them it may be another layer, or none
-        layer += stated["axes"]
     digest = hashlib.sha256(repr((result.filters, result.status)).encode())
     for name in ("images", "activations", "scores", "best_step", "history", "steps", "snapshots"):
         tensor = getattr(result, name)

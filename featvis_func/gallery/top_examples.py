@@ -1,4 +1,4 @@
-"""The photographs that excite the filters of a gallery most: searched once, kept beside its pages."""
+"""Photographs that excite the filters of a gallery most. The search results are saved in the gallery's folder."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from torch import nn
 
 from featvis_func.dataset import Examples, examples_key, top_examples
 from featvis_func.gallery.images import webp
-from featvis_func.gallery.manifest import short
+from featvis_func.gallery.manifest import format_number
 from featvis_func.gallery.reproduce import weights_file
 from featvis_func.gallery.source import Source
 from featvis_func.models import Model, fingerprint, load_model
@@ -20,14 +20,14 @@ _FILE = "examples.safetensors"
 _CROP, _GAP, _QUALITY = 112, 4, 82
 
 
-class Sheet(NamedTuple):
-    """A filter's photographs, three in a row."""
+class ExampleSheet(NamedTuple):
+    """The photographs of one filter in a single image, three in a row."""
 
     data: bytes
     size: tuple[int, int]
     """``(w, h)`` in pixels."""
     names: list[tuple[str, str]]
-    """Of each photograph, and its score."""
+    """File name and formatted score of each photograph."""
 
 
 def find_examples(
@@ -39,74 +39,88 @@ def find_examples(
     device: torch.device | str | None,
     progress: bool | None,
 ) -> Examples:
-    """The examples of all layers; those of an earlier build, where they still hold.
+    """Find the photographs that excite each filter most, using the saved results of an earlier build if still valid.
 
     Args:
-        source: whose layers.
-        site: the gallery's folder, in which they are kept.
-        images: a folder, or files.
-        model: whose layers they are; ``None``: the one that the source names.
-        device: where to search; default: where the model is.
-        progress: as for :func:`~featvis_func.build_gallery`.
+        source: The layers and filters of the gallery.
+        site: The gallery's folder, where the results are saved.
+        images: A folder of photographs, or image files.
+        model: The model that the layers belong to; ``None``: the model that ``source`` names.
+        device: Device on which to search; ``None``: the model's device.
+        progress: See :func:`~featvis_func.build_gallery`.
 
     Raises:
-        ValueError: no pictures, or another model than the source's.
+        ValueError: If there are no photographs, or if the model is not the one that was rendered.
     """
-    found = _model_of(source) if model is None else load_model(model)
+    model = _load_source_model(source) if model is None else load_model(model)
     expected = source.config.get("fingerprint")
-    other = _other_file(source, found) if expected is None else fingerprint(found.module) != expected
-    if other:
-        raise ValueError(f"{found.name} is another model than the one that was rendered: other layers or other weights")
+    differs = _weights_differ(source, model) if expected is None else fingerprint(model.module) != expected
+    if differs:
+        raise ValueError(f"{model.name} is not the model that was rendered: its layers or its weights differ")
     layers = [section.name for section in source.sections]
     images = [Path(file) for file in images] if not isinstance(images, str | Path) else images
     try:
-        kept = Examples.load(site / _FILE)
+        saved = Examples.load(site / _FILE)
     except ValueError:
-        kept = None
-    if kept is not None and kept.covers(examples_key(found, layers, images)):
-        return kept
-    examples = top_examples(found, layers, images, device=device, progress=progress)
+        saved = None
+    if saved is not None and saved.covers(examples_key(model, layers, images)):
+        return saved
+    examples = top_examples(model, layers, images, device=device, progress=progress)
     examples.save(site / _FILE)
     return examples
 
 
-def sheet(examples: Examples, layer: str, number: int) -> Sheet | None:
-    """The crops of one filter's photographs on one sheet, the most exciting one first; ``None`` where there are none.
+def example_sheet(examples: Examples, layer: str, number: int) -> ExampleSheet | None:
+    """Combine the cropped photographs of one filter into one image, highest score first.
+
+    Returns:
+        The sheet, or ``None`` if the filter has no photographs.
 
     Raises:
-        ValueError: a photograph is there no more.
+        ValueError: If a photograph no longer exists.
     """
-    found = examples.of(layer, number)
-    if not found:
+    photographs = examples.of(layer, number)
+    if not photographs:
         return None
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
+    columns = min(3, len(photographs))
+    rows = math.ceil(len(photographs) / columns)
     step = _CROP + _GAP
-    whole = PIL.Image.new("RGB", (columns * step - _GAP, rows * step - _GAP), (127, 127, 127))
-    for i, crop in enumerate(examples.crops(found, _CROP)):
+    sheet = PIL.Image.new("RGB", (columns * step - _GAP, rows * step - _GAP), (127, 127, 127))
+    for i, crop in enumerate(examples.crops(photographs, _CROP)):
         x, y = i % columns * step + (_CROP - crop.width) // 2, i // columns * step + (_CROP - crop.height) // 2
-        whole.paste(crop.convert("RGB"), (x, y))
-    # A file's name may be no text; where its bytes are none, a page shows a question mark.
-    names = [(Path(example.path).name.encode(errors="replace").decode(), short(example.score)) for example in found]
-    return Sheet(webp(whole, _QUALITY), whole.size, names)
+        sheet.paste(crop.convert("RGB"), (x, y))
+    # A file name may contain bytes that are not valid text; the page shows a question mark for each.
+    names = [
+        (Path(photograph.path).name.encode(errors="replace").decode(), format_number(photograph.score))
+        for photograph in photographs
+    ]
+    return ExampleSheet(webp(sheet, _QUALITY), sheet.size, names)
 
 
-def _other_file(source: Source, model: Model) -> bool:
-    """Whether a rendering, which has no fingerprint, took its weights from another file than the model has."""
-    was, now = (str(weights).partition(" sha256:")[2] for weights in (source.config.get("weights", ""), model.weights))
-    if not now and model.name != source.config.get("model"):
-        return False  # a module of the user's, who may have loaded the file
-    return bool(was) and was != now
+def _weights_differ(source: Source, model: Model) -> bool:
+    """Return whether a rendering without a fingerprint and a model took their weights from different files."""
+    rendered, given = (
+        str(weights).partition(" sha256:")[2] for weights in (source.config.get("weights", ""), model.weights)
+    )
+    if not given and model.name != source.config.get("model"):
+        return False  # a user's own module, which may have loaded the same file
+    return bool(rendered) and rendered != given
 
 
-def _model_of(source: Source) -> Model:
+def _load_source_model(source: Source) -> Model:
+    """Load the model that a source names.
+
+    Raises:
+        ValueError: If it cannot be loaded by name, or its weights file does not exist here.
+    """
     name = str(source.config.get("model", ""))
     file = weights_file(source.config)
     if file is not None and not Path(file).is_file():
         raise ValueError(
-            f"{name} was rendered with the weights {file}, which are not here: give the model, or its file"
+            f"{name} was rendered with the weights file {file!r}, which does not exist;"
+            " give the model or its weights file"
         )
     try:
         return load_model(name, weights=file)
     except ValueError as error:
-        raise ValueError(f"the photographs need the model, give it: {error}") from error
+        raise ValueError(f"searching the photographs needs the model; give it ({error})") from error

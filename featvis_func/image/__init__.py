@@ -1,12 +1,11 @@
-"""Parameterisations: which tensors stand for an image.
+"""Image parameterisations: functions from trainable tensors to an image.
 
-Each factory returns an :class:`~featvis_func.Image` of pure functions for one image: ``init(key)`` draws
-parameters, ``decode(params)`` maps any finite parameters (up to 1e30) into the valid range ``[0, 1]``. All are scaled
-so
-that the default optimiser suits them: its steps go as far in the picture, whichever the parameters are.
+Each factory returns an :class:`~featvis_func.Image`, a tuple of pure functions for one image: ``init(key)`` draws
+initial parameters and ``decode(params)`` maps any finite parameters (up to 1e30) into the valid range ``[0, 1]``. All
+parameterisations are scaled so that one learning rate suits them.
 
-A :class:`Canvas` is what comes before colour and range: :func:`shared` adds two, and :func:`bounded` makes an image of
-one.
+A :class:`Canvas` is an image before colour correlation and sigmoid. :func:`shared` adds two of them, and
+:func:`bounded` turns one into an image.
 
 >>> import torch
 >>> image = bounded(fourier_canvas(8, channels=1))

@@ -1,4 +1,4 @@
-"""What parameterisations are made of: sizes, canvases, and the way between a canvas and the valid range."""
+"""Building blocks of the parameterisations: image shapes, canvases, and the map from a canvas to the valid range."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,32 +8,31 @@ from torch import Tensor
 
 from featvis_func.color import Correlation, correlate, correlation_matrix, decorrelate
 from featvis_func.types import Image, Key, Params
-from featvis_func.validation import check_size
+from featvis_func.validation import check_int, check_size
 
-# Of a picture that is encoded, values closer to 0 or 1 are moved to this distance: the sigmoid reaches neither, and has
-# hardly a gradient near them.
+# Encoding clamps images to [MARGIN, 1 - MARGIN]: the sigmoid never reaches 0 or 1, and its gradient vanishes near them.
 MARGIN = 2.0**-10
 
 
 class Canvas(NamedTuple):
-    """A picture before its colours and its range: unbounded, in decorrelated colour, and linear in its parameters.
+    """An unbounded image in decorrelated colour, linear in its parameters.
 
-    Pictures of equal shape can be added before :func:`bounded` maps their sum into the range, which those of an
-    :class:`~featvis_func.Image` cannot.
+    Canvases of equal shape can be added before :func:`bounded` maps the sum into the valid range. Decoded
+    :class:`~featvis_func.Image` values cannot be added, because the sum would leave that range.
     """
 
     shape: tuple[int, int, int]
-    """``(c, h, w)`` of the picture."""
+    """``(c, h, w)`` of the decoded canvas."""
     init: Callable[[Key], Params]
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
     """parameters -> ``(c, h, w)`` float, unbounded."""
     encode: Callable[[Tensor], Params]
-    """``(c, h, w)`` unbounded -> parameters; what the canvas cannot hold is left out."""
+    """``(c, h, w)`` unbounded -> parameters. Components that the canvas cannot represent are dropped."""
 
 
 def image_shape(size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
-    """Checks and completes the shape of an image.
+    """Validate an image size and a channel count, and return the image shape.
 
     Args:
         size: as for :func:`~featvis_func.validation.check_size`.
@@ -43,62 +42,63 @@ def image_shape(size: int | tuple[int, int], channels: int) -> tuple[int, int, i
         ``(c, h, w)``.
 
     Raises:
-        ValueError: a side or the channels are below 1.
+        ValueError: if a side or the channel count is below 1.
 
     >>> image_shape(64, 3)
     (3, 64, 64)
     """
     h, w = check_size(size)
-    if channels < 1:
-        raise ValueError(f"an image needs at least 1 channel, got {channels}")
-    return channels, h, w
+    return check_int("channels", channels, 1), h, w
 
 
-class Range(NamedTuple):
-    """The way from decorrelated, unbounded colour to channels in ``[0, 1]``, and back."""
+class ValueRange(NamedTuple):
+    """An invertible map from an unbounded canvas in decorrelated colour to an image in ``[0, 1]``."""
 
-    enter: Callable[[Tensor], Tensor]
+    to_image: Callable[[Tensor], Tensor]
     """``sigmoid(matrix @ x)`` per pixel."""
-    leave: Callable[[Tensor], Tensor]
-    """Its inverse, of values moved away from 0 and 1 by :data:`MARGIN`."""
+    to_canvas: Callable[[Tensor], Tensor]
+    """The inverse of ``to_image``, applied to values clamped to ``[MARGIN, 1 - MARGIN]``; see :data:`MARGIN`."""
 
 
-def value_range(channels: int, correlation: Correlation, device: torch.device | str | None) -> Range:
-    """The range of a parameterisation's values.
+def value_range(channels: int, correlation: Correlation, device: torch.device | str | None) -> ValueRange:
+    """Return the map between a canvas and the valid range of an image.
 
     Args:
-        channels: of the image.
+        channels: number of image channels.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
-        device: where the matrix lives.
+        device: device of the matrix.
 
     Raises:
-        ValueError: a correlation of another shape.
+        ValueError: if the correlation matrix has the wrong shape.
 
     >>> values = value_range(1, None, None)
-    >>> round(values.leave(values.enter(torch.full((1, 1, 1), 2.0))).item(), 4)
+    >>> round(values.to_canvas(values.to_image(torch.full((1, 1, 1), 2.0))).item(), 4)
     2.0
     """
     matrix = correlation_matrix(channels, correlation, device=device)
 
-    def leave(picture: Tensor) -> Tensor:
+    def to_image(pixels: Tensor) -> Tensor:
+        return torch.sigmoid(correlate(pixels, matrix))
+
+    def to_canvas(picture: Tensor) -> Tensor:
         return decorrelate(torch.logit(picture.clamp(MARGIN, 1.0 - MARGIN)), matrix)
 
-    return Range(lambda pixels: torch.sigmoid(correlate(pixels, matrix)), leave)
+    return ValueRange(to_image, to_canvas)
 
 
 def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.device | str | None = None) -> Image:
-    """The image of a canvas: ``sigmoid(matrix @ x)`` per pixel.
+    """Map a canvas into the valid range: ``sigmoid(matrix @ x)`` per pixel.
 
     Args:
-        canvas: such as a :func:`~featvis_func.image.fourier_canvas`.
+        canvas: for example a :func:`~featvis_func.image.fourier_canvas`.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
-        device: where the matrix lives; decoding elsewhere is right but copies it.
+        device: device of the matrix. Decoding on another device is correct, but copies the matrix every time.
 
     Returns:
-        An :class:`~featvis_func.Image` with the canvas's parameters.
+        An :class:`~featvis_func.Image` with the parameters of the canvas.
 
     Raises:
-        ValueError: a correlation of another shape.
+        ValueError: if the correlation matrix has the wrong shape.
 
     >>> from featvis_func.image import pixel_canvas
     >>> bounded(pixel_canvas(1, channels=1)).decode(torch.zeros(1, 1, 1))
@@ -107,6 +107,6 @@ def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.
     values = value_range(canvas.shape[0], correlation, device)
     return Image(
         canvas.init,
-        lambda params: values.enter(canvas.decode(params)),
-        encode=lambda picture: canvas.encode(values.leave(picture)),
+        lambda params: values.to_image(canvas.decode(params)),
+        encode=lambda picture: canvas.encode(values.to_canvas(picture)),
     )

@@ -1,4 +1,4 @@
-"""Images as pixels, of one resolution or of several."""
+"""Images as pixels at one resolution or at several."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,27 @@ from featvis_func.image.base import Canvas, bounded, image_shape
 from featvis_func.random import normal, split
 from featvis_func.types import Image, Key
 
-# What one unit of a level's pixel adds to the picture, so that the default optimiser, tuned for `fourier`, suits it: on
-# TextureNet 1 burns out a sixth of all values in 32 steps, 0.3 comes less far.
-_LEVEL = 0.5
+# Lucid's default number of pyramid levels.
+_DEFAULT_LEVELS = 4
+# Each pyramid level is multiplied by this factor, so that the learning rate tuned for `fourier` suits it: on TextureNet
+# 1 saturates a sixth of all values in 32 steps, and 0.3 reaches lower scores.
+_LEVEL_SCALE = 0.5
 
 
 def pixel_canvas(
     size: int | tuple[int, int], *, channels: int = 3, sd: float = 0.01, device: torch.device | str | None = None
 ) -> Canvas:
-    """What :func:`pixel` shows, before colour and range: ``x``.
+    """Canvas of :func:`pixel`: the parameters are the pixels.
 
-    Args: as for :func:`pixel`.
+    Args:
+        size, channels, sd: as for :func:`pixel`.
+        device: unused, as there are no constants.
 
     Returns:
         A :class:`Canvas` with parameters float32 ``(channels, h, w)``.
 
     Raises:
-        ValueError: a size or channel count below 1.
+        ValueError: if the size or channel count is below 1.
 
     >>> pixel_canvas(4).decode(torch.ones(3, 4, 4)).mean().item()
     1.0
@@ -41,20 +45,20 @@ def pixel(
     correlation: Correlation = "auto",
     device: torch.device | str | None = None,
 ) -> Image:
-    """The pixels themselves: ``sigmoid(matrix @ x)``. Climbs to noise more readily than the others.
+    """Pixel parameterisation: ``sigmoid(matrix @ x)``. More prone to high-frequency noise than the others.
 
     Args:
-        size: pixels, ``h = w`` or ``(h, w)``.
+        size: image size in pixels, ``h = w`` or ``(h, w)``.
         channels: image channels, at least 1.
-        sd: standard deviation of the initial pixels, before the sigmoid.
+        sd: standard deviation of the initial parameters ``x``.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
-        device: where the constants live; decoding elsewhere is right but copies them.
+        device: device of the constants. Decoding on another device is correct, but copies them every time.
 
     Returns:
         An :class:`Image` with parameters float32 ``(channels, h, w)``.
 
     Raises:
-        ValueError: a size or channel count below 1, or a correlation of another shape.
+        ValueError: if the size or channel count is below 1, or the correlation matrix has the wrong shape.
 
     >>> image = pixel(4)
     >>> image.decode(image.init(torch.tensor([0, 1]))).shape
@@ -72,45 +76,46 @@ def pyramid_canvas(
     sd: float = 0.01,
     device: torch.device | str | None = None,
 ) -> Canvas:
-    """What :func:`laplacian_pyramid` shows, before colour and range; or its coarse levels alone.
+    """Canvas of :func:`laplacian_pyramid`, optionally restricted to its coarse levels.
 
     ``x = sum_n resize(s_n) / 2`` for ``n`` from ``first`` to ``first + levels - 1``.
 
     Args:
         size, channels, levels, sd, device: as for :func:`laplacian_pyramid`.
-        first: number of the finest level; 0 has the pixels of the picture.
+        first: index of the finest level. Level 0 has the resolution of the image.
 
     Returns:
-        A :class:`Canvas` with parameters: a tuple of float32 ``(channels, max(1, h // 2**n), max(1, w // 2**n))``.
+        A :class:`Canvas` whose parameters are a tuple of float32
+        ``(channels, max(1, h // 2**n), max(1, w // 2**n))``, the finest first.
 
     Raises:
-        ValueError: a size, channel count or number of levels below 1, ``first`` below 0, or two levels of one pixel.
+        ValueError: if the size, channel count or number of levels is below 1, ``first`` is below 0, or more than one
+            level would have a single pixel.
 
     >>> [tuple(level.shape) for level in pyramid_canvas((8, 6), levels=2, first=1).init(torch.tensor([0, 1]))]
     [(3, 4, 3), (3, 2, 1)]
     """
     c, h, w = image_shape(size, channels)
-    most = max(h, w).bit_length() - first
-    if first < 0 or not 1 <= levels <= most:
+    available = max(h, w).bit_length()
+    if first < 0 or not 1 <= levels <= available - first:
         raise ValueError(
-            f"a pyramid of {h} x {w} pixels has levels 0 to {max(h, w).bit_length() - 1}, each half as large as the one"
-            f" before; got levels={levels} from first={first} on"
+            f"a pyramid of {h} x {w} pixels has the levels 0 to {available - 1}, got levels={levels} and first={first}"
         )
     sides = [(max(1, h >> n), max(1, w >> n)) for n in range(first, first + levels)]
-    resize = [(_bilinear(h, rows, device), _bilinear(w, columns, device)) for rows, columns in sides]
+    resize = [(_bilinear_matrix(h, rows, device), _bilinear_matrix(w, columns, device)) for rows, columns in sides]
 
-    def up(level: Tensor, n: int) -> Tensor:
-        level = _LEVEL * level
+    def upsample(level: Tensor, n: int) -> Tensor:
+        level = _LEVEL_SCALE * level
         if sides[n] == (h, w):
             return level
-        down, across = resize[n]
-        return torch.einsum("yi,cij,xj->cyx", down.to(level), level, across.to(level))
+        rows, columns = resize[n]
+        return torch.einsum("yi,cij,xj->cyx", rows.to(level), level, columns.to(level))
 
-    def down(pixels: Tensor, n: int) -> Tensor:
-        pixels = pixels / _LEVEL
+    def downsample(pixels: Tensor, n: int) -> Tensor:
+        pixels = pixels / _LEVEL_SCALE
         if sides[n] == (h, w):
             return pixels
-        # The weights that brought a pixel up say what it is the mean of.
+        # Average with the transposed upsampling weights, normalised to sum to 1.
         rows, columns = (weight.to(pixels) / weight.to(pixels).sum(0) for weight in resize[n])
         return torch.einsum("yi,cyx,xj->cij", rows, pixels, columns)
 
@@ -118,15 +123,15 @@ def pyramid_canvas(
         return tuple(sd * normal(k, (c, *side)) for k, side in zip(split(key, levels), sides, strict=True))
 
     def decode(params: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([up(level, n) for n, level in enumerate(params)]).sum(0)
+        return torch.stack([upsample(level, n) for n, level in enumerate(params)]).sum(0)
 
     def encode(pixels: Tensor) -> tuple[Tensor, ...]:
-        # Burt and Adelson's pyramid, from its top: each level has what the coarser ones could not hold.
-        found: list[Tensor] = []
+        # Burt and Adelson's pyramid, coarsest level first: each level encodes the residual of the coarser ones.
+        encoded: list[Tensor] = []
         for n in reversed(range(levels)):
-            found.append(down(pixels, n))
-            pixels = pixels - up(found[-1], n)
-        return tuple(reversed(found))
+            encoded.append(downsample(pixels, n))
+            pixels = pixels - upsample(encoded[-1], n)
+        return tuple(reversed(encoded))
 
     return Canvas((c, h, w), init, decode, encode)
 
@@ -140,46 +145,42 @@ def laplacian_pyramid(
     correlation: Correlation = "auto",
     device: torch.device | str | None = None,
 ) -> Image:
-    """The sum of images of falling resolution: coarse and fine parts of the picture move alike.
+    """Sum of images at decreasing resolutions, so that a gradient step changes coarse and fine structure alike.
 
-    ``x = sum_n resize(s_n) / 2``, level ``n`` with sides of ``max(1, side // 2**n)`` pixels and bilinear resizing, then
-    ``sigmoid(matrix @ x)`` per pixel.
+    ``x = sum_n resize(s_n) / 2``, then ``sigmoid(matrix @ x)`` per pixel. Level ``n`` has sides of
+    ``max(1, side // 2**n)`` pixels, and resizing is bilinear.
 
     Args:
-        size: pixels, ``h = w`` or ``(h, w)``.
+        size: image size in pixels, ``h = w`` or ``(h, w)``.
         channels: image channels, at least 1.
-        levels: how many; the first has the pixels of the image. Default: 4, or fewer where the image is too small.
+        levels: number of levels; the first has the resolution of the image. Default: 4, or fewer for small images.
         sd: standard deviation of the initial levels.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
-        device: where the constants live; decoding elsewhere is right but copies them.
+        device: device of the constants. Decoding on another device is correct, but copies them every time.
 
     Returns:
         An :class:`Image` whose parameters are a tuple of float32 ``(channels, h_n, w_n)``, the finest first.
 
     Raises:
-        ValueError: a size, channel count or number of levels below 1, two levels of one pixel, or a correlation of
-            another shape.
+        ValueError: if the size, channel count or number of levels is below 1, more than one level would have a single
+            pixel, or the correlation matrix has the wrong shape.
 
-    Source: ``laplacian_pyramid_image`` in lucid/optvis/param/spatial.py. Resizing is a product with two constant
-    matrices, whose backward pass adds in a fixed order on CUDA, too; its half-pixel centres are those of
-    ``torch.nn.functional.interpolate``, where TensorFlow 1 had corners.
+    Source: ``laplacian_pyramid_image`` in lucid/optvis/param/spatial.py. Resizing multiplies by two constant matrices,
+    so that its backward pass is deterministic on CUDA. It uses half-pixel centres as
+    ``torch.nn.functional.interpolate(align_corners=False)`` does, whereas TensorFlow 1 aligned the corners.
 
     >>> image = laplacian_pyramid(8, channels=1, levels=2)
     >>> image.decode((torch.zeros(1, 8, 8), torch.zeros(1, 4, 4))).shape
     torch.Size([1, 8, 8])
     """
     _, h, w = image_shape(size, channels)
-    count = min(_LEVELS, max(h, w).bit_length()) if levels is None else levels
+    count = min(_DEFAULT_LEVELS, max(h, w).bit_length()) if levels is None else levels
     canvas = pyramid_canvas(size, channels=channels, levels=count, sd=sd, device=device)
     return bounded(canvas, correlation=correlation, device=device)
 
 
-# Lucid's default.
-_LEVELS = 4
-
-
-def _bilinear(target: int, source: int, device: torch.device | str | None) -> Tensor:
-    """The matrix that resizes a side: float32 ``(target, source)``, each row adding up to 1."""
+def _bilinear_matrix(target: int, source: int, device: torch.device | str | None) -> Tensor:
+    """Return the matrix of a 1-D bilinear resize: float32 ``(target, source)``, each row summing to 1."""
     centre = (torch.arange(target, device=device) + 0.5) * (source / target) - 0.5
     distance = centre.clamp(0, source - 1)[:, None] - torch.arange(source, device=device)
     return (1.0 - distance.abs()).clamp_min(0.0)

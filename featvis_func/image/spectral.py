@@ -1,4 +1,4 @@
-"""Images as spectra: all scales of the picture move alike."""
+"""Images as Fourier spectra, so that a gradient step changes all spatial scales alike."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from featvis_func.image.base import Canvas, bounded, image_shape
 from featvis_func.random import normal
 from featvis_func.types import Image, Key
 
-# Lucid divides the inverse transform by this; it sets how fast colours saturate. Source: lucid/optvis/param/
-# spatial.py, `fft_image`, tensorflow/lucid at v0.3.8.
+# Lucid divides the inverse transform by this constant, which sets how fast colours saturate. Source: `fft_image` in
+# lucid/optvis/param/spatial.py, tensorflow/lucid at v0.3.8.
 _LUCID_DIVISOR = 4.0
 
 
 def frequencies(h: int, w: int, *, device: torch.device | str | None = None) -> Tensor:
-    """The frequency of each entry of ``rfft2``, in cycles per pixel: ``sqrt(fx^2 + fy^2)``.
+    """Return the frequency of each entry of ``rfft2``, in cycles per pixel: ``sqrt(fx^2 + fy^2)``.
 
     Returns:
         float32 ``(h, w // 2 + 1)``.
@@ -29,7 +29,7 @@ def frequencies(h: int, w: int, *, device: torch.device | str | None = None) -> 
 
 
 def power_law(h: int, w: int, decay: float, *, device: torch.device | str | None = None) -> Tensor:
-    """``1 / max(f, 1 / max(h, w)) ** decay``: how the amplitudes of natural images fall, for ``decay`` about 1.
+    """Return ``1 / max(f, 1 / max(h, w)) ** decay``, the amplitude spectrum of natural images for ``decay`` near 1.
 
     Returns:
         float32 ``(h, w // 2 + 1)``.
@@ -49,19 +49,19 @@ def fourier_canvas(
     below: float | None = None,
     device: torch.device | str | None = None,
 ) -> Canvas:
-    """What :func:`fourier` shows, before colour and range; or its low frequencies alone.
+    """Canvas of :func:`fourier`, optionally restricted to its low frequencies.
 
     ``x = irfft2(s / max(f, 1 / max(h, w)) ** decay, norm="ortho") / 4``.
 
     Args:
         size, channels, sd, decay, device: as for :func:`fourier`.
-        below: leaves out the frequencies from this one on, in cycles per pixel, above 0; ``None``: keeps all.
+        below: keep only frequencies below this one, in cycles per pixel, above 0. ``None`` keeps all.
 
     Returns:
         A :class:`Canvas` with parameters float32 ``(channels, h, w // 2 + 1, 2)``.
 
     Raises:
-        ValueError: a size or channel count below 1, or ``below`` not above 0.
+        ValueError: if the size or channel count is below 1, or ``below`` is not above 0.
 
     >>> low = fourier_canvas(16, channels=1, below=0.01)
     >>> low.decode(torch.randn(1, 16, 9, 2)).std().item() < 1e-6
@@ -71,9 +71,9 @@ def fourier_canvas(
     scale = power_law(h, w, decay, device=device) / _LUCID_DIVISOR
     if below is not None:
         if not below > 0:
-            raise ValueError(f"below must be a frequency above 0, in cycles per pixel, got {below}")
+            raise ValueError(f"below must be above 0 cycles per pixel, got {below}")
         scale = torch.where(frequencies(h, w, device=device) < below, scale, 0.0)
-    # For the real and for the imaginary part: one factor for both would be multiplied pair by pair, which takes longer.
+    # Repeated for real and imaginary part: broadcasting over the last axis of size 2 is slower.
     scale = torch.stack([scale, scale], dim=-1)
 
     def init(key: Key) -> Tensor:
@@ -84,8 +84,9 @@ def fourier_canvas(
 
     def encode(pixels: Tensor) -> Tensor:
         spectrum = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho"))
-        held = scale.to(pixels)
-        return spectrum / torch.where(held > 0, held, torch.inf)
+        divisor = scale.to(pixels)
+        # Frequencies that `below` removes are encoded as 0.
+        return spectrum / torch.where(divisor > 0, divisor, torch.inf)
 
     return Canvas((c, h, w), init, decode, encode)
 
@@ -99,27 +100,29 @@ def fourier(
     correlation: Correlation = "auto",
     device: torch.device | str | None = None,
 ) -> Image:
-    """The spectrum of the image, so that a gradient step moves all scales of the picture alike.
+    """Fourier parameterisation: a spectrum scaled by ``1 / f``, so that a step changes all spatial scales alike.
 
     ``x = irfft2(s / max(f, 1 / max(h, w)) ** decay, norm="ortho") / 4``, then ``sigmoid(matrix @ x)`` per pixel,
     with ``f`` the frequency in cycles per pixel.
 
     Args:
-        size: pixels, ``h = w`` or ``(h, w)``; odd sides are exact.
+        size: image size in pixels, ``h = w`` or ``(h, w)``. Odd sides are supported exactly.
         channels: image channels, at least 1.
-        sd: standard deviation of the initial spectrum; 0.01 starts as nearly even grey.
-        decay: power of the frequency that the amplitudes are divided by. 0: white; 1: as in natural images.
+        sd: standard deviation of the initial parameters. 0.01 gives a nearly uniform grey image.
+        decay: the amplitudes are divided by the frequency to this power. 0 gives white noise, 1 the spectrum of natural
+            images.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
-        device: where the constants live; decoding elsewhere is right but copies them.
+        device: device of the constants. Decoding on another device is correct, but copies them every time.
 
     Returns:
-        An :class:`Image` with parameters float32 ``(channels, h, w // 2 + 1, 2)``, last axis real and imaginary.
+        An :class:`Image` with parameters float32 ``(channels, h, w // 2 + 1, 2)``, the last axis holding real and
+        imaginary part.
 
     Raises:
-        ValueError: a size or channel count below 1, or a correlation of another shape.
+        ValueError: if the size or channel count is below 1, or the correlation matrix has the wrong shape.
 
-    Source: Olah et al., "Feature Visualization", Distill 2017. Deviation from Lucid: ``irfft2`` is given the size, so
-    that an odd width needs no extra column and no crop.
+    Source: Olah et al., "Feature Visualization", Distill 2017. Deviation from Lucid: ``irfft2`` receives the size, so
+    that odd widths need neither an extra column nor a crop.
 
     >>> image = fourier((5, 7), channels=1)
     >>> image.decode(image.init(torch.tensor([0, 1]))).shape
@@ -138,25 +141,26 @@ def alpha(
     correlation: Correlation = "auto",
     device: torch.device | str | None = None,
 ) -> Image:
-    """Colours and, as the last channel, how opaque each pixel is: what the filter does not care about can vanish.
+    """Fourier parameterisation with an alpha channel, so that regions the objective does not depend on can fade out.
 
-    As :func:`fourier`, with one more spectrum for the opacity ``sigmoid(x)``, which takes no part in the correlation of
-    the colours. It starts near 0.5.
+    As :func:`fourier`, with one more spectrum for the opacity ``sigmoid(x)``, to which the colour correlation does not
+    apply. The initial opacity is near 0.5.
 
     Args:
         size, sd, decay, device: as for :func:`fourier`.
-        channels: of colour, at least 1; one more comes out.
-        correlation: of the colours, see :func:`~featvis_func.color.correlation_matrix`.
+        channels: colour channels, at least 1. The image has one channel more.
+        correlation: of the colour channels, see :func:`~featvis_func.color.correlation_matrix`.
 
     Returns:
-        An :class:`Image` with parameters float32 ``(channels + 1, h, w // 2 + 1, 2)``; decoded ``(channels + 1, h,
-        w)``.
+        An :class:`Image` with parameters float32 ``(channels + 1, h, w // 2 + 1, 2)``; decodes to
+        ``(channels + 1, h, w)``, the last channel alpha.
 
     Raises:
-        ValueError: a size or channel count below 1, or a correlation of another shape.
+        ValueError: if the size or channel count is below 1, or the correlation matrix has the wrong shape.
 
     Source: Mordvintsev et al., "Differentiable Image Parameterizations", Distill 2018, section "Transparency"; Lucid's
-    ``image(alpha=True)``. The view must lay the image over a background: without one the opacity has no gradient.
+    ``image(alpha=True)``. The random transform must composite the image over a background, as
+    :func:`~featvis_func.transform.over_background` does; otherwise the opacity receives no gradient.
 
     >>> image = alpha(8)
     >>> image.decode(image.init(torch.tensor([0, 1]))).shape

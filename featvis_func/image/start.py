@@ -1,6 +1,4 @@
-"""Images that start from a picture."""
-
-import math
+"""Images that start from a given image."""
 
 import torch
 from torch import Tensor
@@ -9,29 +7,32 @@ from featvis_func.image.base import MARGIN
 from featvis_func.random import key as make_key
 from featvis_func.tree import tree_map
 from featvis_func.types import Image, Key, Params
+from featvis_func.validation import check_float
 
-# How far the decoded start may be from the picture: what the margin moves, and rounding.
+# Largest difference allowed between the decoded start and the picture: the clamping to MARGIN, and rounding.
 _TOLERANCE = MARGIN + 1e-4
 
 
 def from_image(image: Image, picture: Tensor, *, noise: float = 0.0) -> Image:
-    """The same parameterisation, starting from a picture.
+    """Return the same parameterisation, initialised from a given image.
 
-    ``init(key) = encode(picture) + noise * image.init(key)``, so that the first image is the picture to 0.0011; values
-    closer to 0 or 1 than 2**-10 are moved to that distance, since the sigmoid reaches neither.
+    ``init(key) = encode(picture) + noise * image.init(key)``. With ``noise=0`` the decoded initial image equals
+    ``picture`` to within 0.0011: values closer to 0 or 1 than ``2**-10`` are clamped to that distance, because the
+    sigmoid reaches neither.
 
     Args:
-        image: any that encodes; :func:`cppn` does not. For :func:`phase` give it the picture's own magnitudes, by
-            :func:`magnitude_of`.
-        picture: float32 or float64 ``(c, h, w)`` in ``[0, 1]``, of the image's shape.
-        noise: times the parameterisation's random start that are added, at least 0; 0: all filters start alike.
+        image: a parameterisation that has ``encode``; :func:`cppn` does not. :func:`phase` needs the magnitudes of the
+            picture, see :func:`magnitude_of`.
+        picture: float32 or float64 ``(c, h, w)`` in ``[0, 1]``, of the shape of the decoded image.
+        noise: factor of the random initial parameters that are added, at least 0. With 0 all filters start from the
+            same parameters.
 
     Returns:
-        An :class:`Image` whose ``init`` alone is another. Its parameters have the picture's dtype.
+        An :class:`Image` that differs from ``image`` in ``init`` only. Its parameters have the dtype of ``picture``.
 
     Raises:
-        ValueError: a picture of another shape, dtype or range, a parameterisation that cannot encode or cannot show it,
-            or negative noise.
+        ValueError: if the picture has the wrong shape, dtype or range, if the parameterisation has no ``encode`` or
+            cannot represent the picture, or if the noise is negative.
 
     >>> from featvis_func.image import fourier
     >>> picture = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -39,41 +40,41 @@ def from_image(image: Image, picture: Tensor, *, noise: float = 0.0) -> Image:
     >>> torch.allclose(image.decode(image.init(torch.tensor([0, 1]))), picture, atol=2e-3)
     True
     """
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise must be finite and at least 0, got {noise}")
+    noise = check_float("noise", noise, 0)
     if image.encode is None:
-        raise ValueError("this parameterisation cannot start from a picture: it has no encode (as a cppn has none)")
-    what = picture.dtype if isinstance(picture, Tensor) else type(picture).__name__
-    if what not in (torch.float32, torch.float64):
-        raise ValueError(f"a picture to start from must be float32 or float64 (c, h, w) in [0, 1], got {what}")
+        raise ValueError("this parameterisation cannot start from a picture, because it has no encode function")
+    kind = picture.dtype if isinstance(picture, Tensor) else type(picture).__name__
+    if kind not in (torch.float32, torch.float64):
+        raise ValueError(f"the picture must be float32 or float64 (c, h, w) in [0, 1], got {kind}")
     shape = tuple(image.decode(image.init(make_key(0, device=picture.device))).shape)
     if tuple(picture.shape) != shape:
         raise ValueError(
-            f"the picture has shape {tuple(picture.shape)}, the image {shape}; resize the picture (as by"
-            " torch.nn.functional.interpolate(picture[None], size=(h, w), mode='bilinear', antialias=True)[0]),"
-            " or make the image for its size and channels"
+            f"the picture has shape {tuple(picture.shape)}, the image {shape}; resize the picture, for"
+            " example by torch.nn.functional.interpolate(picture[None], size=(h, w), mode='bilinear',"
+            " antialias=True)[0], or create the image with the size and channels of the picture"
         )
     if not bool(((picture >= 0) & (picture <= 1)).all()):
         raise ValueError(
             f"the picture must be in [0, 1], got {picture.min().item():g} to {picture.max().item():g};"
-            " divide bytes by 255"
+            " divide 8-bit values by 255"
         )
     picture = picture.detach().clone()
     try:
         start = image.encode(picture)
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise ValueError("the colour correlation cannot be inverted, and so no picture be encoded") from error
+        raise ValueError("the picture cannot be encoded, because the colour correlation matrix is singular") from error
     error = (image.decode(start) - picture).abs().max().item()
     if not error <= _TOLERANCE:
         raise ValueError(
-            f"this parameterisation cannot show the picture: it comes out different by up to {error:.2g}; phase() needs"
-            " the picture's own magnitude=magnitude_of(picture) and contrast=None; part of a canvas holds only a part"
+            f"this parameterisation cannot represent the picture: the decoded image differs by up to {error:.2g};"
+            " phase() needs magnitude=magnitude_of(picture) and contrast=None, and canvases must not be restricted"
+            " to low frequencies or coarse levels"
         )
 
     def init(key: Key) -> Params:
-        begun = tree_map(lambda leaf: leaf.to(key.device), start)
+        params = tree_map(lambda leaf: leaf.to(key.device), start)
         if not noise:
-            return begun
-        return tree_map(lambda leaf, drawn: leaf + noise * drawn.to(leaf), begun, image.init(key))
+            return params
+        return tree_map(lambda leaf, drawn: leaf + noise * drawn.to(leaf), params, image.init(key))
 
     return image._replace(init=init)

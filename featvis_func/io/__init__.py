@@ -1,1 +1,1 @@
-"""Files and formats: atomic writes, photographs, PNG, animations, lists of filters."""
+"""Read and write files: images, animations, atomic writes, and filter numbers."""

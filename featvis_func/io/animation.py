@@ -1,7 +1,6 @@
-"""Images one after another, as an animated GIF or WebP."""
+"""Write a sequence of images as an animated GIF or WebP."""
 
 import itertools
-import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,29 @@ from torch import Tensor
 
 from featvis_func.io.atomic import write_file
 from featvis_func.io.pil import picture, to_uint8
-from featvis_func.validation import check_name
+from featvis_func.validation import check_float, check_name
 
 FORMATS = ("gif", "webp")
-"""What an animation can be written as."""
+"""Supported file formats."""
 
-_TICK = {"gif": 0.01, "webp": 0.001}  # seconds in which each counts
-_SHORTEST = 0.02  # seconds; viewers slow down what changes faster
+_TICK = {"gif": 0.01, "webp": 0.001}  # seconds, the unit of frame durations in each format
+_MIN_DURATION = 0.02  # seconds; viewers slow down animations with shorter frames
 
 
 def animate(frames: Tensor, path: str | Path, *, seconds: float = 2.0, hold: float = 1.0) -> Path:
-    """Writes an animation that loops, whole or not at all.
+    """Write a looping animation to a file, atomically.
 
     Args:
         frames: as for :func:`animation_bytes`.
-        path: a ``.gif`` or ``.webp`` in a folder that exists. GIF has 256 colours a frame, and pixels that are
-            opaque, from half on, or are not.
+        path: a ``.gif`` or ``.webp`` file in an existing folder. GIF is limited to 256 colours per frame, and to pixels
+            that are either opaque (opacity of at least one half) or transparent.
         seconds, hold: as for :func:`animation_bytes`.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: another suffix, a file that cannot be written, or as :func:`animation_bytes`.
+        ValueError: If the suffix is unknown, the file cannot be written, or as for :func:`animation_bytes`.
     """
     path = Path(path)
     check_name("suffix of an animation", path.suffix.lower(), [f".{name}" for name in FORMATS])
@@ -48,18 +47,21 @@ def animate(frames: Tensor, path: str | Path, *, seconds: float = 2.0, hold: flo
 def animation_bytes(
     frames: Tensor, format: str = "webp", *, seconds: float = 2.0, hold: float = 1.0, quality: int = 90
 ) -> bytes:
-    """An animation that loops, as the bytes of a file; equal frames are equal bytes.
+    """Encode a looping animation as the bytes of a file; equal frames give identical bytes.
 
     Args:
-        frames: ``(k, c, h, w)``, uint8 or float in ``[0, 1]``; 1 channel is grey, 3 RGB, 4 RGBA, of others each stands
-            in grey beside the one before. Equal neighbours become one longer frame.
+        frames: ``(k, c, h, w)``, uint8 or float in ``[0, 1]``. 1 channel is grey, 3 are RGB, 4 are RGBA; any other
+            number is shown as grey images side by side. Consecutive equal frames are merged into a longer one.
         format: one of :data:`FORMATS`.
-        seconds: from the first frame to the end of the last, without ``hold``; above 0. A frame takes at least 0.02 s.
-        hold: further seconds of the last frame, at least 0.
-        quality: of WebP, 0 to 100; 100 is lossless.
+        seconds: duration of all frames without ``hold``, above 0. Each frame is shown for at least 0.02 s.
+        hold: additional duration of the last frame in seconds, at least 0.
+        quality: WebP quality, 0 to 100, where 100 is lossless. Ignored for GIF.
+
+    Returns:
+        The contents of the file.
 
     Raises:
-        ValueError: an unknown format, frames of another shape or type, or a number out of range.
+        ValueError: If the format is unknown, the frames have another shape or dtype, or a number is out of range.
 
     >>> animation_bytes(torch.rand(3, 3, 8, 8), "gif")[:6]
     b'GIF89a'
@@ -67,19 +69,18 @@ def animation_bytes(
     check_name("format of an animation", format, FORMATS)
     if frames.ndim != 4 or 0 in frames.shape or not (frames.dtype == torch.uint8 or frames.is_floating_point()):
         raise ValueError(
-            f"expected frames (k, c, h, w), uint8 or float in [0, 1], got {tuple(frames.shape)} {frames.dtype}"
+            f"frames must be (k, c, h, w), uint8 or float in [0, 1], got {tuple(frames.shape)} {frames.dtype}"
         )
-    if not (0 < seconds < math.inf and 0 <= hold < math.inf):
-        raise ValueError(f"expected seconds above 0 and hold of at least 0, got seconds={seconds}, hold={hold}")
+    seconds, hold = check_float("seconds", seconds, above=0), check_float("hold", hold, 0)
     if not 0 <= quality <= 100:
-        raise ValueError(f"quality must be 0 to 100, got {quality}")
+        raise ValueError(f"quality must be in [0, 100], got {quality}")
     options: dict[str, Any] = {"lossless": quality == 100, "quality": quality, "method": 4}
     if format == "gif":
         options = {"optimize": False}
-        if frames.shape[1] == 4:  # a pixel is opaque, or is not; and no frame shows through the next one
+        if frames.shape[1] == 4:  # GIF has no partial opacity.
             frames = frames if frames.dtype == torch.uint8 else to_uint8(frames)
             frames = torch.cat([frames[:, :3], (frames[:, 3:] >= 128).to(torch.uint8) * 255], dim=1)
-            options["disposal"] = 2
+            options["disposal"] = 2  # Clear each frame before the next, which would show it where transparent.
     first, *others = (picture(frame) for frame in frames)
     data = BytesIO()
     first.save(
@@ -90,11 +91,11 @@ def animation_bytes(
 
 
 def _durations(count: int, seconds: float, hold: float, *, tick: float) -> list[int]:
-    """Milliseconds of each frame, in whole ticks, whose sum is off by no more than one of them.
+    """Return frame durations in milliseconds, rounded to multiples of ``tick`` seconds so that errors do not add up.
 
     >>> _durations(3, 1.0, 0.5, tick=0.01)
     [330, 340, 830]
     """
-    each = max(seconds / count, _SHORTEST)
+    each = max(seconds / count, _MIN_DURATION)
     ends = [round(i * each / tick) for i in range(count)] + [round((count * each + hold) / tick)]
     return [round((end - start) * tick * 1000) for start, end in itertools.pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and stay after a power cut."""
+"""Atomic and durable file operations."""
 
 import contextlib
 import errno
@@ -8,33 +8,34 @@ import socket
 from pathlib import Path
 
 _SUFFIX = ".tmp"
-# What file systems without hard links say.
+# Errors of file systems without hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 _HOST = socket.gethostname().split(".")[0]
 
 
 def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Writes a file durably: a temporary one beside it, synchronised, renamed, and the folder synchronised.
+    """Write a file atomically and durably.
 
-    Its mode is that of any new file, by the umask. An interrupted call leaves at most a temporary file behind, which
-    :func:`remove_abandoned` knows.
+    The data is written to a temporary file in the same folder and synchronised to disk; the file is then renamed and
+    the folder synchronised. The file mode follows the umask. An interrupted call leaves at most a temporary file, which
+    :func:`remove_abandoned` removes.
 
     Args:
-        path: in a folder that exists.
-        data: all of it.
-        replace: whether an old file gives way; two writers that must not replace each other agree on who was first.
+        path: the file to write, in an existing folder.
+        data: the contents.
+        replace: whether to replace an existing file. If ``False``, exactly one of several concurrent writers succeeds.
 
     Raises:
-        FileExistsError: the file is there, and is not to be replaced.
-        OSError: whatever else the file system says; nothing was written then.
+        FileExistsError: If the file exists and ``replace`` is ``False``.
+        OSError: If any other file operation fails. Unless synchronising the folder failed, the target is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
+            remaining = memoryview(data)
+            while remaining:
+                remaining = remaining[os.write(handle, remaining) :]
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -49,17 +50,17 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
     sync_folder(path.parent)
 
 
-def whole_path(path: str | Path) -> Path:
-    """A path that means the same after the working directory has changed, and in other processes."""
+def absolute_path(path: str | Path) -> Path:
+    """Expand ``~`` and make a path absolute, so that it does not depend on the working directory."""
     return Path(path).expanduser().absolute()
 
 
 def move_file(path: Path, target: Path) -> None:
-    """Renames a file, never in the place of another.
+    """Rename a file without replacing an existing one.
 
     Raises:
-        FileExistsError: there is a file of that name.
-        OSError: whatever else the file system says.
+        FileExistsError: If the target exists.
+        OSError: If any other file operation fails.
     """
     try:
         os.link(path, target)
@@ -74,21 +75,21 @@ def move_file(path: Path, target: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those above it, durably; one that is there is left as it is.
+    """Create a folder and its parents durably, if they do not exist.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: If a folder cannot be created.
     """
     if path.is_dir():
         return
     make_folder(path.parent)
-    with contextlib.suppress(FileExistsError):  # another process was sooner
+    with contextlib.suppress(FileExistsError):  # Another process created it first.
         os.mkdir(path)
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """What was renamed in a folder is on the disk after this."""
+    """Synchronise a folder to disk, so that renamed files survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -97,26 +98,30 @@ def sync_folder(path: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one of :func:`write_file`, which its writer has not finished."""
+    """Return whether a file is an unfinished temporary file of :func:`write_file`."""
     return path.name.startswith(".") and path.name.endswith(_SUFFIX)
 
 
 def remove_abandoned(folder: Path) -> list[Path]:
-    """Removes the temporary files of this machine's processes that are no more, in a folder and those below."""
+    """Remove the temporary files left in a folder tree by terminated processes of this machine.
+
+    Returns:
+        The removed files.
+    """
     removed = []
     for path in folder.rglob(f".*{_SUFFIX}"):
         *_, host, process, _, _ = ("", "", "", *path.name.split("."))
-        if host == _HOST and process.isdecimal() and not _runs(int(process)):
+        if host == _HOST and process.isdecimal() and not _is_running(int(process)):
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # The process belongs to another user.
         return True
     return True

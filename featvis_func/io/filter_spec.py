@@ -1,19 +1,19 @@
-"""Filters as people write them."""
+"""Parse and format filter numbers such as ``0-7,12``."""
 
-_MOST_FILTERS = 1_000_000
+_MAX_FILTERS = 1_000_000  # bounds the memory that a mistyped range takes
 
 
 def filter_numbers(text: str) -> list[int] | None:
-    """Reads a list of filters.
+    """Parse a list of filter numbers.
 
     Args:
-        text: numbers and ranges, both ends included, such as ``0-7,12``; or ``all``.
+        text: comma-separated numbers and inclusive ranges, such as ``0-7,12``; or ``all``.
 
     Returns:
-        The numbers in the order given, or ``None`` for all.
+        The numbers in the order given, or ``None`` for ``all``.
 
     Raises:
-        ValueError: anything else.
+        ValueError: If the text has another form.
 
     >>> filter_numbers("0-3,12")
     [0, 1, 2, 3, 12]
@@ -25,23 +25,23 @@ def filter_numbers(text: str) -> list[int] | None:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ValueError(f"filters {text!r} must be numbers and ranges such as '0-7,12', or 'all'")
-        if int(last or first) - int(first) >= _MOST_FILTERS:
-            raise ValueError(f"filters {part.strip()!r} are more than any layer has")
+        if int(last or first) - int(first) >= _MAX_FILTERS:
+            raise ValueError(f"filters {part.strip()!r} must be a range of at most {_MAX_FILTERS} filters")
         numbers.extend(range(int(first), int(last or first) + 1))
     return numbers
 
 
 def split_layer(text: str) -> tuple[str, list[int] | None, bool]:
-    """Reads a layer with or without its filters.
+    """Parse a layer name with optional filter numbers.
 
     Args:
         text: ``"layer"``, ``"layer:97"``, ``"layer:10-20"`` or ``"layer:*"``.
 
     Returns:
-        The layer, its filters (``None``: all), and whether any were written.
+        The layer name, its filters (``None``: all), and whether the text states filters.
 
     Raises:
-        ValueError: something else behind the colon.
+        ValueError: If the text after the colon is not a list of filters.
 
     >>> split_layer("head:3-5"), split_layer("head:*"), split_layer("head")
     (('head', [3, 4, 5], True), ('head', None, True), ('head', None, False))
@@ -53,7 +53,7 @@ def split_layer(text: str) -> tuple[str, list[int] | None, bool]:
 
 
 def ranges(numbers: tuple[int, ...]) -> str:
-    """Writes rising numbers, as :func:`filter_numbers` reads them.
+    """Format ascending numbers as text for :func:`filter_numbers`.
 
     >>> ranges((0, 1, 2, 3, 12))
     '0-3,12'

@@ -1,7 +1,4 @@
-"""Picture files: which there are, how one is read, and which part of it a model sees.
-
-Like :mod:`featvis_func.dataset.image_statistics`, this reads files, which the functional core does not.
-"""
+"""Find and read image files, and compute the geometry of the centre crop."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,43 +13,47 @@ from torch import Tensor
 from featvis_func.validation import check_size
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What the names of pictures end in, in small or capital letters."""
+"""Suffixes of image files; their case is ignored."""
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_BYTES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"}
+_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"}
 _WHITE = (255, 255, 255, 255)
-_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
-# A JPEG may be decoded at an eighth, a quarter or half of its size, if that is this many times what is needed.
-_SPARE = 2
+_ORIENTATION = 0x0112  # EXIF tag
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as this is at least the required size times this factor.
+_DRAFT_FACTOR = 2
 
 
-class Seen(NamedTuple):
-    """What a model sees of a picture of ``(height, width)``: the largest part of its own form, about the centre."""
+class CenterCrop(NamedTuple):
+    """Geometry of the centre crop of an image: the largest region with the aspect ratio of the model's input."""
 
     left: Tensor
-    """In the picture's pixels, as the next."""
+    """Left edge, in pixels of the image file."""
     top: Tensor
+    """Top edge, in pixels of the image file."""
     scale: Tensor
-    """The picture's pixels per pixel of the model's input."""
+    """Pixels of the image file per pixel of the model's input."""
 
 
-def find_pictures(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Picture files, each once, in the order of their names.
+def find_images(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List image files.
 
     Args:
-        images: a folder, whose files are found by :data:`SUFFIXES`, and in its folders, but for
-            hidden ones; or files.
+        images: a folder, which is searched recursively for files with :data:`SUFFIXES` that are not hidden; or paths
+            of files.
+
+    Returns:
+        The sorted paths, without duplicates.
 
     Raises:
-        ValueError: neither a folder nor files, or no pictures.
+        ValueError: If ``images`` is neither a folder nor paths, or there are no image files.
     """
     if not isinstance(images, str | Path):
         if not isinstance(images, Iterable):
-            raise ValueError(f"expected a folder or picture files, got {images!r}")
+            raise ValueError(f"expected a folder or image files, got {images!r}")
         files = sorted({Path(path) for path in images})
         if not files:
-            raise ValueError("no picture files were given")
+            raise ValueError("no image files were given")
         return files
     folder = Path(images)
     if not folder.is_dir():
@@ -63,35 +64,39 @@ def find_pictures(images: str | Path | Iterable[str | Path]) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not files:
-        raise ValueError(f"no image files in {str(folder)!r}, such as {', '.join(SUFFIXES)}")
+        raise ValueError(f"no image files in {str(folder)!r}; expected one of {', '.join(SUFFIXES)}")
     return files
 
 
-def check_channels(channels: int, instead: str = "") -> None:
-    """Raises ValueError if files cannot be read with so many channels.
+def check_channels(channels: int, advice: str = "") -> None:
+    """Raise ValueError if image files cannot be read with this number of channels.
+
+    Args:
+        channels: number of channels.
+        advice: appended to the error message.
 
     >>> check_channels(2)
     Traceback (most recent call last):
         ...
-    ValueError: files can be read with 1 (grey), 3 or 4 channels, got 2
+    ValueError: image files can be read with 1 (grey), 3 or 4 channels, got 2
     """
     if channels not in _MODES:
-        raise ValueError(f"files can be read with 1 (grey), 3 or 4 channels, got {channels}{instead}")
+        raise ValueError(f"image files can be read with 1 (grey), 3 or 4 channels, got {channels}{advice}")
 
 
-def read_picture(path: str | Path, size: int | tuple[int, int], *, channels: int = 3) -> Tensor:
-    """An image file as a tensor, upright, resized and cropped about its centre.
+def read_image(path: str | Path, size: int | tuple[int, int], *, channels: int = 3) -> Tensor:
+    """Read an image file as a tensor, rotated upright according to EXIF, resized, and cropped to its centre.
 
     Args:
-        path: of a file that Pillow reads, of 8 bits per channel.
-        size: pixels, ``h = w`` or ``(h, w)``.
-        channels: 1 (grey), 3 or 4. Without the fourth, what is transparent shows white.
+        path: a file with 8 bits per channel, in any format that Pillow reads.
+        size: size in pixels, an integer for a square or ``(h, w)``.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA). Transparent pixels are blended with white for 1 and 3 channels.
 
     Returns:
         float32 ``(channels, h, w)`` in ``[0, 1]``.
 
     Raises:
-        ValueError: a file that is not there or cannot be read, or another number of channels.
+        ValueError: If the file is missing or cannot be read, or ``channels`` is another number.
     """
     pixels, _ = read_pixels(path, check_size(size), channels=channels)
     return (pixels.double() / 255).float()
@@ -100,70 +105,77 @@ def read_picture(path: str | Path, size: int | tuple[int, int], *, channels: int
 def read_pixels(
     path: str | Path, size: tuple[int, int], *, channels: int = 3, quick: bool = False
 ) -> tuple[Tensor, tuple[int, int]]:
-    """An image file as :func:`read_picture` reads it, in bytes, and how large it is.
+    """Read an image file like :func:`read_image`, but as uint8 and together with its original size.
 
     Args:
-        path, size, channels: as for :func:`read_picture`.
-        quick: whether a large JPEG may be decoded at a reduced size, of at least twice ``size``.
+        path, channels: as for :func:`read_image`.
+        size: ``(h, w)`` in pixels.
+        quick: whether a large JPEG may be decoded at a reduced size of at least twice ``size``.
 
     Returns:
-        uint8 ``(channels, h, w)``; and the whole picture's ``(height, width)``, upright.
+        uint8 ``(channels, h, w)``; and ``(height, width)`` of the upright image before resizing and cropping.
 
     Raises:
-        ValueError: as :func:`read_picture`.
+        ValueError: as for :func:`read_image`.
     """
     check_channels(channels, "; give a tensor instead")
     h, w = size
-    upright, whole = _opened(Path(path), _MODES[channels], _SPARE * max(h, w) if quick else None)
+    upright, file_size = _open(Path(path), _MODES[channels], _DRAFT_FACTOR * max(h, w) if quick else None)
     values = np.array(PIL.ImageOps.fit(upright, (w, h), PIL.Image.Resampling.BICUBIC))
     pixels = torch.from_numpy(values)
-    return (pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0).contiguous()), whole
+    return (pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0).contiguous()), file_size
 
 
-def open_picture(path: str | Path, *, channels: int = 3) -> PIL.Image.Image:
-    """An image file as a whole, upright.
+def open_image(path: str | Path, *, channels: int = 3) -> PIL.Image.Image:
+    """Open an image file at its original size, rotated upright according to EXIF.
 
     Raises:
-        ValueError: as :func:`read_picture`.
+        ValueError: as for :func:`read_image`.
     """
     check_channels(channels)
-    return _opened(Path(path), _MODES[channels], None)[0]
+    return _open(Path(path), _MODES[channels], None)[0]
 
 
-def seen_part(whole: Tensor, size: tuple[int, int]) -> Seen:
-    """Which part of a picture :func:`read_pixels` keeps.
+def center_crop(file_size: Tensor, size: tuple[int, int]) -> CenterCrop:
+    """Compute the region of an image that :func:`read_pixels` keeps.
 
     Args:
-        whole: ``(..., 2)``, height and width of pictures.
+        file_size: ``(..., 2)``: height and width of the image files in pixels.
         size: ``(h, w)`` of the model's input.
 
-    >>> seen_part(torch.tensor([100, 300]), (50, 50))
-    Seen(left=tensor(100.), top=tensor(0.), scale=tensor(2.))
+    Returns:
+        The geometry; each field has shape ``(...)``.
+
+    >>> center_crop(torch.tensor([100, 300]), (50, 50))
+    CenterCrop(left=tensor(100.), top=tensor(0.), scale=tensor(2.))
     """
-    scale = torch.minimum(whole[..., 0] / size[0], whole[..., 1] / size[1])
-    top, left = ((whole[..., axis] - scale * size[axis]) / 2 for axis in (0, 1))
-    return Seen(left, top, scale)
+    scale = torch.minimum(file_size[..., 0] / size[0], file_size[..., 1] / size[1])
+    top, left = ((file_size[..., axis] - scale * size[axis]) / 2 for axis in (0, 1))
+    return CenterCrop(left, top, scale)
 
 
-def _opened(path: Path, mode: str, near: int | None) -> tuple[PIL.Image.Image, tuple[int, int]]:
-    """A picture, upright, of no less than ``near`` pixels a side if it has so many; and its own height and width."""
+def _open(path: Path, mode: str, draft_size: int | None) -> tuple[PIL.Image.Image, tuple[int, int]]:
+    """Open an image upright, and return it with the height and width of the file.
+
+    With ``draft_size``, a JPEG is decoded at a reduced size, with both sides at least this many pixels.
+    """
     try:
         with PIL.Image.open(path) as file:
             w, h = file.size
-            drafted = None if near is None else file.draft(None, (near, near))
-            flip_kernel = drafted is not None and file.getexif().get(_ORIENTATION) in _TURNED
+            draft = None if draft_size is None else file.draft(None, (draft_size, draft_size))
+            transposed = draft is not None and file.getexif().get(_ORIENTATION) in _TRANSPOSED
             upright = PIL.ImageOps.exif_transpose(file)
-            if drafted is None:
+            if draft is None:
                 w, h = upright.size
-            if upright.mode not in _BYTES:
-                raise ValueError(f"its pixels are of kind {upright.mode}; convert it to 8 bits per channel")
-            # Palettes may have transparent entries, which go by way of the opacity.
+            if upright.mode not in _8_BIT_MODES:
+                raise ValueError(f"its mode is {upright.mode}, expected 8 bits per channel")
+            # A palette may have transparent entries: convert it to RGBA first.
             if upright.mode in ("P", "PA", "LA", "RGBA") or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
                 if mode != "RGBA":
                     upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, _WHITE), upright)
-            return upright.convert(mode), (w, h) if flip_kernel else (h, w)
+            return upright.convert(mode), (w, h) if transposed else (h, w)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file fails in any way there is
+    except Exception as error:  # Damaged files raise many types of exceptions.
         raise ValueError(f"{path} cannot be read as an image: {error}") from error

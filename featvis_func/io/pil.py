@@ -1,4 +1,4 @@
-"""Images as bytes and as PIL pictures."""
+"""Convert tensors to uint8 and to PIL images."""
 
 import PIL.Image
 import torch
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Values in ``[0, 1]`` as whole numbers 0 to 255, rounded to the nearest; those outside are clamped.
+    """Convert values in ``[0, 1]`` to uint8, clamped and rounded to nearest.
 
     Args:
-        images: float, of any shape.
+        images: float tensor of any shape.
 
     Returns:
-        uint8, of the same shape, on the same device.
+        uint8 tensor of the same shape, on the same device.
 
     >>> to_uint8(torch.tensor([-0.1, 0.0, 0.5, 1.0])).tolist()
     [0, 0, 128, 255]
@@ -22,11 +22,14 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def picture(image: Tensor) -> PIL.Image.Image:
-    """One image as a picture.
+    """Convert an image tensor to a PIL image.
 
     Args:
-        image: ``(c, h, w)`` float in ``[0, 1]``, or uint8; 1 channel is grey, 3 RGB, 4 RGBA; of others, each stands in
-            grey beside the one before.
+        image: ``(c, h, w)``, float in ``[0, 1]`` or uint8. 1 channel is grey, 3 are RGB, 4 are RGBA; any other number
+            is shown as grey images side by side.
+
+    Returns:
+        A PIL image of mode ``L``, ``RGB`` or ``RGBA``.
 
     >>> picture(torch.zeros(2, 4, 5)).size
     (10, 4)

@@ -1,4 +1,4 @@
-"""Models by name, from a folder or from the user: an ``nn.Module`` with what it expects as input."""
+"""Load vision models: an ``nn.Module`` together with the input it expects."""
 
 from featvis_func.models.base import IMAGENET_MEAN as IMAGENET_MEAN
 from featvis_func.models.base import IMAGENET_STD as IMAGENET_STD

@@ -1,4 +1,4 @@
-"""What a model is, and what the roads to one share."""
+"""The :class:`Model` type, and helpers that all model loaders share."""
 
 import hashlib
 import os
@@ -14,27 +14,28 @@ from torch import nn
 
 from featvis_func.validation import first_line
 
-# The statistics of ImageNet's training images, as all of torchvision's classification presets state them.
+# Statistics of the ImageNet training images, as given by all classification presets of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULT_SIZE = 224
 
 
 class Model(NamedTuple):
-    """A module and the input that it expects. Make one with :func:`~featvis_func.load_model`."""
+    """A module and the input it expects. Create one with :func:`~featvis_func.load_model`."""
 
     module: nn.Module
-    """Never changed by this library: not its mode, hooks, flags, device, dtype or values."""
+    """Never modified by this library: its mode, hooks, ``requires_grad`` flags, device, dtype and values are kept."""
     name: str
     mean: tuple[float, ...]
-    """Per channel: the module is given ``(image - mean) / std`` of an image in ``[0, 1]``."""
+    """Mean per channel: the module receives ``(image - mean) / std`` for an image in ``[0, 1]``."""
     std: tuple[float, ...]
+    """Standard deviation per channel."""
     size: tuple[int, int]
-    """``(h, w)`` of the input in pixels."""
+    """Input size ``(h, w)`` in pixels."""
     categories: tuple[str, ...] = ()
-    """Names of the classes, where known."""
+    """Class names, if known."""
     weights: str = ""
-    """Where the values come from, where known: the library's name for them, or a file's name and sha256."""
+    """Origin of the weights, if known: the name used by the library they come from, or a file name and its SHA-256."""
 
     @property
     def channels(self) -> int:
@@ -42,89 +43,124 @@ class Model(NamedTuple):
         return len(self.mean)
 
 
-class Request(NamedTuple):
-    """What is asked of the road that a name leads to."""
+class LoadRequest(NamedTuple):
+    """Arguments of a model loader."""
 
     spec: str
-    """As the user wrote it, which is the model's name."""
-    rest: str
-    """The part behind the first colon."""
-    own_weights: bool
-    """A file of weights follows, so that none need be fetched."""
+    """The full model specification, such as ``"timm:resnet50@none"``. It becomes the name of the model."""
+    source: str
+    """The part of ``spec`` after the first colon."""
+    skip_pretrained: bool
+    """Whether to skip the pretrained weights, because a weights file is loaded afterwards."""
     size: tuple[int, int] | None
-    """``(h, w)`` that the user wants, for models that are built for one size."""
+    """Requested input size ``(h, w)``, for architectures that are built for a fixed size."""
 
 
-def needed(package: str, extra: str, spec: str) -> Any:
-    """Imports a package that not everybody has installed.
+def import_optional(package: str, extra: str, feature: str) -> Any:
+    """Import an optional dependency.
+
+    Args:
+        package: name of the module to import.
+        extra: the extra of this package that installs it.
+        feature: what requires the package; used in the error message.
+
+    Returns:
+        The imported module.
 
     Raises:
-        ValueError: it is missing, with what to install; or it does not import.
+        ValueError: If the package is not installed or fails to import.
     """
     try:
         return import_module(package)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            why = f"the package {package}, which is not installed"
+            reason = f"the package {package}, which is not installed"
         else:
-            why = f"the package {package}, which does not import ({first_line(error)})"
-        raise ValueError(f"{spec!r} needs {why}: pip install 'featvis-func[{extra}]'") from error
+            reason = f"the package {package}, which fails to import ({first_line(error)})"
+        raise ValueError(f"{feature!r} needs {reason}: pip install 'featvis-func[{extra}]'") from error
 
 
 @contextmanager
-def same_random_weights() -> Iterator[None]:
-    """What is drawn in the block is the same each time, and the caller's generator left alone."""
+def seeded_init() -> Iterator[None]:
+    """Seed the CPU generator with 0 inside the block, and restore its previous state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
 
-def place(rest: str) -> tuple[Path | None, str, str]:
-    """The folder that a name means, if it means one; the name; and what follows its last ``@``.
+def parse_source(source: str) -> tuple[Path | None, str, str]:
+    """Split a model source ``NAME[@REVISION]`` or ``FOLDER[@REVISION]``.
+
+    Args:
+        source: the part of a model specification after its prefix.
+
+    Returns:
+        The folder, or ``None`` if the name is not an existing folder; the name; and the text after the last ``@``,
+        which is empty if there is none.
 
     Raises:
-        ValueError: it reads like a path, and there is no such folder.
+        ValueError: If the name starts like a path, but no such folder exists.
 
-    >>> place("google/vit-base-patch16-224@main")
+    >>> parse_source("google/vit-base-patch16-224@main")
     (None, 'google/vit-base-patch16-224', 'main')
     """
-    name, at, behind = rest, "", ""
-    if not rest:
+    if not source:
         return None, "", ""
-    if not Path(rest).expanduser().is_dir():  # whose own name may hold an @
-        name, at, behind = rest.rpartition("@")
-    if not at:
-        name, behind = rest, ""
+    name, separator, revision = source, "", ""
+    if not Path(source).expanduser().is_dir():  # The name of a folder may contain an @ itself.
+        name, separator, revision = source.rpartition("@")
+    if not separator:
+        name, revision = source, ""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder, name, behind
+        return folder, name, revision
     if name.startswith((".", "~", os.sep)):
         raise ValueError(f"no folder {name!r}")
-    return None, name, behind
+    return None, name, revision
 
 
-def digest(files: Sequence[Path]) -> str:
-    """What tells weights from others: the first file's name and its sha256; of several files, one over all theirs."""
+def file_digest(files: Sequence[Path]) -> str:
+    """Identify weights files by content.
+
+    Args:
+        files: files to hash, in order.
+
+    Returns:
+        ``"NAME sha256:HASH"``, where ``NAME`` is the name of the first file. ``HASH`` is the hash of a single file, or
+        the hash of the concatenated hashes of several files. The empty string if there are no files.
+    """
     if not files:
         return ""
-    sums = []
+    hashes = []
     for path in files:
         with open(path, "rb") as file:
-            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
-    whole = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-    return f"{files[0].name} sha256:{whole}"
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    combined = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return f"{files[0].name} sha256:{combined}"
 
 
-def normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
-    """The model with the user's own mean and std, checked."""
-    count = len(next(values for values in (mean, std, model.mean) if values is not None))
+def with_normalisation(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
+    """Replace the normalisation of a model.
 
-    def chosen(own: Sequence[float] | None, old: tuple[float, ...], neutral: float) -> tuple[float, ...]:
-        if own is not None:
-            return tuple(float(value) for value in own)
-        return old if len(old) == count else (neutral,) * count
+    Args:
+        model: the model.
+        mean: mean per channel. ``None`` keeps the present one, or uses 0 if the number of channels changes.
+        std: standard deviation per channel. ``None`` likewise, with 1 in place of 0.
 
-    new_mean, new_std = chosen(mean, model.mean, 0.0), chosen(std, model.std, 1.0)
+    Returns:
+        The model with the new normalisation.
+
+    Raises:
+        ValueError: If ``mean`` and ``std`` differ in length or are empty, or if a ``std`` is not positive.
+    """
+    channels = len(next(values for values in (mean, std, model.mean) if values is not None))
+
+    def resolve(given: Sequence[float] | None, present: tuple[float, ...], neutral: float) -> tuple[float, ...]:
+        if given is not None:
+            return tuple(float(value) for value in given)
+        return present if len(present) == channels else (neutral,) * channels
+
+    new_mean, new_std = resolve(mean, model.mean, 0.0), resolve(std, model.std, 1.0)
     if len(new_mean) != len(new_std) or not new_mean or not all(s > 0 for s in new_std):
         raise ValueError(
             f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"
@@ -133,7 +169,10 @@ def normalised(model: Model, mean: Sequence[float] | None, std: Sequence[float] 
 
 
 def fingerprint(module: nn.Module) -> str:
-    """sha256 of a module's structure and of all its tensors; what its code does, it cannot tell.
+    """Compute the SHA-256 of a module's structure and tensors.
+
+    The hash covers ``repr(module)``, the state dict, non-persistent buffers and tensor attributes. It does not cover
+    the code of ``forward``.
 
     >>> fingerprint(nn.Linear(2, 2)) == fingerprint(nn.Linear(2, 2))
     False
@@ -141,7 +180,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
     values = {
         **{f"{name}.{key}": v for name, child in module.named_modules() for key, v in vars(child).items()},
-        **dict(module.named_buffers()),  # those too that are not saved
+        **dict(module.named_buffers()),  # The state dict lacks non-persistent buffers.
         **module.state_dict(),
     }
     for name, value in values.items():

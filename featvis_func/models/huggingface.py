@@ -1,4 +1,4 @@
-"""Vision models of transformers, from the Hugging Face hub or a folder."""
+"""Load vision models of transformers from the Hugging Face hub or a folder."""
 
 import inspect
 import warnings
@@ -11,128 +11,144 @@ from featvis_func.models.base import (
     DEFAULT_SIZE,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    LoadRequest,
     Model,
-    Request,
-    digest,
-    needed,
-    place,
-    same_random_weights,
+    file_digest,
+    import_optional,
+    parse_source,
+    seeded_init,
 )
 from featvis_func.validation import first_line
 
 
 class PixelValues(nn.Module):
-    """A model of transformers as a function of images ``(n, c, h, w)`` alone.
+    """Wrap a transformers model as a function of images ``(n, c, h, w)``.
 
-    The model's own children, parameters and buffers are this module's, so that layers keep their names.
+    The children, parameters and buffers of the wrapped model are registered on the wrapper itself, so that layer names
+    do not change.
 
     Args:
-        inner: what takes ``pixel_values=``.
-        reverse: whether it takes the channels in the other order, blue before red.
+        inner: a module whose ``forward`` takes ``pixel_values=``.
+        reverse: whether it expects the channels in reverse order, BGR instead of RGB.
     """
 
     def __init__(self, inner: nn.Module, *, reverse: bool = False) -> None:
         super().__init__()
-        # Beside the registered children, not among them: no name gets a prefix. The rooms are the same objects, and so
-        # are their copies, since a deep copy copies an object once.
+        # Stored without registration, which would prefix all layer names with "inner.". Both modules share the
+        # registries; so do their deep copies, since deepcopy copies each object once.
         self.__dict__["inner"] = inner
-        for room in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            self.__dict__[room] = getattr(inner, room)
+        for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[registry] = getattr(inner, registry)
         self.reverse = reverse
         self.training = inner.training
 
     def forward(self, images: Tensor) -> Any:
-        """What the model makes of images."""
+        """Return the output of the wrapped model for images ``(n, c, h, w)``."""
         return self.__dict__["inner"](pixel_values=images.flip(1) if self.reverse else images)
 
 
 class Preset(NamedTuple):
-    """What an image processor does to an image in ``[0, 1]``, as far as a :class:`Model` says it."""
+    """Preprocessing of an image in ``[0, 1]``, as far as a :class:`Model` can represent it."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int] | None
+    """``(h, w)`` in pixels, if the image processor specifies it."""
     reverse: bool
+    """Whether the order of the channels is reversed."""
 
 
-def from_transformers(request: Request) -> Model:
-    """``ORG/NAME[@REVISION]`` or ``FOLDER``, either with ``@none``; see :func:`~featvis_func.load_model`.
+def from_transformers(request: LoadRequest) -> Model:
+    """Load ``transformers:ORG/NAME[@REVISION]`` or ``transformers:FOLDER``; see :func:`~featvis_func.load_model`.
 
     Raises:
-        ValueError: transformers is missing, what is asked for cannot be fetched, needs code of its own, or takes no
-            images.
+        ValueError: If transformers is not installed, the model cannot be loaded or requires code from its repository,
+            or it does not take images as its only input.
     """
-    transformers = needed("transformers", "huggingface", request.spec)
-    folder, name, revision = place(request.rest)
-    random = request.own_weights or revision == "none"
-    where = str(folder or name)
+    transformers = import_optional("transformers", "huggingface", request.spec)
+    folder, name, revision = parse_source(request.source)
+    random = request.skip_pretrained or revision == "none"
+    location = str(folder or name)
     options: dict[str, Any] = {"trust_remote_code": False}
     if revision not in ("", "none"):
         options["revision"] = revision
     try:
-        config, module, missing = _created(transformers, where, options, random)
-    except Exception as error:  # the hub, the network, files: each fails in its own way
-        raise ValueError(_failure(request.spec, error)) from error
+        config, module, missing = _create_module(transformers, location, options, random)
+    except Exception as error:  # The hub, the network and files raise many types of exceptions.
+        raise ValueError(_loading_error(request.spec, error)) from error
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        warnings.warn(f"the weights of {request.spec} lack {shown}, which are random now", stacklevel=5)
-    inner, config = _vision(request.spec, module, config)
-    preset = _preset(transformers, request.spec, where, options, getattr(config, "num_channels", 3))
+        warnings.warn(
+            f"the weights of {request.spec} lack {shown}, which are initialised at random instead", stacklevel=5
+        )
+    inner, config = _select_vision_module(request.spec, module, config)
+    preset = _load_preset(transformers, request.spec, location, options, getattr(config, "num_channels", 3))
     files = sorted(p for s in ("*.safetensors", "*.bin") for p in folder.glob(s)) if folder is not None else []
     commit = getattr(config, "_commit_hash", None) or revision
-    weights = digest(files) if folder is not None else f"{name}@{commit}" if commit else name
+    weights = file_digest(files) if folder is not None else f"{name}@{commit}" if commit else name
     return Model(
         PixelValues(inner.float().eval(), reverse=preset.reverse).eval(),
         request.spec,
         preset.mean,
         preset.std,
-        preset.size or _pair(getattr(config, "image_size", None)) or (DEFAULT_SIZE, DEFAULT_SIZE),
+        preset.size or _parse_size(getattr(config, "image_size", None)) or (DEFAULT_SIZE, DEFAULT_SIZE),
         (),
         "" if random else weights,
     )
 
 
-def _created(transformers: Any, where: str, options: dict[str, Any], random: bool) -> tuple[Any, nn.Module, list[str]]:
-    """A model's configuration, the model, and the names of what its weights lack."""
-    with same_random_weights(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of transformers, about itself
-        config = transformers.AutoConfig.from_pretrained(where, **options)
+def _create_module(
+    transformers: Any, location: str, options: dict[str, Any], random: bool
+) -> tuple[Any, nn.Module, list[str]]:
+    """Return the configuration, the model, and the names of the parameters that its weights lack."""
+    with seeded_init(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Deprecation warnings that concern transformers itself.
+        config = transformers.AutoConfig.from_pretrained(location, **options)
         if random:
             return config, transformers.AutoModel.from_config(config, trust_remote_code=False), []
         module, report = transformers.AutoModel.from_pretrained(
-            where, config=config, output_loading_info=True, **options
+            location, config=config, output_loading_info=True, **options
         )
         return config, module, sorted(report["missing_keys"])
 
 
-def _failure(spec: str, error: Exception) -> str:
+def _loading_error(spec: str, error: Exception) -> str:
+    """Return the message for an exception raised while loading a model."""
     if "trust_remote_code" in str(error):
-        return f"{spec} needs code of its own repository, which is never run; load it yourself, and give the module"
+        return (
+            f"{spec} requires code from its repository, which is never run;"
+            f" load the model yourself and pass the nn.Module"
+        )
     return (
-        f"could not load {spec} ({first_line(error)}); give a folder that save_pretrained wrote"
-        f" ('transformers:./folder'); with '@none' its config.json is enough, and the weights are random"
+        f"could not load {spec} ({first_line(error)}); give a folder written by save_pretrained"
+        f" ('transformers:./folder'); with '@none' a folder needs only config.json, and the weights are random"
     )
 
 
-def _vision(spec: str, module: nn.Module, config: Any) -> tuple[nn.Module, Any]:
-    """What takes images alone: the model, or its vision tower."""
+def _select_vision_module(spec: str, module: nn.Module, config: Any) -> tuple[nn.Module, Any]:
+    """Return the model or its vision tower, whichever takes images as its only input, and its configuration."""
     tower = getattr(module, "vision_model", None)
-    for inner, its in ((module, config), (tower, getattr(config, "vision_config", config))):
-        alone = getattr(inner, "main_input_name", "pixel_values") == "pixel_values"
-        if isinstance(inner, nn.Module) and alone and "pixel_values" in inspect.signature(inner.forward).parameters:
-            return inner, its
-    raise ValueError(f"{spec} is a {type(module).__name__}, which takes no images alone")
+    for candidate, its_config in ((module, config), (tower, getattr(config, "vision_config", config))):
+        images_only = getattr(candidate, "main_input_name", "pixel_values") == "pixel_values"
+        if (
+            isinstance(candidate, nn.Module)
+            and images_only
+            and "pixel_values" in inspect.signature(candidate.forward).parameters
+        ):
+            return candidate, its_config
+    raise ValueError(f"{spec} is a {type(module).__name__}, which does not take images as its only input")
 
 
-def _preset(transformers: Any, spec: str, where: str, options: dict[str, Any], channels: int) -> Preset:
+def _load_preset(transformers: Any, spec: str, location: str, options: dict[str, Any], channels: int) -> Preset:
+    """Return the preset of the image processor; warn and assume a default if there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            processor = transformers.AutoImageProcessor.from_pretrained(where, **options)
+            processor = transformers.AutoImageProcessor.from_pretrained(location, **options)
     except Exception as error:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
         warnings.warn(
-            f"{spec} comes without an image processor ({first_line(error)}): unless mean= and std= are given,"
+            f"{spec} has no image processor ({first_line(error)}): unless mean= and std= are given,"
             f" they are assumed to be {mean} and {std}",
             stacklevel=6,
         )
@@ -141,44 +157,47 @@ def _preset(transformers: Any, spec: str, where: str, options: dict[str, Any], c
 
 
 def preset_of(processor: Any, channels: int = 3) -> Preset:
-    """The normalisation and the size that an image processor stands for.
+    """Return the normalisation and the size of an image processor.
 
-    A processor rescales a pixel's byte ``b``, normalises it, or both:
+    A processor rescales the byte value ``b`` of a pixel, normalises it, or both:
 
-        (factor * b - offset - mean) / std     with b = 255 x, and x in [0, 1] the image's value
+        (factor * b - offset - mean) / std     with b = 255 x, where x in [0, 1] is the value of the image
         = (x - (mean + offset) / (255 factor)) / (std / (255 factor))
 
     Args:
-        processor: with the attributes of ``transformers``' image processors.
-        channels: of the model's images.
+        processor: an object with the attributes of a transformers image processor.
+        channels: number of image channels.
+
+    Returns:
+        The equivalent :class:`Preset` for images in ``[0, 1]``.
 
     >>> from types import SimpleNamespace
     >>> preset_of(SimpleNamespace(image_mean=[0.5], image_std=[0.25], size={"shortest_edge": 96}), 1)
     Preset(mean=(0.5,), std=(0.25,), size=(96, 96), reverse=False)
     """
 
-    def says(name: str, default: Any) -> Any:
+    def attribute(name: str, default: Any) -> Any:
         value = getattr(processor, name, None)
         return default if value is None else value
 
-    def numbers(name: str, default: float) -> list[float]:
-        given = says(name, default) if says("do_normalize", True) else default
+    def per_channel(name: str, default: float) -> list[float]:
+        given = attribute(name, default) if attribute("do_normalize", True) else default
         values = [float(v) for v in given] if isinstance(given, list | tuple) else [float(given)]
         return values * channels if len(values) == 1 else values
 
-    factor = 255 * float(says("rescale_factor", 1 / 255)) if says("do_rescale", True) else 255.0
-    offset = 1.0 if says("rescale_offset", False) and says("do_rescale", True) else 0.0
-    size = _pair(says("crop_size", None)) if says("do_center_crop", False) else None
+    factor = 255 * float(attribute("rescale_factor", 1 / 255)) if attribute("do_rescale", True) else 255.0
+    offset = 1.0 if attribute("rescale_offset", False) and attribute("do_rescale", True) else 0.0
+    size = _parse_size(attribute("crop_size", None)) if attribute("do_center_crop", False) else None
     return Preset(
-        tuple((mean + offset) / factor for mean in numbers("image_mean", 0.0)),
-        tuple(std / factor for std in numbers("image_std", 1.0)),
-        size or _pair(says("size", None)),
-        bool(says("do_flip_channel_order", False)),
+        tuple((mean + offset) / factor for mean in per_channel("image_mean", 0.0)),
+        tuple(std / factor for std in per_channel("image_std", 1.0)),
+        size or _parse_size(attribute("size", None)),
+        bool(attribute("do_flip_channel_order", False)),
     )
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
-    """``(h, w)`` from whatever form a configuration gives a size in; a side alone means a square."""
+def _parse_size(size: Any) -> tuple[int, int] | None:
+    """Return ``(h, w)`` for any format of a size in a configuration, or ``None``; one side alone means a square."""
     if isinstance(size, int) and not isinstance(size, bool):
         return size, size
     if isinstance(size, list | tuple) and len(size) in (1, 2) and all(isinstance(side, int) for side in size):

@@ -1,14 +1,14 @@
-"""Models of torchvision by name, with the weights that it publishes."""
+"""Load torchvision models by name."""
 
 import inspect
 from typing import Any
 
 import torch
 
-from featvis_func.models.base import DEFAULT_SIZE, IMAGENET_MEAN, IMAGENET_STD, Model, Request, same_random_weights
+from featvis_func.models.base import DEFAULT_SIZE, IMAGENET_MEAN, IMAGENET_STD, LoadRequest, Model, seeded_init
 from featvis_func.validation import first_line, suggest
 
-# How torchvision's own builders construct these when given weights; a weights file was made with the same.
+# Options that torchvision's builders set for pretrained weights; a weights file was saved from a model with the same.
 _PRETRAINED_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": False},
@@ -16,38 +16,38 @@ _PRETRAINED_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def torchvision_names() -> list[str]:
-    """Every model that torchvision knows by name, but for the quantised ones."""
+    """List all torchvision models except the quantised ones."""
     import torchvision.models
 
     return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
 
 
-def from_torchvision(request: Request) -> Model:
-    """``NAME[@WEIGHTS]``; see :func:`~featvis_func.load_model`.
+def from_torchvision(request: LoadRequest) -> Model:
+    """Load ``torchvision:NAME[@WEIGHTS]``; see :func:`~featvis_func.load_model`.
 
     Raises:
-        ValueError: an unknown or quantised model, unknown weights, or weights that cannot be fetched.
+        ValueError: If the model or the weights are unknown, the model is quantised, or the download fails.
     """
     import torchvision.models
 
-    name, _, wanted = request.rest.partition("@")
+    name, _, weights_name = request.source.partition("@")
     known = torchvision_names()
     if name.startswith("quantized_") and name.removeprefix("quantized_") in known:
         raise ValueError(
-            f"{request.spec!r} is quantised, and what is rounded has no gradient;"
+            f"{request.spec!r} is quantised, and quantised weights have no gradient;"
             f" did you mean 'torchvision:{name.removeprefix('quantized_')}'?"
         )
     if name not in known:
         raise ValueError(f"torchvision has no model {name!r}{suggest(name, known)}")
     enum = torchvision.models.get_model_weights(name)
-    weights = None if wanted == "none" else _weights(name, wanted, enum)
+    weights = None if weights_name == "none" else _parse_weights(name, weights_name, enum)
     options = _PRETRAINED_OPTIONS.get(name, {})
-    if request.own_weights or weights is None:
-        if not request.own_weights and "init_weights" in options:
+    if request.skip_pretrained or weights is None:
+        if not request.skip_pretrained and "init_weights" in options:
             options = {"init_weights": True}
         if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
-            options = {**options, "weights_backbone": None}  # or it would be fetched
-        with same_random_weights():
+            options = {**options, "weights_backbone": None}  # The default downloads pretrained weights.
+        with seeded_init():
             module = torchvision.models.get_model(name, weights=None, **options)
     else:
         try:
@@ -56,40 +56,40 @@ def from_torchvision(request: Request) -> Model:
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"could not fetch the weights {weights} ({first_line(error)});"
-                f" give a file of weights, or '@none' for random ones"
+                f" give a weights file, or '@none' for random weights"
             ) from error
     module.eval()
     preset = weights or next(iter(enum), None)
-    view: Any = preset.transforms() if preset is not None else None
-    side = getattr(view, "crop_size", None) or [DEFAULT_SIZE]
+    transforms: Any = preset.transforms() if preset is not None else None
+    crop_size = getattr(transforms, "crop_size", None) or [DEFAULT_SIZE]
     return Model(
         module,
         request.spec,
-        tuple(getattr(view, "mean", IMAGENET_MEAN)),
-        tuple(getattr(view, "std", IMAGENET_STD)),
-        (side[0], side[-1]),
+        tuple(getattr(transforms, "mean", IMAGENET_MEAN)),
+        tuple(getattr(transforms, "std", IMAGENET_STD)),
+        (crop_size[0], crop_size[-1]),
         tuple(preset.meta.get("categories", ())) if preset is not None and weights is not None else (),
         str(weights or ""),
     )
 
 
-def _weights(name: str, wanted: str, enum: Any) -> Any:
-    """The member of a model's weights that is meant."""
+def _parse_weights(name: str, weights_name: str, enum: Any) -> Any:
+    """Return the member of a model's weights enum for ``MEMBER``, ``Enum.MEMBER`` or ``""`` (the default)."""
     import torchvision.models
 
-    if "." not in wanted:
+    if "." not in weights_name:
         try:
-            return enum[wanted or "DEFAULT"]
+            return enum[weights_name or "DEFAULT"]
         except KeyError as error:
-            raise ValueError(f"{name} has no weights {wanted!r}; it has {_members(enum)}") from error
+            raise ValueError(f"{name} has no weights {weights_name!r}; it has {_member_names(enum)}") from error
     try:
-        weights = torchvision.models.get_weight(wanted)
+        weights = torchvision.models.get_weight(weights_name)
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"torchvision has no weights {wanted!r}; {name} has {_members(enum)}") from error
+        raise ValueError(f"torchvision has no weights {weights_name!r}; {name} has {_member_names(enum)}") from error
     if not isinstance(weights, enum):
-        raise ValueError(f"weights {wanted!r} are not of {name}, which has {_members(enum)}")
+        raise ValueError(f"weights {weights_name!r} are not for {name}, which has {_member_names(enum)}")
     return weights
 
 
-def _members(enum: Any) -> str:
-    return ", ".join(m.name for m in enum) or "none"
+def _member_names(enum: Any) -> str:
+    return ", ".join(member.name for member in enum) or "none"

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from featvis_func.objective.expression import Combined, Expression, Scaled
 from featvis_func.types import Activations, Target
 
 BatchScore: TypeAlias = Callable[[Activations, Target], Tensor]
@@ -44,6 +45,9 @@ class Objective:
     picture: Tensor | None = None
     """``(c, h, w)`` in ``[0, 1]``, of the images' size: shown to the model beside each image, under the same view."""
 
+    expression: Expression | None = None
+    """How it is written in Python; ``None``: an objective of the user's own, known by its name."""
+
     def __call__(self, activations: Activations, target: Target) -> Tensor:
         return self.score(activations, target)
 
@@ -64,16 +68,17 @@ class Objective:
             return NotImplemented
         if not math.isfinite(factor):
             raise ValueError(f"an objective can only be weighted by a finite number, got {factor}")
-        inner = f"({self.name})" if " + " in self.name or " - " in self.name else self.name
+        expression = Scaled(float(factor), self.expression_or_name)
         return Objective(
             lambda a, t: factor * self.score(a, t),
             self.activation_map,
             self.layers,
             self.targeted,
-            f"{number(factor)} * {inner}",
+            str(expression),
             _scaled(self.batch_score, factor),
             self.variants,
             self.picture,
+            expression,
         )
 
     __rmul__ = __mul__
@@ -86,18 +91,23 @@ class Objective:
             raise ValueError(f"{self} and {other} describe different numbers of images: {sorted(counts)}")
         if self.picture is not None and other.picture is not None and self.picture is not other.picture:
             raise ValueError(f"{self} and {other} are about different pictures; build both from the same tensor")
-        grouped = sign < 0 and (" + " in other.name or " - " in other.name)
-        right = f"({other.name})" if grouped else other.name
+        expression = Combined(self.expression_or_name, "+" if sign > 0 else "-", other.expression_or_name)
         return Objective(
             lambda a, t: self.score(a, t) + sign * other.score(a, t),
             self.activation_map if self.layers or not other.layers else other.activation_map,
             tuple(dict.fromkeys(self.layers + other.layers)),
             tuple(dict.fromkeys(self.targeted + other.targeted)),
-            f"{self.name} {'+' if sign > 0 else '-'} {right}",
+            str(expression),
             _added(self.batch_score, _scaled(other.batch_score, sign)),
             next(iter(counts), None),
             self.picture if other.picture is None else other.picture,
+            expression,
         )
+
+    @property
+    def expression_or_name(self) -> Expression:
+        """How it is written in Python, or the name of an objective of the user's own."""
+        return self.name if self.expression is None else self.expression
 
 
 def _scaled(batch_score: BatchScore | None, factor: float) -> BatchScore | None:
@@ -124,12 +134,6 @@ def feature_axis(shape: tuple[int, ...] | torch.Size) -> int:
     return 1 if len(shape) == 2 else 0
 
 
-def number(value: float) -> str:
-    """A number in as few digits as say exactly which."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(float(value))
-
-
 def features_last(values: Tensor) -> Tensor:
     """Activations with the channels as their last axis."""
     return values.movedim(feature_axis(values.shape), -1)
@@ -154,13 +158,3 @@ def place(layer: str, positions: Sequence[int], position: tuple[int, int] | int 
     if len(where) != len(positions) or not all(0 <= i < s for i, s in zip(where, positions, strict=True)):
         raise ValueError(f"no position {position} in layer {layer!r}, whose positions are {tuple(positions)}")
     return where
-
-
-def arguments(*values: object, **named: object) -> str:
-    """The arguments of an objective as they are written; those that are ``None`` are not.
-
-    >>> arguments("conv", None, position=(1, 2))
-    "'conv', position=(1, 2)"
-    """
-    plain = [repr(value) for value in values if value is not None]
-    return ", ".join([*plain, *(f"{name}={value}" for name, value in named.items() if value is not None)])

@@ -5,6 +5,7 @@ The other image comes as its activations, from :func:`~featvis_func.activations_
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from featvis_func.objective.base import PICTURE, Objective, features_last, gram
 from featvis_func.objective.directions import dot_cosine
+from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 from featvis_func.validation import check_name
 
@@ -42,7 +44,7 @@ def activation_difference(reference: Mapping[str, Tensor], *, loss: Loss = "l1")
     """
     power = _power(loss)
     return _sum_over(
-        f"activation_difference({_named(reference, loss)})",
+        call("activation_difference", dict(reference), loss=None if loss == "l1" else loss),
         reference,
         lambda layer, x, r: features_last((x - r).abs() ** power).mean(-1),
     )
@@ -62,7 +64,7 @@ def inversion(reference: Mapping[str, Tensor]) -> Objective:
     def shown(layer: str, x: Tensor, r: Tensor) -> Tensor:
         return -features_last((x - r).square()).mean(-1) / r.square().mean().clamp_min(torch.finfo(r.dtype).tiny)
 
-    return _sum_over(f"inversion({_named(reference)})", reference, shown)
+    return _sum_over(call("inversion", dict(reference)), reference, shown)
 
 
 def caricature(reference: Mapping[str, Tensor], *, power: float = 1.0) -> Objective:
@@ -86,8 +88,8 @@ def caricature(reference: Mapping[str, Tensor], *, power: float = 1.0) -> Object
     def shown(layer: str, x: Tensor, r: Tensor) -> Tensor:
         return dot_cosine(features_last(x), features_last(r), power)
 
-    more = "" if power == 1.0 else f", power={power:g}"
-    return _sum_over(f"caricature({_named(reference)}{more})", reference, shown)
+    expression = call("caricature", dict(reference), power=None if power == 1.0 else power)
+    return _sum_over(expression, reference, shown)
 
 
 def departure(layer: str, picture: Tensor) -> Objective:
@@ -125,7 +127,10 @@ def departure(layer: str, picture: Tensor) -> Objective:
         x, r = activations[layer], activations[PICTURE + layer]
         return ((x - r).square().mean() + _EPS).sqrt() / (r.square().mean() + _EPS).sqrt()
 
-    return Objective(score, activation_map, (layer,), (), f"departure({layer!r}, <picture>)", picture=picture.detach())
+    expression = call("departure", layer, picture.detach())
+    return Objective(
+        score, activation_map, (layer,), (), str(expression), picture=picture.detach(), expression=expression
+    )
 
 
 def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
@@ -146,14 +151,16 @@ def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
     power = _power(loss)
 
     def one(layer: str, r: Tensor) -> Objective:
-        wanted = gram(r)
+        reference_gram = gram(r)
 
         def score(activations: Activations, target: Target) -> Tensor:
             x = activations[layer]
-            found = gram(x)
-            if found.shape != wanted.shape:
-                raise ValueError(f"the style has {len(wanted)} channels of layer {layer!r}, which has {len(found)}")
-            return -((found - wanted.to(x)).abs() ** power).mean()
+            own_gram = gram(x)
+            if own_gram.shape != reference_gram.shape:
+                raise ValueError(
+                    f"the style has {len(reference_gram)} channels of layer {layer!r}, which has {len(own_gram)}"
+                )
+            return -((own_gram - reference_gram.to(x)).abs() ** power).mean()
 
         def activation_map(activations: Activations, target: Target) -> Tensor:
             return features_last(activations[layer]).square().mean(-1)
@@ -161,11 +168,13 @@ def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
         return Objective(score, activation_map, (layer,), (), "")
 
     parts = [one(layer, r.detach().clone()) for layer, r in _references(reference).items()]
-    whole = reduce(add, parts)
-    return Objective(whole.score, whole.activation_map, whole.layers, (), f"style({_named(reference, loss)})")
+    expression = call("style", dict(reference), loss=None if loss == "l1" else loss)
+    return replace(reduce(add, parts), name=str(expression), expression=expression)
 
 
-def _sum_over(name: str, reference: Mapping[str, Tensor], shown: Callable[[str, Tensor, Tensor], Tensor]) -> Objective:
+def _sum_over(
+    expression: Call, reference: Mapping[str, Tensor], shown: Callable[[str, Tensor, Tensor], Tensor]
+) -> Objective:
     """The sum over layers of the mean of a map of positions."""
 
     def one(layer: str, r: Tensor) -> Objective:
@@ -177,18 +186,14 @@ def _sum_over(name: str, reference: Mapping[str, Tensor], shown: Callable[[str, 
 
         return Objective(lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), "")
 
-    whole = reduce(add, [one(layer, r.detach().clone()) for layer, r in _references(reference).items()])
-    return Objective(whole.score, whole.activation_map, whole.layers, (), name)
+    total = reduce(add, [one(layer, r.detach().clone()) for layer, r in _references(reference).items()])
+    return replace(total, name=str(expression), expression=expression)
 
 
 def _references(reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if not reference:
         raise ValueError("the reference has no layer")
     return reference
-
-
-def _named(reference: Mapping[str, Tensor], loss: str = "l1") -> str:
-    return ", ".join(repr(layer) for layer in reference) + ("" if loss == "l1" else f", loss={loss!r}")
 
 
 def _power(loss: str) -> int:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from featvis_func.objective.base import Objective, arguments, features_last, place
+from featvis_func.objective.base import Objective, features_last, place
+from featvis_func.objective.expression import Call, call
 from featvis_func.objective.units import Position
 from featvis_func.types import Activations, Target
 from featvis_func.validation import check_name
@@ -39,12 +41,14 @@ def direction(
     >>> direction("a", [0.0, 1.0])({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(5.5000)
     """
-    values, name = _vector("direction", layer, vector, similarity, power)
+    values, expression = _vector("direction", layer, vector, similarity, power)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return _similar(layer, features_last(activations[layer]), values, similarity, power)
 
-    return Objective(lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), name)
+    return Objective(
+        lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), str(expression), expression=expression
+    )
 
 
 def direction_neuron(
@@ -60,7 +64,7 @@ def direction_neuron(
     >>> direction_neuron("a", [0.0, 1.0], position=(0, 0))({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(4.)
     """
-    values, name = _vector("direction_neuron", layer, vector, similarity, power, position)
+    values, expression = _vector("direction_neuron", layer, vector, similarity, power, position)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return _similar(layer, features_last(activations[layer]), values, similarity, power)
@@ -69,7 +73,7 @@ def direction_neuron(
         shown = activation_map(activations, target)
         return shown[place(layer, shown.shape, position)]
 
-    return Objective(score, activation_map, (layer,), (), name)
+    return Objective(score, activation_map, (layer,), (), str(expression), expression=expression)
 
 
 def channel_weights(layer: str, weights: Sequence[float] | Tensor) -> Objective:
@@ -87,9 +91,8 @@ def channel_weights(layer: str, weights: Sequence[float] | Tensor) -> Objective:
     """
     values, _ = _vector("channel_weights", layer, weights, "dot", 0.0)
     goal = direction(layer, values)
-    return Objective(
-        goal.score, goal.activation_map, (layer,), (), f"channel_weights({layer!r}, <{len(values)} numbers>)"
-    )
+    expression = call("channel_weights", layer, values)
+    return replace(goal, name=str(expression), expression=expression)
 
 
 def _vector(
@@ -99,8 +102,8 @@ def _vector(
     similarity: str,
     power: float,
     position: Position | None = None,
-) -> tuple[Tensor, str]:
-    """A direction as a tensor of its own, and the objective's name."""
+) -> tuple[Tensor, Call]:
+    """A copy of a direction as a tensor, and the call that makes the objective."""
     values = torch.as_tensor(vector).detach().clone()
     values = values if values.is_floating_point() else values.float()
     if values.ndim != 1 or not bool(values.isfinite().all()) or not bool(values.any()):
@@ -108,12 +111,14 @@ def _vector(
     check_name("similarity", similarity, ("dot", "cosine", "dot_cosine"))
     if not 0 <= power < math.inf:
         raise ValueError(f"the power of the cosine must be finite and at least 0, got {power}")
-    more = arguments(
+    return values, call(
+        kind,
+        layer,
+        values,
         position=position,
         similarity=None if similarity == "dot" else similarity,
         power=power if similarity == "dot_cosine" else None,
     )
-    return values, f"{kind}({layer!r}, <{len(values)} numbers>{', ' if more else ''}{more})"
 
 
 def _similar(layer: str, values: Tensor, vector: Tensor, similarity: str, power: float) -> Tensor:

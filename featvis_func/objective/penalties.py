@@ -9,12 +9,14 @@ channel('conv', 3) - 0.2 * total_variation()
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featvis_func.objective.base import IMAGE, Objective, arguments
+from featvis_func.objective.base import IMAGE, Objective
+from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 
 # Under a root, where the gradient at zero would not be finite.
@@ -37,7 +39,7 @@ def total_variation() -> Objective:
         right = F.pad((x[:, :, 1:] - x[:, :, :-1]).abs(), (0, 1)) * (x.shape[2] / max(1, x.shape[2] - 1))
         return down + right
 
-    return _penalty("total_variation()", pixels)
+    return _penalty(call("total_variation"), pixels)
 
 
 def l1(value: float = 0.5) -> Objective:
@@ -46,7 +48,7 @@ def l1(value: float = 0.5) -> Objective:
     >>> l1()({IMAGE: torch.tensor([[[0.0, 0.5], [1.0, 0.5]]])}, torch.tensor(0))
     tensor(0.2500)
     """
-    return _penalty(f"l1({_finite(value)})", lambda x: (x - value).abs())
+    return _penalty(call("l1", _finite(value)), lambda x: (x - value).abs())
 
 
 def l2(value: float = 0.5) -> Objective:
@@ -57,8 +59,8 @@ def l2(value: float = 0.5) -> Objective:
     >>> l2()({IMAGE: torch.tensor([[[0.0, 0.5], [1.0, 0.5]]])}, torch.tensor(0)).round(decimals=3)
     tensor(0.3540)
     """
-    squares = _penalty(f"l2({_finite(value)})", lambda x: (x - value).square())
-    return Objective(lambda a, t: (squares.score(a, t) + _EPS**2).sqrt(), squares.activation_map, (), (), squares.name)
+    squares = _penalty(call("l2", _finite(value)), lambda x: (x - value).square())
+    return replace(squares, score=lambda a, t: (squares.score(a, t) + _EPS**2).sqrt())
 
 
 def blur() -> Objective:
@@ -71,7 +73,7 @@ def blur() -> Objective:
     >>> blur()({IMAGE: torch.zeros(1, 4, 4)}, torch.tensor(0))
     tensor(0.)
     """
-    return _penalty("blur()", lambda x: 0.5 * (x - _blurred(x).detach()).square())
+    return _penalty(call("blur"), lambda x: 0.5 * (x - _blurred(x).detach()).square())
 
 
 def boundary_complexity(width: int = 20, value: float = 0.5) -> Objective:
@@ -100,7 +102,7 @@ def boundary_complexity(width: int = 20, value: float = 0.5) -> Objective:
         count = h * w - max(0, h - 2 * width) * max(0, w - 2 * width)
         return ((x - _blurred(x)).square() + _TO_THE_MIDDLE * (x - value).square()) * border * (h * w / count)
 
-    return _penalty(f"boundary_complexity({arguments(width, _finite(value))})", pixels)
+    return _penalty(call("boundary_complexity", width, _finite(value)), pixels)
 
 
 def opacity() -> Objective:
@@ -111,16 +113,18 @@ def opacity() -> Objective:
     >>> opacity()({IMAGE: torch.tensor([[[0.5]], [[0.5]], [[0.5]], [[0.25]]])}, torch.tensor(0))
     tensor(0.2500)
     """
-    return _penalty("opacity()", lambda x: x[-1:])
+    return _penalty(call("opacity"), lambda x: x[-1:])
 
 
-def _penalty(name: str, pixels: Callable[[Tensor], Tensor]) -> Objective:
+def _penalty(expression: Call, pixels: Callable[[Tensor], Tensor]) -> Objective:
     """The mean of a map ``(c, h, w) -> (c, h, w)`` of the image."""
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return pixels(activations[IMAGE]).mean(0)
 
-    return Objective(lambda a, t: activation_map(a, t).mean(), activation_map, (), (), name)
+    return Objective(
+        lambda a, t: activation_map(a, t).mean(), activation_map, (), (), str(expression), expression=expression
+    )
 
 
 def _blurred(x: Tensor) -> Tensor:

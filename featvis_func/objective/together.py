@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from featvis_func.objective.base import BatchScore, Objective, arguments, features_last, gram
+from featvis_func.objective.base import BatchScore, Objective, features_last, gram
+from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 
 # Under a root, where the gradient at zero would not be finite.
@@ -48,7 +49,7 @@ def diversity(layer: str) -> Objective:
         alike = unit @ unit.T
         return (alike.sum(1) - alike.diagonal()) / others
 
-    return _coupled(f"diversity({layer!r})", layer, batch_score)
+    return _between_images(call("diversity", layer), layer, batch_score)
 
 
 def alignment(layer: str, *, decay: float = 2.0) -> Objective:
@@ -85,7 +86,7 @@ def alignment(layer: str, *, decay: float = 2.0) -> Objective:
         distance = (rows[:, None] - rows).square().sum(-1) / (energy[:, None] + energy + _EPS)
         return -0.5 * (pull * distance).sum(1)
 
-    return _coupled(f"alignment({arguments(layer, decay=None if decay == 2.0 else decay)})", layer, batch_score)
+    return _between_images(call("alignment", layer, decay=None if decay == 2.0 else decay), layer, batch_score)
 
 
 def interpolate(first: Objective, second: Objective, *, count: int) -> Objective:
@@ -119,20 +120,30 @@ def interpolate(first: Objective, second: Objective, *, count: int) -> Objective
         a, b = first.activation_map(activations, target), second.activation_map(activations, target)
         return between(a, b, target) if a.shape == b.shape else a
 
+    expression = call("interpolate", first.expression_or_name, second.expression_or_name, count=count)
     return Objective(
         lambda a, t: between(first.score(a, t), second.score(a, t), t),
         activation_map,
         tuple(dict.fromkeys(first.layers + second.layers)),
         (),
-        f"interpolate({first}, {second}, count={count})",
+        str(expression),
         variants=count,
+        expression=expression,
     )
 
 
-def _coupled(name: str, layer: str, batch_score: BatchScore) -> Objective:
-    """An objective that is nothing for one image."""
+def _between_images(expression: Call, layer: str, batch_score: BatchScore) -> Objective:
+    """An objective that is zero for a single image."""
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return features_last(activations[layer]).square().mean(-1)
 
-    return Objective(lambda a, t: a[layer].new_zeros(()), activation_map, (layer,), (), name, batch_score)
+    return Objective(
+        lambda a, t: a[layer].new_zeros(()),
+        activation_map,
+        (layer,),
+        (),
+        str(expression),
+        batch_score,
+        expression=expression,
+    )

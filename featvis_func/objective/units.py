@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 
-from featvis_func.objective.base import Objective, arguments, feature_axis, place
+from featvis_func.objective.base import Objective, feature_axis, place
+from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 from featvis_func.validation import suggest
 
@@ -27,7 +28,7 @@ def channel(layer: str, index: int | None = None) -> Objective:
     >>> channel("a", 1)({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(5.5000)
     """
-    return _of_channel(f"channel({arguments(layer, index)})", layer, index, lambda feature: feature.mean())
+    return _of_channel(call("channel", layer, index), layer, index, lambda feature: feature.mean())
 
 
 def neuron(layer: str, index: int | None = None, *, position: Position | None = None) -> Objective:
@@ -45,12 +46,11 @@ def neuron(layer: str, index: int | None = None, *, position: Position | None = 
     >>> neuron("a", 1)({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(7.)
     """
-    parts = arguments(layer, index, position=position)
 
     def at(feature: torch.Tensor) -> torch.Tensor:
         return feature[place(layer, feature.shape, position)]
 
-    return _of_channel(f"neuron({parts})", layer, index, at)
+    return _of_channel(call("neuron", layer, index, position=position), layer, index, at)
 
 
 def layer(layer: str, *, power: Literal[1, 2] = 1) -> Objective:
@@ -75,8 +75,8 @@ def layer(layer: str, *, power: Literal[1, 2] = 1) -> Objective:
     def activation_map(activations: Activations, target: Target) -> torch.Tensor:
         return (activations[layer] ** power).mean(feature_axis(activations[layer].shape))
 
-    name = f"layer({arguments(layer, power=None if power == 1 else power)})"
-    return Objective(score, activation_map, (layer,), (), name)
+    expression = call("layer", layer, power=None if power == 1 else power)
+    return Objective(score, activation_map, (layer,), (), str(expression), expression=expression)
 
 
 def deepdream(layer: str) -> Objective:
@@ -88,7 +88,9 @@ def deepdream(layer: str) -> Objective:
     return _whole_layer(layer, power=2)
 
 
-def _of_channel(name: str, layer: str, index: int | None, reduce: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
+def _of_channel(
+    expression: Call, layer: str, index: int | None, reduce: Callable[[torch.Tensor], torch.Tensor]
+) -> Objective:
     """An objective on one channel: ``reduce`` takes that channel's map to a number."""
 
     def activation_map(activations: Activations, target: Target) -> torch.Tensor:
@@ -106,7 +108,8 @@ def _of_channel(name: str, layer: str, index: int | None, reduce: Callable[[torc
         activation_map,
         (layer,),
         (layer,) if index is None else (),
-        name,
+        str(expression),
+        expression=expression,
     )
 
 
@@ -144,8 +147,7 @@ def region(
             raise ValueError(f"layer {layer!r} has no rows and columns: its positions are {tuple(feature.shape)}")
         return feature[within(feature.shape[0], rows), within(feature.shape[1], columns)].mean()
 
-    parts = arguments(layer, index, rows=rows, columns=columns)
-    return _of_channel(f"region({parts})", layer, index, reduce)
+    return _of_channel(call("region", layer, index, rows=rows, columns=columns), layer, index, reduce)
 
 
 def logit(layer: str, category: int | str | None = None, *, categories: Sequence[str] = ()) -> Objective:
@@ -169,7 +171,7 @@ def logit(layer: str, category: int | str | None = None, *, categories: Sequence
         index: int | None = list(categories).index(category)
     else:
         index = category
-    return _of_channel(f"logit({arguments(layer, index)})", layer, index, lambda feature: feature.mean())
+    return _of_channel(call("logit", layer, index), layer, index, lambda feature: feature.mean())
 
 
 _whole_layer = layer  # by a name that no parameter hides

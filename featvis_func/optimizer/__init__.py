@@ -1,4 +1,4 @@
-"""Gradient ascent, as pure functions that compose.
+"""Gradient ascent rules as pure functions that compose.
 
 >>> import torch
 >>> rule = chain(normalize_gradient(), add_noise(1e-6), clip_norm(0.1), adam(0.05))
@@ -8,7 +8,7 @@
 >>> [round(u, 3) for u in updates.tolist()]
 [0.05, -0.05, 0.05]
 
-Written for the parameters of one filter, so that under ``vmap`` every norm is that filter's own.
+Rules see the parameters of one filter, so that under ``vmap`` every norm is computed per filter.
 """
 
 from featvis_func.optimizer.adaptive import AdamState as AdamState

@@ -1,11 +1,11 @@
-"""Rules of rules."""
+"""Compositions of optimisers."""
 
 from featvis_func.random import split
 from featvis_func.types import Key, Optimizer, OptState, Params
 
 
 def chain(*rules: Optimizer) -> Optimizer:
-    """Passes the gradient through rules in order; the last one's updates are added to the parameters.
+    """Apply rules in order, each to the output of the previous one. The last output is added to the parameters.
 
     >>> import torch
     >>> from featvis_func.optimizer import clip_norm, normalize_gradient
@@ -17,10 +17,10 @@ def chain(*rules: Optimizer) -> Optimizer:
         return tuple(rule.init(params, k) for rule, k in zip(rules, split(key, len(rules)), strict=True))
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
-        states = []
-        for rule, own in zip(rules, state, strict=True):
-            grads, new = rule.update(grads, own, params)
-            states.append(new)
-        return grads, tuple(states)
+        new_states = []
+        for rule, rule_state in zip(rules, state, strict=True):
+            grads, new_state = rule.update(grads, rule_state, params)
+            new_states.append(new_state)
+        return grads, tuple(new_states)
 
     return Optimizer(init, update)

@@ -1,6 +1,5 @@
-"""What is done to a gradient before a rule makes a step of it."""
+"""Gradient transformations that precede an optimiser in a chain."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -9,17 +8,18 @@ from torch import Tensor
 from featvis_func.random import fold_in, normal, split
 from featvis_func.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from featvis_func.types import Key, Optimizer, OptState, Params
+from featvis_func.validation import check_float
 
 
 class NoiseState(NamedTuple):
-    """The stream of the noise and the steps taken."""
+    """Key of the noise, and number of steps."""
 
     key: Key
     t: Tensor
 
 
 def normalize_gradient(*, eps: float = 1e-8) -> Optimizer:
-    """Divides the gradient by its norm: ``g / (|g| + eps)``, the norm over the filter's whole pytree.
+    """Divide the gradient by its global norm: ``g / (|g| + eps)``, the norm over all leaves of one filter.
 
     >>> rule = normalize_gradient()
     >>> rule.update(torch.tensor([3.0, 4.0]), (), ())[0]
@@ -34,22 +34,22 @@ def normalize_gradient(*, eps: float = 1e-8) -> Optimizer:
 
 
 def clip_norm(largest: float) -> Optimizer:
-    """Shortens a gradient that is longer than ``largest``: ``g * min(1, largest / |g|)``.
+    """Clip the global norm of the gradient: ``g * min(1, largest / |g|)``.
 
     Args:
-        largest: the largest norm let through, above 0.
+        largest: largest norm, above 0; infinity disables clipping.
 
     Raises:
-        ValueError: ``largest`` is not above 0.
+        ValueError: if ``largest`` is not above 0.
 
     >>> clip_norm(1.0).update(torch.tensor([3.0, 4.0]), (), ())[0]
     tensor([0.6000, 0.8000])
     """
     if not largest > 0:
-        raise ValueError(f"the largest norm must be above 0, got {largest}")
+        raise ValueError(f"clip_norm: largest must be above 0, got {largest}")
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
-        # torch.nn.utils.clip_grad_norm_ has the same 1e-6, so that a zero gradient divides by something.
+        # torch.nn.utils.clip_grad_norm_ adds the same 1e-6, which avoids a division by zero.
         factor = (largest / (global_norm(grads) + 1e-6)).clamp_max(1.0)
         return tree_map(lambda g: g * factor, grads), state
 
@@ -57,7 +57,9 @@ def clip_norm(largest: float) -> Optimizer:
 
 
 def add_noise(sd: float) -> Optimizer:
-    """Adds ``N(0, sd**2)`` to the gradient: where it is zero, the image wanders until the filter wakes.
+    """Add noise ``N(0, sd**2)`` to the gradient.
+
+    Where the gradient is zero, the image performs a random walk until the filter becomes active.
 
     Args:
         sd: standard deviation, at least 0.
@@ -66,15 +68,14 @@ def add_noise(sd: float) -> Optimizer:
         An :class:`Optimizer` with :class:`NoiseState`.
 
     Raises:
-        ValueError: ``sd`` is negative.
+        ValueError: if ``sd`` is negative or not finite.
 
     >>> rule = add_noise(1.0)
     >>> state = rule.init(torch.zeros(1000), torch.tensor([0, 1]))
     >>> bool((rule.update(torch.zeros(1000), state, ())[0].std() - 1).abs() < 0.1)
     True
     """
-    if not sd >= 0:
-        raise ValueError(f"the standard deviation of the noise must be at least 0, got {sd}")
+    sd = check_float("add_noise: sd", sd, 0)
 
     def init(params: Params, key: Key) -> NoiseState:
         return NoiseState(key, torch.zeros_like(key[0]))
@@ -89,19 +90,19 @@ def add_noise(sd: float) -> Optimizer:
 
 
 def add_drift(sd: float) -> Optimizer:
-    """Adds one fixed direction of ``N(0, sd**2)`` to every gradient.
+    """Add one fixed random direction ``N(0, sd**2)`` to every gradient.
 
-    Where there is no gradient the image gains contrast along it until the filter wakes. As :func:`add_noise`, but
-    steady, and drawn once instead of at each step.
+    Where the gradient is zero, the image gains contrast along this direction until the filter becomes active. Unlike
+    :func:`add_noise`, the direction is drawn once instead of at each step.
 
     Args:
-        sd: standard deviation, at least 0; small beside a gradient that there is.
+        sd: standard deviation, at least 0; small compared with typical gradients.
 
     Returns:
         An :class:`Optimizer` whose state is the direction.
 
     Raises:
-        ValueError: ``sd`` is negative.
+        ValueError: if ``sd`` is negative or not finite.
 
     >>> rule = add_drift(1e-6)
     >>> state = rule.init(torch.zeros(3), torch.tensor([0, 1]))
@@ -109,8 +110,7 @@ def add_drift(sd: float) -> Optimizer:
     >>> bool((updates == 1e-6 * state).all())
     True
     """
-    if not sd >= 0:
-        raise ValueError(f"the standard deviation of the drift must be at least 0, got {sd}")
+    sd = check_float("add_drift: sd", sd, 0)
 
     def init(params: Params, key: Key) -> OptState:
         leaves, spec = tree_flatten(params)
@@ -125,7 +125,7 @@ def add_drift(sd: float) -> Optimizer:
 
 
 def global_norm(tree: Params) -> Tensor:
-    """The Euclidean norm over all leaves of a pytree: float ``()``.
+    """Return the Euclidean norm over all leaves of a pytree: float ``()``.
 
     >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
@@ -133,17 +133,11 @@ def global_norm(tree: Params) -> Tensor:
     return torch.sqrt(torch.stack([(leaf * leaf).sum() for leaf in tree_leaves(tree)]).sum())
 
 
-def decayed(values: Params, params: Params, decay: float | Tensor) -> Params:
-    """``values - decay * params``, leaf by leaf; untouched for a decay of the number 0."""
+def subtract_decay(values: Params, params: Params, decay: float | Tensor) -> Params:
+    """Return ``values - decay * params`` leaf by leaf, or ``values`` itself if decay is the Python number 0."""
     if isinstance(decay, float | int) and not decay:
         return values
     return tree_map(lambda v, p: (v - decay * p).to(v.dtype), values, params)
-
-
-def check_decay(weight_decay: float) -> None:
-    """Raises ValueError for a weight decay below 0."""
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"the weight decay must be finite and at least 0, got {weight_decay}")
 
 
 def _no_state(params: Params, key: Key) -> OptState:

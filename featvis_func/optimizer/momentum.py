@@ -1,18 +1,19 @@
-"""Steepest ascent, with momentum."""
+"""Gradient ascent with momentum."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from featvis_func.optimizer.gradients import check_decay, decayed
+from featvis_func.optimizer.gradients import subtract_decay
 from featvis_func.optimizer.schedules import Schedule, rate_at
 from featvis_func.tree import tree_map
 from featvis_func.types import Key, Optimizer, OptState, Params
+from featvis_func.validation import check_float
 
 
 class SgdState(NamedTuple):
-    """The velocity (nothing without momentum) and the steps taken."""
+    """Velocity (``()`` without momentum) and number of steps."""
 
     velocity: Params
     t: Tensor
@@ -21,24 +22,26 @@ class SgdState(NamedTuple):
 def sgd(
     learning_rate: float | Schedule, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Steepest ascent: ``lr * b`` with the velocity ``b = momentum * b + g``, or ``lr * (g + momentum * b)``.
+    """Gradient ascent with momentum.
+
+    ``lr * b`` with the velocity ``b = momentum * b + g``; with Nesterov momentum ``lr * (g + momentum * b)``.
 
     Args:
-        learning_rate: a number above 0, or a schedule. It is in units of the parameters over those of the gradient;
-            behind :func:`normalize_gradient` it is the length of a step.
+        learning_rate: a number above 0, or a schedule, in units of the parameters divided by those of the gradient.
+            After :func:`normalize_gradient` without momentum it is the length of a step.
         momentum: in ``[0, 1)``.
-        nesterov: the second form, which looks a step ahead; needs momentum.
-        weight_decay: at least 0; so many times the parameters are subtracted from the gradient.
+        nesterov: use Nesterov momentum; requires a momentum above 0.
+        weight_decay: L2 penalty, at least 0: ``weight_decay * params`` is subtracted from the gradient.
 
     Returns:
         An :class:`Optimizer` with :class:`SgdState`.
 
     Raises:
-        ValueError: a learning rate not above 0, a momentum outside ``[0, 1)``, ``nesterov`` without momentum, or a
-            negative weight decay.
+        ValueError: if the learning rate is not above 0, the momentum is outside of ``[0, 1)``, ``nesterov`` is set
+            without momentum, or the weight decay is negative.
 
     Source: Polyak 1964 and, for ``nesterov``, Sutskever et al., "On the importance of initialization and momentum in
-    deep learning", ICML 2013, in the form of ``torch.optim.SGD(maximize=True)``, which it equals (of no dampening).
+    deep learning", ICML 2013; equal to ``torch.optim.SGD(maximize=True)`` without dampening.
 
     >>> rule = sgd(0.1, momentum=0.5)
     >>> state = rule.init(torch.zeros(1), torch.tensor([0, 1]))
@@ -47,25 +50,25 @@ def sgd(
     >>> [round(u.item(), 3) for u in (first, second)]
     [0.1, 0.15]
     """
-    check_decay(weight_decay)
+    weight_decay = check_float("weight_decay", weight_decay, 0)
     rate = rate_at(learning_rate)
     if not 0 <= momentum < 1:
-        raise ValueError(f"the momentum must be in [0, 1), got {momentum}")
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
     if nesterov and not momentum:
-        raise ValueError("nesterov=True needs a momentum above 0")
+        raise ValueError(f"nesterov=True requires a momentum above 0, got {momentum}")
 
     def init(params: Params, key: Key) -> SgdState:
         velocity = tree_map(torch.zeros_like, params) if momentum else ()
         return SgdState(velocity, torch.zeros_like(key[0]))
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, SgdState]:
-        way = grads = decayed(grads, params, weight_decay)
+        direction = grads = subtract_decay(grads, params, weight_decay)
         velocity = ()
         if momentum:
-            way = velocity = tree_map(lambda b, g: momentum * b + g, state.velocity, grads)
+            direction = velocity = tree_map(lambda b, g: momentum * b + g, state.velocity, grads)
         if nesterov:
-            way = tree_map(lambda g, b: g + momentum * b, grads, velocity)
+            direction = tree_map(lambda g, b: g + momentum * b, grads, velocity)
         lr = rate(state.t)
-        return tree_map(lambda w: (lr * w).to(w.dtype), way), SgdState(velocity, state.t + 1)
+        return tree_map(lambda d: (lr * d).to(d.dtype), direction), SgdState(velocity, state.t + 1)
 
     return Optimizer(init, update)

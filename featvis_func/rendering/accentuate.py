@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featvis_func.backbone.features import activations_of, device_of, make_features
+from featvis_func.backbone.features import device_of, make_features
 from featvis_func.image import from_image
-from featvis_func.io.image_files import read_picture
+from featvis_func.io.image_files import read_image
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective, departure
+from featvis_func.rendering.activations import activations_of
 from featvis_func.rendering.api import render
-from featvis_func.rendering.options import IMAGES
+from featvis_func.rendering.presets import IMAGES
 from featvis_func.rendering.renderer import parse_objective
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image
@@ -79,7 +80,7 @@ def accentuate(
     found = load_model(model)
     goal, chosen = parse_objective(objective, filters)
     h, w = check_size(found.size if size is None else size)
-    start = read_picture(picture, (h, w), channels=found.channels) if isinstance(picture, str | Path) else picture
+    start = read_image(picture, (h, w), channels=found.channels) if isinstance(picture, str | Path) else picture
     if start.ndim != 3 or start.shape[0] != found.channels or not start.is_floating_point():
         raise ValueError(
             f"expected a picture ({found.channels}, h, w) of floats in [0, 1], got {tuple(start.shape)} {start.dtype}"

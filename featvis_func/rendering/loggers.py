@@ -32,7 +32,7 @@ import PIL.Image
 import torch
 
 from featvis_func.io.pil import picture
-from featvis_func.models.base import needed
+from featvis_func.models.base import import_optional
 from featvis_func.rendering.result import Result
 from featvis_func.validation import check_int
 
@@ -96,8 +96,10 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
     ['featvis/head/image/3', 'featvis/head/grid']
     """
     if isinstance(where, str | Path):
-        needed("tensorboard", "tensorboard", "tensorboard_logger")
-        writer = needed("torch.utils.tensorboard", "tensorboard", "tensorboard_logger").SummaryWriter(str(where))
+        import_optional("tensorboard", "tensorboard", "tensorboard_logger")
+        writer = import_optional("torch.utils.tensorboard", "tensorboard", "tensorboard_logger").SummaryWriter(
+            str(where)
+        )
         close = writer.close
     elif hasattr(where, "add_image"):
         writer, close = where, _leave
@@ -158,7 +160,7 @@ def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logg
         raise ValueError(f"expected the name of a project or a run of W&B, got {where!r}")
     if options and not isinstance(where, str):
         raise ValueError(f"the run is there already, and takes no options; got {', '.join(options)}")
-    wandb = needed("wandb", "wandb", "wandb_logger")
+    wandb = import_optional("wandb", "wandb", "wandb_logger")
     if isinstance(where, str):
         # A run of its own, though another may be under way in this process.
         run = wandb.init(project=where, **{"reinit": "create_new", **options})

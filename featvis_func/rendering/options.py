@@ -1,30 +1,296 @@
-"""What a user writes for an option, as what the library computes with."""
+"""The options of a rendering, in one table. Imports no torch, so that ``featvis --help`` is instant.
 
-from featvis_func import image as images
-from featvis_func.rendering.presets import OPTIMIZERS, default_optimizer, plain_optimizer, published_optimizer
-from featvis_func.types import Optimizer
-from featvis_func.validation import check_name
+Each field of :class:`RenderOptions` has a type, a default and an :class:`Option`: its help text, what checks it, and how
+the command line reads it. :func:`featvis_func.render` repeats the names and defaults in its signature, where editors see
+them; everything else is made from this table: :func:`featvis_func.make_renderer`, :func:`featvis_func.sweep.sweep`, the
+command line, ``run.json``, the command and call in a gallery that reproduce an image, and the documentation. A new option
+takes a field here, and its name in the signature and the docstring of ``render``.
+"""
 
-IMAGES = {
-    "fourier": images.fourier,
-    "pixel": images.pixel,
-    "phase": images.phase,
-    "laplacian_pyramid": images.laplacian_pyramid,
-    "cppn": images.cppn,
-    "alpha": images.alpha,
-}
-"""The parameterisations known by name."""
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from featvis_func.validation import check_float, check_int, check_name, check_seed, check_size, suggest
+
+if TYPE_CHECKING:
+    import torch
+
+    from featvis_func.types import Image, Optimizer, Transform
+
+# What goes by name. The functions that make these are in `rendering/presets.py`, whose keys a test compares.
+TRANSFORMS = ("default", "published", "lucid", "maco", "none")
+IMAGES = ("fourier", "pixel", "phase", "laplacian_pyramid", "cppn", "alpha")
+OPTIMIZERS = ("default", "published", "adam", "adamw", "nadam", "sgd")
+PRECISIONS = ("auto", "float32", "bfloat16")
+COMPILE = ("auto", "yes", "no", "cudagraphs")
 
 
-def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> Optimizer:
-    """A preset by its name, or the user's own."""
-    if isinstance(optimizer, Optimizer):
-        if lr is not None:
-            raise ValueError("lr= goes with an optimiser's name; give your own optimiser its learning rate yourself")
-        return optimizer
-    check_name("optimizer", optimizer, OPTIMIZERS)
-    if optimizer == "default":
-        return default_optimizer(steps, lr=lr)
-    if optimizer == "published":
-        return published_optimizer(lr=0.05 if lr is None else lr)
-    return plain_optimizer(optimizer, lr=lr)
+class Option(NamedTuple):
+    """What is known of one option, beside its name, type and default."""
+
+    help: str
+    """A phrase; the docstring of ``render`` begins with it."""
+    check: Callable[[Any], Any]
+    """A value -> the same in the library's own type, or ValueError."""
+    parse: Callable[[str], Any] | None = str
+    """A command line argument -> a value, or ValueError; ``None`` for a flag without an argument."""
+    metavar: str | None = None
+    default_text: str = ""
+    """The default in words, where it depends on something else."""
+    aliases: tuple[str, ...] = ()
+    """Further names of the same option."""
+    in_sweep: bool = True
+    """Whether a sweep takes it."""
+    recorded: bool = True
+    """Whether it is written into ``run.json``, because an image may depend on it."""
+
+
+def _option(default: Any, help: str, check: Callable[[Any], Any], parse: Any = str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help, check, parse, **more)})
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _named(kind: str, names: tuple[str, ...]) -> Callable[[Any], Any]:
+    """Checks a name; an object of the user's own is checked where its type is known."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            check_name(kind, value, names)
+        return value
+
+    return check
+
+
+def _check_precision(value: Any) -> str:
+    check_name("precision", value, PRECISIONS)
+    return value
+
+
+def _check_compile(value: Any) -> str:
+    word = ("yes" if value else "no") if isinstance(value, bool) else value
+    check_name("compile", word, COMPILE)
+    return word
+
+
+def _check_batch_size(value: Any) -> int | str:
+    return value if value == "auto" else check_int("batch_size", value, 1)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``N`` or ``HxW`` pixels.
+
+    >>> parse_size("224"), parse_size("48x64")
+    ((224, 224), (48, 64))
+    """
+    h, cross, w = text.partition("x")
+    if not h.isdecimal() or (cross and not w.isdecimal()):
+        raise ValueError(f"{text!r} is not a size; expected N or HxW pixels")
+    return int(h), int(w or h)
+
+
+def parse_batch_size(text: str) -> int | str:
+    """Read a number or ``auto``."""
+    if text != "auto" and not text.isdecimal():
+        raise ValueError(f"{text!r} is not a batch size; expected a number or auto")
+    return text if text == "auto" else int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """How filters are rendered. Values are checked when an instance is made.
+
+    Raises:
+        ValueError: a value that its option does not take.
+
+    >>> RenderOptions(steps=64).steps, RenderOptions().image
+    (64, 'fourier')
+    >>> RenderOptions(image="fourrier")
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown image 'fourrier'; expected one of fourier, pixel, phase, laplacian_pyramid, cppn, alpha
+    """
+
+    steps: int = _option(32, "number of gradient ascent steps", lambda v: check_int("steps", v, 1), int)
+    size: int | tuple[int, int] | None = _option(
+        None,
+        "image size in pixels, one number for a square or height and width",
+        _optional(check_size),
+        parse_size,
+        metavar="N|HxW",
+        default_text="the model's input size",
+    )
+    seed: int = _option(0, "seed of all randomness; another seed gives other images", check_seed, int)
+    transforms: "str | Transform" = _option(
+        "default",
+        f"random transforms of the image before each step: {', '.join(TRANSFORMS)}",
+        _named("transforms", TRANSFORMS),
+        aliases=("views",),
+    )
+    lr: float | None = _option(
+        None,
+        "learning rate",
+        _optional(lambda v: check_float("learning rate", v, above=0)),
+        float,
+        default_text="that of the optimizer",
+    )
+    image: "str | Image" = _option(
+        "fourier", f"parameterisation of the image: {', '.join(IMAGES)}", _named("image", IMAGES)
+    )
+    optimizer: "str | Optimizer" = _option(
+        "default", f"optimizer: {', '.join(OPTIMIZERS)}", _named("optimizer", OPTIMIZERS)
+    )
+    batch_size: int | str = _option(
+        "auto",
+        "number of filters that are rendered at the same time",
+        _check_batch_size,
+        parse_batch_size,
+        in_sweep=False,
+    )
+    tolerance: float | None = _option(
+        None,
+        "stop a filter whose best score rises by no more than this fraction in 8 steps",
+        _optional(lambda v: check_float("tolerance", v, 0)),
+        float,
+        metavar="FRACTION",
+        default_text="every filter takes all steps",
+    )
+    redirect: int | None = _option(
+        None,
+        "number of first steps in which gradients are redirected past rectifiers that block them",
+        _optional(lambda v: check_int("redirect", v, 0)),
+        int,
+        metavar="STEPS",
+        default_text="16 with the default optimizer, else 0",
+    )
+    device: "torch.device | str | None" = _option(
+        None, "device to compute on, such as cuda", lambda v: v, default_text="where the model is", in_sweep=False
+    )
+    precision: str = _option("auto", f"precision of the backbone: {', '.join(PRECISIONS)}", _check_precision)
+    compile: bool | str = _option("auto", f"whether the step is compiled: {', '.join(COMPILE)}", _check_compile)
+    deterministic: bool = _option(False, "bit-equal reruns on CUDA, where they are slower", bool, None)
+    saliency: bool = _option(
+        False, "accumulate the magnitude of the score's gradient at each pixel", bool, None, in_sweep=False
+    )
+    snapshots: int = _option(
+        0, "number of images of each filter to keep over its run", lambda v: check_int("snapshots", v or 0, 0), int
+    )
+    retain_memory: bool = _option(
+        False,
+        "keep the memory that a step on the CPU frees for the next step, by settings of the whole process",
+        bool,
+        None,
+        recorded=False,
+    )
+
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            object.__setattr__(self, name, option.check(getattr(self, name)))
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], *, function: str, names: tuple[str, ...] | None = None) -> Self:
+        """The options among keyword arguments, by their names or aliases.
+
+        Args:
+            arguments: of the function; an alias that is ``None`` counts as not given.
+            function: its name, for the error message.
+            names: the options that it takes; default: all.
+
+        Raises:
+            TypeError: an unknown name, or an option that is given by two names.
+            ValueError: a value that its option does not take.
+
+        >>> RenderOptions.of({"views": "lucid"}, function="render").transforms
+        'lucid'
+        """
+        known = tuple(OPTIONS) if names is None else names
+        aliases = {alias: name for name in known for alias in OPTIONS[name].aliases}
+        values: dict[str, Any] = {}
+        for given, value in arguments.items():
+            name = aliases.get(given, given)
+            if name not in known:
+                raise TypeError(f"{function}() has no option {given!r}{suggest(given, [*known, *aliases])}")
+            if given in aliases and value is None:
+                continue
+            if name in values and values[name] != DEFAULTS[name]:
+                raise TypeError(
+                    f"{function}() got {name!r} twice: it is also called {', '.join(OPTIONS[name].aliases)}"
+                )
+            values[name] = value
+        return cls(**values)
+
+    def to_json(self, names: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Values as JSON holds them, objects of the user's own as ``"custom"``.
+
+        Args:
+            names: of options; default: those that are recorded.
+
+        >>> RenderOptions(size=48).to_json()["size"]
+        [48, 48]
+        """
+        chosen = tuple(name for name, option in OPTIONS.items() if option.recorded) if names is None else names
+        return {name: _json_value(getattr(self, name)) for name in chosen}
+
+
+def _json_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return list(value) if type(value) is tuple else "custom"
+
+
+def _table(options: type[RenderOptions]) -> dict[str, Field[Any]]:
+    return {entry.name: entry for entry in fields(options)}
+
+
+OPTIONS: dict[str, Option] = {name: entry.metadata["option"] for name, entry in _table(RenderOptions).items()}
+"""Option name -> what is known of it, in the order of ``render``'s signature."""
+
+DEFAULTS: dict[str, Any] = {name: entry.default for name, entry in _table(RenderOptions).items()}
+assert MISSING not in DEFAULTS.values()
+
+SWEEP_OPTIONS: tuple[str, ...] = tuple(name for name, option in OPTIONS.items() if option.in_sweep)
+"""The options that a sweep takes; it has a batch size and a device of its own."""
+
+
+def flag_of(name: str) -> str:
+    """The command line's flag of an option.
+
+    >>> flag_of("retain_memory")
+    '--retain-memory'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def label_of(name: str) -> str:
+    """An option's name as a heading for people.
+
+    >>> label_of("batch_size")
+    'Batch size'
+    """
+    return {"lr": "Learning rate", "image": "Parameterisation"}.get(name, name.replace("_", " ").capitalize())
+
+
+def default_of(name: str) -> str:
+    """An option's default, for people.
+
+    >>> default_of("steps"), default_of("size")
+    ('32', "the model's input size")
+    """
+    default = DEFAULTS[name]
+    words = ("on" if default else "off") if isinstance(default, bool) else str(default)
+    return OPTIONS[name].default_text or words
+
+
+@functools.cache
+def options_table() -> str:
+    """The options as a table in Markdown, as the documentation has it."""
+    rows = ["| `render(...)` | default | | command line |", "|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        names = ", ".join(f"`{n}`" for n in (name, *option.aliases))
+        flags = ", ".join(f"`{flag_of(n)}`" for n in (name, *option.aliases))
+        rows.append(f"| {names} | {default_of(name)} | {option.help} | {flags} |")
+    return "\n".join(rows) + "\n"

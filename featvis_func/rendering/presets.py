@@ -1,9 +1,9 @@
-"""The views and the optimisers that go by name."""
+"""The parameterisations, transforms and optimizers that go by name."""
 
 import functools
-import math
 from collections.abc import Callable
 
+from featvis_func import image as images
 from featvis_func import transform as transforms
 from featvis_func.optimizer import (
     adam,
@@ -17,42 +17,71 @@ from featvis_func.optimizer import (
     normalize_gradient,
     sgd,
 )
+from featvis_func.rendering.options import TRANSFORMS
 from featvis_func.transform import box_crop, jitter, normal_noise, pad, rotate, scale, uniform_noise, warp
-from featvis_func.types import Optimizer, Transform
-from featvis_func.validation import check_name
+from featvis_func.types import Image, Optimizer, Transform
+from featvis_func.validation import check_float, check_int, check_name
 
-VIEWS = ("default", "published", "lucid", "maco", "none")
-"""The names that :func:`views` knows."""
+IMAGES: dict[str, Callable[..., Image]] = {
+    "fourier": images.fourier,
+    "pixel": images.pixel,
+    "phase": images.phase,
+    "laplacian_pyramid": images.laplacian_pyramid,
+    "cppn": images.cppn,
+    "alpha": images.alpha,
+}
+"""Name -> parameterisation."""
 
 _RULES: dict[str, tuple[Callable[[float], Optimizer], float]] = {
-    # Lucid's and Lucent's learning rate.
+    # The learning rate of Lucid and Lucent.
     "adam": (adam, 0.05),
     "adamw": (adamw, 0.05),
     "nadam": (nadam, 0.05),
-    # The drift alone has no size of its own: what sleeps takes whole steps along it.
+    # The drift has no size of its own: without a gradient, whole steps follow it.
     "sgd": (lambda lr: chain(normalize_gradient(), sgd(lr, momentum=0.9)), 0.1),
 }
-OPTIMIZERS = ("default", "published", *_RULES)
-"""The optimisers that :func:`render` knows by name."""
 
 REDIRECT = 16
-"""The first steps in which gradients are redirected with the default optimiser: as many as Lucid has."""
+"""Number of first steps in which gradients are redirected with the default optimizer: as many as in Lucid."""
 
 
-def views(name: str, *, image: tuple[int, int], size: tuple[int, int], deterministic: bool = False) -> Transform:
-    """A preset of random views, from image size to model input size.
+def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> Optimizer:
+    """A preset by its name, or the user's own optimizer.
 
-    * ``"default"``: the published magnitudes, with the whole frame in sight.
+    Raises:
+        ValueError: an unknown name, neither a name nor an optimizer, or a learning rate for the user's own optimizer.
+    """
+    if isinstance(optimizer, Optimizer):
+        if lr is not None:
+            raise ValueError(
+                "lr= goes with the name of an optimizer; give your own optimizer its learning rate yourself"
+            )
+        return optimizer
+    check_name("optimizer", optimizer, ("default", "published", *_RULES))
+    if optimizer == "default":
+        return default_optimizer(steps, lr=lr)
+    if optimizer == "published":
+        return published_optimizer(lr=0.05 if lr is None else lr)
+    return plain_optimizer(optimizer, lr=lr)
+
+
+def named_transform(
+    name: str, *, image: tuple[int, int], size: tuple[int, int], deterministic: bool = False
+) -> Transform:
+    """A preset of random transforms, from the image's size to the model's input size.
+
+    * ``"default"``: the published magnitudes, with the whole image visible to the model.
     * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
-      224: the outer eighth is hardly seen and stays grey. One bilinear sampling where the script resamples six times.
+      224: the outer eighth is hardly visible and stays grey. One bilinear sampling where the published script resamples
+      six times.
     * ``"lucid"``: pad 12, jitter 8, scale 0.9 to 1.1, rotate 10 degrees (zero more often), jitter 4.
     * ``"maco"``: a random box of about a quarter of the sides, normal noise of 0.04 and uniform noise of 0.02 on
-      values in ``[0, 1]``. MACO takes 32 such views a step, as :func:`~featvis_func.transform.multiview` makes them,
+      values in ``[0, 1]``. MACO takes 32 such crops a step, as :func:`~featvis_func.transform.multiview` makes them,
       of an image larger than the model's input.
     * ``"none"``: the image, resized.
 
     Args:
-        name: one of :data:`VIEWS`.
+        name: one of these.
         image: ``(h, w)`` of the images in pixels.
         size: ``(h', w')`` of the model's input in pixels.
         deterministic: see :func:`~featvis_func.transform.warp`.
@@ -60,23 +89,23 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
     Raises:
         ValueError: an unknown name.
 
-    Source: of ``"lucid"``, ``optvis/transform.py`` of tensorflow/lucid; of ``"maco"``, arXiv 2306.06805 and
+    Source: for ``"lucid"``, ``optvis/transform.py`` of tensorflow/lucid; for ``"maco"``, arXiv 2306.06805 and
     ``xplique/features_visualizations/maco.py``, whose noise of 0.08 is for values in ``[-1, 1]``: see
     :func:`~featvis_func.transform.box_crop`.
 
     >>> import torch
-    >>> view = views("lucid", image=(128, 128), size=(224, 224))
-    >>> view.apply(torch.rand(3, 128, 128), view.draw(torch.tensor([0, 1]))).shape
+    >>> transform = named_transform("lucid", image=(128, 128), size=(224, 224))
+    >>> transform.apply(torch.rand(3, 128, 128), transform.draw(torch.tensor([0, 1]))).shape
     torch.Size([3, 224, 224])
     """
-    check_name("views", name, VIEWS)
+    check_name("transforms", name, TRANSFORMS)
     w = image[1]
     show = functools.partial(warp, size=size, deterministic=deterministic)
     if name == "default":
         # The published shifts are in 224ths of the width.
         return show(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w))
     if name == "published":
-        padded = w + 32  # the script's shifts are fractions 8/w and 4/w of the padded side, here of a square
+        padded = w + 32  # the published shifts are fractions 8/w and 4/w of the padded side, here of a square
         shown = scale(256 / 224, 256 / 224)
         return show(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown)
     if name == "lucid":
@@ -90,65 +119,62 @@ def views(name: str, *, image: tuple[int, int], size: tuple[int, int], determini
 
 
 def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
-    """Few steps to the picture: unit gradient, and Adam without momentum whose learning rate falls along a line.
+    """The default optimizer: unit gradient, and Adam without momentum whose learning rate decreases linearly.
 
-    The way that the spectrum can travel is the same for any number of steps; more steps go it with more care, to more
-    activation at less saturation. Momentum holds on to gradients of views that are gone: without it the published
+    The distance that the spectrum can travel is the same for any number of steps; more steps take smaller ones, to a
+    higher activation at less saturation. Momentum keeps gradients of earlier random transforms: without it the published
     activation is reached in a sixth of the steps (``benchmarks/quality.py``).
 
-    For filters that start without a gradient :func:`~featvis_func.render` redirects gradients beside it, in
-    the first :data:`REDIRECT` steps. Of the 177 filters of SqueezeNet's ``features.12.expand3x3_activation`` that start
-    dead on 128 pixels, in 32 steps that wakes all, to the robust activation of filters that never were dead (1600;
-    those 1580); the drift wakes 113 (610, the others being grey), the script's noise 112 (710). Both together do as
-    well as redirecting alone (177, 1580); the drift stays for what cannot be redirected: a whole layer that is off
+    For filters that start without a gradient, :func:`featvis_func.render` also redirects gradients in the first
+    :data:`REDIRECT` steps. Of the 177 filters of SqueezeNet's ``features.12.expand3x3_activation`` that start dead at
+    128 pixels, this revives all within 32 steps, to the robust activation of filters that were never dead (1600 against
+    1580); the drift revives 113 (610, counting grey images), the published gradient noise 112 (710). Both together do as
+    well as redirecting alone (177, 1580); the drift serves where nothing can be redirected: a whole layer that is off
     before the last convolution, and models that cannot be exported (``benchmarks/dead.py``).
 
     Args:
-        steps: of the run, at least 1.
-        lr: learning rate of the first step, above 0; the last one's is 0.3 times that. Default: ``8 / steps``.
-        drift: moves filters that are left without a gradient, see :func:`~featvis_func.optimizer.add_drift`; 0 leaves
-            it out.
+        steps: number of steps of the run, at least 1.
+        lr: learning rate of the first step, above 0; that of the last step is 0.3 times as large. Default: ``8 / steps``.
+        drift: size of the drift that moves filters without a gradient, see
+            :func:`~featvis_func.optimizer.add_drift`; 0 for none.
 
     Raises:
         ValueError: fewer than 1 step, or a learning rate that is not above 0.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    start = 8.0 / steps if lr is None else lr
-    if not 0 < start < math.inf:
-        raise ValueError(f"the learning rate must be finite and above 0, got {lr}")
+    check_int("steps", steps, 1)
+    start = 8.0 / steps if lr is None else check_float("learning rate", lr, above=0)
     rate = linear_decay(start, 0.3 * start, steps)
-    wake = (add_drift(drift),) if drift else ()
-    return chain(normalize_gradient(), *wake, adam(rate, betas=(0.0, 0.99)))
+    revive = (add_drift(drift),) if drift else ()
+    return chain(normalize_gradient(), *revive, adam(rate, betas=(0.0, 0.99)))
 
 
 def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:
-    """The published script's rule: unit gradient, noise that wakes dead filters, clip, Adam.
+    """The optimizer of the published script: unit gradient, noise that revives dead filters, clipping, Adam.
 
     Args:
         lr: learning rate, above 0.
-        noise: standard deviation of the gradient noise; 0 leaves it out.
+        noise: standard deviation of the gradient noise; 0 for none.
 
     Source: the constants are the published script's; the norm is each filter's own instead of the batch's.
     """
-    wake = (add_noise(noise),) if noise else ()
-    return chain(normalize_gradient(), *wake, clip_norm(0.1), adam(lr))
+    revive = (add_noise(noise),) if noise else ()
+    return chain(normalize_gradient(), *revive, clip_norm(0.1), adam(lr))
 
 
 def plain_optimizer(name: str, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
-    """A rule of the textbooks behind the unit gradient: ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"``.
+    """A textbook optimizer on the unit gradient: ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"``.
 
-    The gradient's size differs between layers, models and filters by orders of magnitude. Its norm divided out, a
-    learning rate of steepest ascent is the length of a step everywhere, Adam's ``eps`` is small beside every gradient
-    that there is, and the drift that wakes dead filters is small beside those that live (for ``"sgd"`` the sum of both
-    is divided by its norm once more). The learning rate is constant.
+    The size of the gradient differs between layers, models and filters by orders of magnitude. With the gradient divided
+    by its norm, a learning rate of steepest ascent is the length of a step everywhere, Adam's ``eps`` is small beside
+    every gradient, and the drift that revives dead filters is small beside the gradient of others (for ``"sgd"`` the sum
+    of both is divided by its norm again). The learning rate is constant.
 
     Args:
         name: one of these.
-        lr: learning rate, above 0. Default: 0.05, as in Lucid and Lucent; of ``"sgd"``, which has a momentum of 0.9,
-            0.1: more saturates. It moves low frequencies most, and takes several times as many steps as the others.
-        drift: wakes filters that start without a gradient, see :func:`~featvis_func.optimizer.add_drift`; 0 leaves it
-            out.
+        lr: learning rate, above 0. Default: 0.05, as in Lucid and Lucent; for ``"sgd"``, which has a momentum of 0.9,
+            0.1: more saturates. SGD moves low frequencies most, and takes several times as many steps as the others.
+        drift: size of the drift that moves filters without a gradient, see
+            :func:`~featvis_func.optimizer.add_drift`; 0 for none.
 
     Raises:
         ValueError: another name, or a learning rate that is not above 0.
@@ -160,6 +186,6 @@ def plain_optimizer(name: str, *, lr: float | None = None, drift: float = 1e-6) 
     0.1
     """
     check_name("optimizer", name, _RULES)
-    rule, usual = _RULES[name]
-    wake = (add_drift(drift),) if drift else ()
-    return chain(normalize_gradient(), *wake, rule(usual if lr is None else lr))
+    rule, default = _RULES[name]
+    revive = (add_drift(drift),) if drift else ()
+    return chain(normalize_gradient(), *revive, rule(default if lr is None else lr))

@@ -1,54 +1,54 @@
-"""A model, a layer and options, made ready once: what then renders any of the layer's filters, any number of times."""
+"""From a model, a layer and options to a renderer of the layer's filters, in three steps.
+
+:func:`resolve` checks what was given and finds what it means, :func:`compose` builds the algorithm from its parts, and
+:func:`plan` decides how it runs. :func:`make_renderer` is all three.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from featvis_func import image as images
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights, device_of, make_features
-from featvis_func.engine.batching import RunResult, check_tolerance, run_batched
-from featvis_func.engine.device import (
-    CPU_BATCH_SIZE,
-    check_compile,
-    deterministic_algorithms,
-    probe_batch_size,
-    select_step,
-)
+from featvis_func.backbone.layers import AXES
+from featvis_func.engine.batching import RunResult, run_batched
+from featvis_func.engine.device import CPU_BATCH_SIZE, deterministic_algorithms, probe_batch_size, select_step
 from featvis_func.engine.forward import check_layers
 from featvis_func.engine.snapshots import snapshot_steps
-from featvis_func.engine.step import Step, filter_keys, init_state, make_step
+from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
+from featvis_func.objective.expression import Call, call, to_code
 from featvis_func.random import key
-from featvis_func.rendering.options import IMAGES, optimizer_for
-from featvis_func.rendering.presets import REDIRECT, VIEWS
-from featvis_func.rendering.presets import views as views_by_name
+from featvis_func.rendering.options import TRANSFORMS, RenderOptions
+from featvis_func.rendering.presets import IMAGES, REDIRECT, named_transform, optimizer_for
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image, Optimizer, Params, State, Target, Transform, Weights
-from featvis_func.validation import check_filters, check_int, check_name, check_seed, check_size
+from featvis_func.validation import check_filters, check_seed
 
 
 class Renderer(NamedTuple):
-    """One layer's filters, ready to be rendered. Make one with :func:`make_renderer`."""
+    """Renders the filters of one layer. Make one with :func:`featvis_func.make_renderer`."""
 
     filters: tuple[int, ...]
-    """All that it was made for."""
-    slots: int
-    """Filters at a time: every batch has this width, so that the step is compiled once."""
+    """All filters that it was made for."""
+    batch_size: int
+    """Filters at a time: every batch has this size, so that the step is compiled once."""
     config: dict[str, Any]
-    """What its images depend on, as JSON takes it."""
+    """What its images depend on, as JSON holds it."""
+    options: RenderOptions
     step: Step
     weights: Weights
-    start: Callable[[Sequence[int], int], tuple[State, Target]]
+    init: Callable[[Sequence[int], int], tuple[State, Target]]
     """(filter numbers, seed) -> their state before the first step, and their targets."""
-    together: bool = False
-    """Whether its filters depend on each other, by the objective or by what their images have in common."""
+    single_batch: bool = False
+    """Whether the filters depend on each other, by the objective or by parameters that they share."""
     decode: Callable[[Params], Tensor] | None = None
     """One filter's parameters -> its image, for snapshots."""
 
@@ -59,13 +59,14 @@ class Renderer(NamedTuple):
         seed: int | None = None,
         progress: bool | Callable[[int], object] | None = False,
     ) -> Result:
-        """Renders filters: the same images whichever others are rendered with them, unless they belong together.
+        """Render filters. Their images do not depend on which others are rendered, unless they need a single batch.
 
         Args:
             filters: among ``self.filters``; ``None``: all of them.
-            seed: in ``[0, 2**64)``; default: what the renderer was made with.
-            progress: whether to show a bar on the standard error, ``None``: if that is a terminal; or what is called
-                with the number of steps done, as by :func:`~featvis_func.run_batched`.
+            seed: in ``[0, 2**64)``; default: the seed that the renderer was made with.
+            progress: whether to show a progress bar on the standard error (``None``: if that is a terminal); or a
+                function that is called with the number of steps taken, as by
+                :func:`~featvis_func.engine.batching.run_batched`.
 
         Returns:
             A :class:`~featvis_func.Result`, on the CPU.
@@ -80,34 +81,34 @@ class Renderer(NamedTuple):
         numbers = list(self.filters) if filters is None else check_filters(filters)
         unknown = set(numbers).difference(self.filters)
         if unknown:
-            raise ValueError(f"this renderer was made for other filters than {min(unknown)}")
+            raise ValueError(f"this renderer was not made for filter {min(unknown)}")
         start = self.config["seed"] if seed is None else check_seed(seed)
-        config = {**self.config, "seed": start}
-        steps = config["steps"]
+        options = self.options
         hidden = callable(progress) or (progress is not None and not progress)
         bar = tqdm(
-            total=steps * len(numbers),
-            desc=config["layer"],
+            total=options.steps * len(numbers),
+            desc=self.config["layer"],
             unit="step",
             leave=False,
             disable=hidden or (None if progress is None else False),
         )
-        with bar, deterministic_algorithms(config["deterministic"]):
-            outcome = run_batched(
+        with bar, deterministic_algorithms(options.deterministic):
+            run = run_batched(
                 self.step,
                 self.weights,
-                lambda chosen: self.start(chosen, start),
+                lambda chosen: self.init(chosen, start),
                 numbers,
-                steps=steps,
-                slots=len(numbers) if self.together else self.slots,
+                steps=options.steps,
+                batch_size=len(numbers) if self.single_batch else self.batch_size,
                 pad=True,
-                together=self.together,
-                tolerance=config["tolerance"],
+                single_batch=self.single_batch,
+                tolerance=options.tolerance,
                 progress=progress if callable(progress) else bar.update,
-                snapshots=config.get("snapshots", 0),
+                snapshots=options.snapshots,
                 decode=self.decode,
+                retain_memory=options.retain_memory,
             )
-        return _result(outcome, numbers, {**config, "slots": outcome.slots})
+        return _result(run, numbers, {**self.config, "seed": start, "batch_size_used": run.batch_size})
 
 
 def make_renderer(
@@ -115,137 +116,233 @@ def make_renderer(
     objective: str | Objective,
     filters: Iterable[int] | int | None = None,
     *,
-    steps: int = 32,
-    size: int | tuple[int, int] | None = None,
-    seed: int = 0,
-    views: str | Transform = "default",
-    lr: float | None = None,
-    image: str | Image = "fourier",
-    optimizer: str | Optimizer = "default",
-    batch_size: int | str = "auto",
-    tolerance: float | None = None,
-    redirect: int | None = None,
-    device: torch.device | str | None = None,
-    precision: str = "auto",
     features: Features | None = None,
-    compile: bool | str = "auto",
-    deterministic: bool = False,
-    saliency: bool = False,
-    snapshots: int | None = None,
+    **options: Any,
 ) -> Renderer:
-    """Traces the model up to a layer and composes the step, once for any number of renderings.
+    """Trace the model up to a layer and compose the step, once for any number of renderings.
 
-    Args: as for :func:`~featvis_func.render`. ``filters``: all that will be rendered, in one call or in
-        many; by their number ``"auto"`` judges whether compiling pays.
+    Args:
+        model, objective, features: as for :func:`featvis_func.render`.
+        filters: all that will be rendered, in one call or in several; from their number ``compile="auto"`` decides
+            whether compiling pays.
+        **options: as for :func:`featvis_func.render`.
+
+    Raises:
+        ValueError: bad input, with what was given, what was expected and what exists.
+        TypeError: an unknown option.
+    """
+    checked = RenderOptions.of(options, function="make_renderer")
+    resolved = resolve(model, objective, filters, checked, features)
+    return plan(resolved, compose(resolved))
+
+
+class Resolved(NamedTuple):
+    """What a rendering is about, all of it checked."""
+
+    model: Model
+    objective: Objective
+    filters: list[int]
+    features: Features
+    options: RenderOptions
+    """With ``redirect`` decided."""
+    size: tuple[int, int]
+    """``(h, w)`` requested for the images."""
+    optimizer: Optimizer
+    device: torch.device
+
+
+class Composed(NamedTuple):
+    """The algorithm, made from its parts."""
+
+    ascent: Ascent
+    image: Image
+    size: tuple[int, int]
+    """``(h, w)`` of the images."""
+    single_batch: bool
+    """Whether the filters depend on each other."""
+
+
+def resolve(
+    model: str | nn.Module | Model,
+    objective: str | Objective,
+    filters: Iterable[int] | int | None,
+    options: RenderOptions,
+    features: Features | None = None,
+) -> Resolved:
+    """Find what the arguments of a rendering mean, and refuse what cannot be rendered.
+
+    Whatever can be told without the model's graph is checked before the model is traced.
 
     Raises:
         ValueError: bad input, with what was given, what was expected and what exists.
     """
-    found = load_model(model)
-    goal, filters = parse_objective(objective, filters)
-    if not goal.layers:
-        raise ValueError(f"{goal} reads no layer of the model; add an objective that does")
-    # Whatever can be told now is not left until after the model was traced.
-    if not isinstance(views, str | Transform):
-        raise ValueError(f"views must be one of {', '.join(VIEWS)} or a Transform, got {views!r}")
-    if isinstance(views, str):
-        check_name("views", views, VIEWS)
-    if not isinstance(image, Image):
-        check_name("image parameterisation", image, IMAGES)
-    steps, seed = check_int("steps", steps, 1), check_seed(seed)
-    snapshots = 0 if snapshots is None else check_int("snapshots", snapshots, 0)
-    snapshot_steps(steps, snapshots)
-    redirect = None if redirect is None else check_int("redirect", redirect, 0)
-    if batch_size != "auto":
-        batch_size = check_int("batch_size", batch_size, 1)
-    tolerance = None if tolerance is None else float(tolerance)
-    check_tolerance(tolerance)
-    compile = check_compile(compile)
-    lr = None if lr is None else float(lr)
-    rule = optimizer_for(optimizer, lr, steps)
-    wanted = None if filters is None else check_filters(filters)
-    asked = check_size(found.size if size is None else size)
+    model = load_model(model)
+    objective, filters = parse_objective(objective, filters)
+    if not objective.layers:
+        raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
+    check_own_parts(options)
+    numbers = None if filters is None else check_filters(filters)
+    optimizer = optimizer_for(options.optimizer, options.lr, options.steps)
+    size = model.size if options.size is None else options.size
     if features is None:
-        features = make_features(found, goal.layers, device=device, precision=precision)
-    check_layers(goal, features)
-    if redirect is None:
-        redirect = REDIRECT if optimizer == "default" and features.redirected is not None else 0
-    where = device_of(features, device)
-    numbers = _filters(wanted, goal, features)
-    parameterisation = (
-        image if isinstance(image, Image) else IMAGES[image](asked, channels=found.channels, device=where)
-    )
-    decoded = parameterisation.decode(parameterisation.init(key(seed, device=where)))
-    channels, h, w = decoded.shape
-    if channels not in (found.channels, found.channels + 1):
-        raise ValueError(f"the image has {channels} channels; {found.name} takes {found.channels}")
-    view = views
-    if isinstance(view, str):
-        view = views_by_name(view, image=(h, w), size=found.size, deterministic=deterministic)
-        if channels > found.channels:  # an opacity, which shows only over something
-            view = transforms.chain(transforms.over_background(), view)
-    shown = view.apply(decoded, view.draw(key(seed, device=where))).shape
-    if len(shown) > 4 or shown[-3:] != (found.channels, *found.size):
-        raise ValueError(f"the views must be {(found.channels, *found.size)} as {found.name} takes, got {tuple(shown)}")
-    transform = transforms.chain(view, transforms.normalize(found.mean, found.std, device=where))
-    if goal.picture is not None and goal.picture.shape != decoded.shape:
-        raise ValueError(f"the picture of {goal} is {tuple(goal.picture.shape)}, the images {tuple(decoded.shape)}")
-    plain = make_step(features, parameterisation, transform, goal, rule, redirect=redirect, saliency=saliency)
-    pixels = len(numbers) * steps * h * w
-    step = select_step(plain, compile, device=where, pixels=pixels, exported=features.exported, name=found.name)
-    weights = features.weights if step is plain else compiled_weights(features)
-    layer = features.paths[goal.layers[0]]
+        features = make_features(model, objective.layers, device=options.device, precision=options.precision)
+    check_layers(objective, features)
+    if options.redirect is None:
+        redirect = REDIRECT if options.optimizer == "default" and features.redirected is not None else 0
+        options = replace(options, redirect=redirect)
+    device = device_of(features, options.device)
+    numbers = _check_filter_range(numbers, objective, features)
+    return Resolved(model, objective, numbers, features, options, size, optimizer, device)  # type: ignore[arg-type]
 
-    def start(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
-        keys = filter_keys(seed, layer, chosen, device=where)
-        state = init_state(features, parameterisation, goal, rule, keys, saliency=saliency)
-        return state, torch.tensor(list(chosen), dtype=torch.int64, device=where)
 
-    slots = batch_size if isinstance(batch_size, int) else CPU_BATCH_SIZE
-    together = goal.batch_score is not None or parameterisation.share_params is not None
-    if together and (tolerance is not None or (batch_size != "auto" and slots < len(numbers))):
+def compose(resolved: Resolved) -> Composed:
+    """Build parameterisation, transform and ascent.
+
+    Raises:
+        ValueError: parts that do not fit together, such as a transform to another size than the model's input.
+    """
+    model, objective, options, device = resolved.model, resolved.objective, resolved.options, resolved.device
+    image = options.image
+    if not isinstance(image, Image):
+        image = IMAGES[image](resolved.size, channels=model.channels, device=device)
+    example = image.decode(image.init(key(options.seed, device=device)))
+    channels, h, w = example.shape
+    if channels not in (model.channels, model.channels + 1):
+        raise ValueError(f"the image has {channels} channels; {model.name} takes {model.channels}")
+    transform = options.transforms
+    if not isinstance(transform, Transform):
+        transform = named_transform(transform, image=(h, w), size=model.size, deterministic=options.deterministic)
+        if channels > model.channels:  # an opacity, which shows only over a background
+            transform = transforms.chain(transforms.over_background(), transform)
+    shape = transform.apply(example, transform.draw(key(options.seed, device=device))).shape
+    if len(shape) > 4 or shape[-3:] != (model.channels, *model.size):
         raise ValueError(
-            f"the {len(numbers)} images of {goal} belong together: they need one batch, and no tolerance; got"
-            f" batch_size={batch_size}, tolerance={tolerance}"
+            f"the transformed images must be {(model.channels, *model.size)}, which {model.name} takes, got"
+            f" {tuple(shape)}"
         )
-    if together:
-        slots = len(numbers)
-    elif batch_size == "auto" and where.type == "cuda" and not deterministic:
-        slots = probe_batch_size(plain, features.weights, lambda some: start(some, seed), numbers, device=where)
-    dtype = next((w.dtype for w in features.weights.values() if w.is_floating_point()), torch.float32)
-    config = {
-        "model": found.name,
-        "weights": found.weights,
-        "objective": repr(goal),
+    if objective.picture is not None and objective.picture.shape != example.shape:
+        raise ValueError(
+            f"the picture of {objective} is {tuple(objective.picture.shape)}, the images are {tuple(example.shape)}"
+        )
+    ascent = make_ascent(
+        resolved.features,
+        image,
+        transforms.chain(transform, transforms.normalize(model.mean, model.std, device=device)),
+        objective,
+        resolved.optimizer,
+        redirect=options.redirect or 0,
+        saliency=options.saliency,
+    )
+    single_batch = objective.batch_score is not None or image.share_params is not None
+    return Composed(ascent, image, (h, w), single_batch)
+
+
+def plan(resolved: Resolved, composed: Composed) -> Renderer:
+    """Decide whether the step is compiled and how large the batches are.
+
+    Raises:
+        ValueError: compiling was requested for a model that cannot be exported, or a batch size or tolerance for
+            filters that need a single batch.
+    """
+    options, features, device = resolved.options, resolved.features, resolved.device
+    filters, (h, w) = resolved.filters, composed.size
+    step = select_step(
+        composed.ascent.step,
+        str(options.compile),
+        device=device,
+        pixels=len(filters) * options.steps * h * w,
+        exported=features.exported,
+        name=resolved.model.name,
+    )
+    weights = features.weights if step is composed.ascent.step else compiled_weights(features)
+    layer = features.paths[resolved.objective.layers[0]]
+
+    def init(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
+        state = composed.ascent.init(filter_keys(seed, layer, chosen, device=device))
+        return state, torch.tensor(list(chosen), dtype=torch.int64, device=device)
+
+    batch_size = options.batch_size if isinstance(options.batch_size, int) else CPU_BATCH_SIZE
+    if composed.single_batch:
+        if options.tolerance is not None or (options.batch_size != "auto" and batch_size < len(filters)):
+            raise ValueError(
+                f"the {len(filters)} images of {resolved.objective} depend on each other: they need one batch and no"
+                f" tolerance, got batch_size={options.batch_size}, tolerance={options.tolerance}"
+            )
+        batch_size = len(filters)
+    elif options.batch_size == "auto" and device.type == "cuda" and not options.deterministic:
+        batch_size = probe_batch_size(
+            composed.ascent.step,
+            features.weights,
+            lambda chosen: init(chosen, options.seed),
+            filters,
+            device=device,
+        )
+    return Renderer(
+        tuple(filters),
+        min(batch_size, len(filters)),
+        _config(resolved, composed, _with_axes(resolved.objective.layers[0], layer)),
+        options,
+        step,
+        weights,
+        init,
+        composed.single_batch,
+        composed.image.decode,
+    )
+
+
+def _with_axes(requested: str, path: str) -> str:
+    """A layer's full name, with its axes where the user states them."""
+    name, at, axes = requested.rpartition("@")
+    return f"{path}@{axes}" if name and at and axes in AXES and not path.endswith(f"@{axes}") else path
+
+
+def _config(resolved: Resolved, composed: Composed, layer: str) -> dict[str, Any]:
+    """What the images depend on, as JSON holds it."""
+    model = resolved.model
+    floats = (w.dtype for w in resolved.features.weights.values() if w.is_floating_point())
+    return {
+        **resolved.options.to_json(),
+        "model": model.name,
+        "weights": model.weights,
+        "objective": repr(resolved.objective),
+        "objective_code": _objective_code(resolved.objective),
         "layer": layer,
-        "steps": steps,
-        "size": [h, w],
-        "input_size": list(found.size),
-        "mean": list(found.mean),
-        "std": list(found.std),
-        "seed": seed,
-        "views": views if isinstance(views, str) else "custom",
-        "lr": lr,
-        "image": image if isinstance(image, str) else "custom",
-        "optimizer": optimizer if isinstance(optimizer, str) else "custom",
-        "batch_size": batch_size,
-        "tolerance": tolerance,
-        "redirect": redirect,
-        "precision": str(dtype).removeprefix("torch."),
-        "compile": compile,
-        "deterministic": deterministic,
-        "device": where.type,
-        **({"saliency": True} if saliency else {}),
-        **({"snapshots": snapshots} if snapshots else {}),
+        "size": list(composed.size),
+        "input_size": list(model.size),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "precision": str(next(floats, torch.float32)).removeprefix("torch."),
+        "device": resolved.device.type,
     }
-    width = min(slots, len(numbers))
-    return Renderer(tuple(numbers), width, config, step, weights, start, together, parameterisation.decode)
+
+
+def _objective_code(objective: Objective) -> dict[str, Any] | None:
+    """How the objective is written in Python, as JSON holds it; ``None``: the channel of each filter."""
+    if isinstance(objective.expression, Call) and objective.expression == call("channel", *objective.layers):
+        return None
+    return to_code(objective.expression_or_name)._asdict()
+
+
+def check_own_parts(options: RenderOptions) -> None:
+    """Check options whose values may be objects of the user's own, and those that must agree with each other.
+
+    Raises:
+        ValueError: neither a name nor an object of the right type, or more snapshots than there are images.
+    """
+    if not isinstance(options.transforms, str | Transform):
+        raise ValueError(
+            f"transforms must be one of {', '.join(TRANSFORMS)} or a Transform, got {options.transforms!r}"
+        )
+    if not isinstance(options.image, str | Image):
+        raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
+    optimizer_for(options.optimizer, options.lr, options.steps)
+    snapshot_steps(options.steps, options.snapshots)
 
 
 def parse_objective(
     objective: str | Objective, filters: Iterable[int] | int | None
 ) -> tuple[Objective, Iterable[int] | int | None]:
-    """An objective, and the filters asked for, from what :func:`~featvis_func.render` is given."""
+    """The objective and the filters that the arguments of :func:`featvis_func.render` mean."""
     if isinstance(objective, str):
         layer, numbers, stated = split_layer(objective)
         if stated and filters is not None:
@@ -256,13 +353,13 @@ def parse_objective(
     return objective, filters
 
 
-def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> list[int]:
-    """The filter numbers, checked against the layers in which they pick a channel; ``None`` means all."""
-    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in goal.targeted}
+def _check_filter_range(numbers: list[int] | None, objective: Objective, features: Features) -> list[int]:
+    """The filter numbers, checked against the layers in which they select a channel; ``None`` means all."""
+    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in objective.targeted}
     if numbers is None:
-        return list(range(min(widths.values()) if widths else goal.variants or 1))
-    if goal.variants is not None and max(numbers) >= goal.variants:
-        raise ValueError(f"{goal} describes images 0 to {goal.variants - 1}, got {max(numbers)}")
+        return list(range(min(widths.values()) if widths else objective.variants or 1))
+    if objective.variants is not None and max(numbers) >= objective.variants:
+        raise ValueError(f"{objective} describes images 0 to {objective.variants - 1}, got {max(numbers)}")
     for name, width in widths.items():
         outside = [f for f in numbers if not 0 <= f < width]
         if outside:
@@ -273,9 +370,9 @@ def _filters(numbers: list[int] | None, goal: Objective, features: Features) -> 
     return numbers
 
 
-def _result(outcome: RunResult, filters: Sequence[int], config: dict[str, Any]) -> Result:
-    best, info = outcome.best, outcome.info
-    taken = torch.arange(len(info.score))[:, None] < outcome.steps
+def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> Result:
+    best, info = run.best, run.info
+    taken = torch.arange(len(info.score))[:, None] < run.steps
     alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
     status = tuple("nonfinite" if not f else "ok" if a else "dead" for a, f in zip(alive, finite, strict=True))
     return Result(
@@ -286,8 +383,8 @@ def _result(outcome: RunResult, filters: Sequence[int], config: dict[str, Any]) 
         filters=tuple(filters),
         status=status,
         history=info.score.float(),
-        steps=outcome.steps,
-        saliency=outcome.saliency,
-        snapshots=outcome.snapshots,
+        steps=run.steps,
+        saliency=run.saliency,
+        snapshots=run.snapshots,
         config=config,
     )

@@ -1,4 +1,5 @@
-"""Whole layers and networks into a folder, resumable, on one machine or many: :func:`sweep`, :func:`open_store`."""
+"""Render whole layers or networks into a folder: resumable, on one machine or many. Provides :func:`sweep` and
+:func:`open_store`."""
 
 from featvis_func.sweep.api import DryRun as DryRun
 from featvis_func.sweep.api import dry_run as dry_run

@@ -1,35 +1,26 @@
 """The one-call door to whole layers and networks."""
 
-import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from featvis_func.backbone.verify import PRECISIONS
-from featvis_func.engine.batching import check_tolerance
-from featvis_func.engine.device import check_compile, check_device
-from featvis_func.engine.snapshots import snapshot_steps
-from featvis_func.io.atomic import remove_abandoned, whole_path
+from featvis_func.engine.device import check_device
+from featvis_func.io.atomic import absolute_path, remove_abandoned
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
-from featvis_func.rendering.api import render
-from featvis_func.rendering.options import IMAGES, optimizer_for
-from featvis_func.rendering.presets import OPTIMIZERS, VIEWS
+from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
+from featvis_func.rendering.renderer import check_own_parts
 from featvis_func.sweep import launchers as engines
 from featvis_func.sweep import ray_engine as cluster
 from featvis_func.sweep.layout import Run, start_folder
-from featvis_func.sweep.plan import Estimate, LayerPlan, RenderOptions, estimate, plan_layers
+from featvis_func.sweep.plan import Estimate, LayerPlan, estimate, plan_layers
 from featvis_func.sweep.shard import DTYPES
 from featvis_func.sweep.validate import Status, read_status
 from featvis_func.sweep.worker import Worker, renderers
-from featvis_func.validation import check_int, check_name, check_seed, check_size
-
-_DEFAULTS: dict[str, Any] = {
-    name: inspect.signature(render).parameters[name].default for name in RenderOptions.__annotations__
-}
+from featvis_func.validation import check_int, check_name
 
 
 class DryRun(NamedTuple):
@@ -53,7 +44,7 @@ def sweep(
     workers: int | None = None,
     threads: int | None = None,
     progress: bool | None = None,
-    **options: Unpack[RenderOptions],
+    **options: Any,
 ) -> Status:
     """Renders whole layers or networks into a folder; started again, it goes on where it was.
 
@@ -74,9 +65,8 @@ def sweep(
         workers: for ``ray``: the most actors.
         threads: processors of each process or actor; default: what torch takes (``ray``: 2, or 1 beside a GPU).
         progress: a progress bar on the standard error. Default: if that is a terminal.
-        **options: ``steps``, ``size``, ``seed``, ``views``, ``lr``, ``image``, ``optimizer``, ``tolerance``,
-            ``redirect``, ``precision``, ``compile``, ``deterministic`` and ``snapshots``, as for
-            :func:`~featvis_func.render`.
+        **options: as for :func:`featvis_func.render`, but for ``saliency``, which is not stored, and the arguments
+            above; transforms, image and optimizer by name only. ``retain_memory`` is on by default.
 
     Returns:
         How far the run is: see :class:`~featvis_func.sweep.store.Status`. Of the units that failed, why; they are
@@ -92,22 +82,27 @@ def sweep(
     True
     """
     rank = engines.rank_of(engine)
-    found = load_model(model)
+    checked = _options(options, "sweep")
+    model = load_model(model)
     if device is not None and engine != "ray":  # whose nodes may have what this one has not
         check_device(device)
-    config, plans = _configured(found, layers, filters, batch_size, unit_size, image_dtype, device, options)
+    config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     threads = None if threads is None else check_int("threads", threads, 1)
     workers = None if workers is None else check_int("workers", workers, 1)
-    folder = start_folder(whole_path(out), Run(config, plans))
+    folder = start_folder(absolute_path(out), Run(config, plans))
     remove_abandoned(folder.path)
     if engine == "ray":
         cluster.run_on_ray(
-            folder, found, device=None if device is None else str(device), workers=workers, threads=threads,
+            folder, model, device=None if device is None else str(device), workers=workers, threads=threads,
             progress=progress,
         )  # fmt: skip
         return read_status(folder)
     where = engines.own_device(device, rank)
-    worker = Worker(folder, renderers(found, config, device=where), seed=config["render"]["seed"])
+    worker = Worker(
+        folder,
+        renderers(model, config, device=where, retain_memory=checked.retain_memory),
+        seed=config["render"]["seed"],
+    )
     before = torch.get_num_threads()
     try:
         if threads is not None:
@@ -131,7 +126,7 @@ def dry_run(
     unit_size: int | None = None,
     image_dtype: str = "uint8",
     device: str | torch.device | None = None,
-    **options: Unpack[RenderOptions],
+    **options: Any,
 ) -> DryRun:
     """What :func:`sweep` would render, and about how long one worker would take: writes nothing.
 
@@ -143,15 +138,19 @@ def dry_run(
     Raises:
         ValueError: bad input.
     """
-    found = load_model(model)
-    config, plans = _configured(found, layers, filters, batch_size, unit_size, image_dtype, device, options)
+    checked = _options(options, "dry_run")
+    model = load_model(model)
+    config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     probed = {**config, "render": {**config["render"], "compile": "no"}}
     return DryRun(
-        plans, estimate(plans, renderers(found, probed, device=device), itemsize=DTYPES[image_dtype].itemsize)
+        plans,
+        estimate(
+            plans, renderers(model, probed, device=device, retain_memory=False), itemsize=DTYPES[image_dtype].itemsize
+        ),
     )
 
 
-def _configured(
+def _configure(
     model: Model,
     layers: str | Iterable[str],
     filters: Iterable[int] | int | None,
@@ -161,14 +160,16 @@ def _configured(
     device: str | torch.device | None,
     options: RenderOptions,
 ) -> tuple[dict[str, Any], tuple[LayerPlan, ...]]:
-    """A run's configuration, as JSON takes it, and its plan: all that can be wrong is found here."""
-    unknown = set(options).difference(_DEFAULTS)
-    if unknown:
-        raise TypeError(f"sweep() got an unexpected keyword argument {min(unknown)!r}")
+    """A run's configuration, as JSON holds it, and its plan: bad input is refused here, and not by every unit."""
     check_name("image_dtype", image_dtype, DTYPES)
+    for name, value in options.to_json(SWEEP_OPTIONS).items():
+        if value == "custom":
+            raise ValueError(f"a sweep takes {name} by name, not an object, got {getattr(options, name)!r}")
+    check_own_parts(options)
     if device is None:
         device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
     plans = plan_layers(model, layers, filters, batch_size=batch_size, unit_size=unit_size, device=device)
+    recorded = tuple(name for name in SWEEP_OPTIONS if OPTIONS[name].recorded)
     config = {
         "model": model.name,
         "weights": model.weights,
@@ -180,42 +181,10 @@ def _configured(
         "batch_size": batch_size if batch_size == "auto" else int(batch_size),
         "unit_size": unit_size if unit_size is None else int(unit_size),
         "image_dtype": image_dtype,
-        "render": _checked({**_DEFAULTS, **options}),
+        "render": options.to_json(recorded),
     }
     return config, plans
 
 
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of the rendering, as JSON takes them; refused here, if not, and not by every unit."""
-    for name, known in (("views", VIEWS), ("image", IMAGES), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
-        if not isinstance(options[name], str):
-            raise ValueError(f"a sweep takes {name} by name, one of {', '.join(known)}, got {options[name]!r}")
-        check_name(name, options[name], known)
-    steps, lr, tolerance, redirect, size = (options[name] for name in ("steps", "lr", "tolerance", "redirect", "size"))
-    checked = {
-        **options,
-        "steps": check_int("steps", steps, 1),
-        "seed": check_seed(options["seed"]),
-        "lr": None if lr is None else float(lr),
-        "tolerance": None if tolerance is None else float(tolerance),
-        "redirect": None if redirect is None else check_int("redirect", redirect, 0),
-        "compile": check_compile(options["compile"]),
-        "size": None if size is None else list(_size(size)),
-        "deterministic": bool(options["deterministic"]),
-    }
-    snapshots = checked.pop("snapshots")
-    snapshots = 0 if snapshots is None else check_int("snapshots", snapshots, 0)
-    snapshot_steps(checked["steps"], snapshots)
-    if snapshots:  # without them, a configuration is what it was before there were any
-        checked["snapshots"] = snapshots
-    check_tolerance(checked["tolerance"])
-    optimizer_for(checked["optimizer"], checked["lr"], checked["steps"])
-    return checked
-
-
-def _size(size: Any) -> tuple[int, int]:
-    """Pixels, of whatever integer type."""
-    sides = (
-        [check_int("size", side) for side in size] if isinstance(size, tuple | list) else [check_int("size", size)] * 2
-    )
-    return check_size((sides[0], sides[-1]) if len(sides) == 2 else tuple(sides))  # pyright: ignore[reportArgumentType]
+def _options(options: dict[str, Any], function: str) -> RenderOptions:
+    return RenderOptions.of({"retain_memory": True, **options}, function=function, names=SWEEP_OPTIONS)

@@ -1,4 +1,7 @@
-"""Who renders which unit: this process, one process of many, or a cluster. The worker and the folder are the same."""
+"""Distribution of units over processes: a single process, or one of several that a launcher started.
+
+The Ray engine is in :mod:`featvis_func.sweep.ray_engine`. Workers and folders are the same for all engines.
+"""
 
 import os
 import platform
@@ -17,45 +20,47 @@ from featvis_func.sweep.worker import Done, pending
 from featvis_func.validation import check_name
 
 MOST_FAILED = 0.05
-"""The share of all units that may fail before a run gives up."""
+"""Fraction of all units that may fail before a run gives up."""
 
-# What tells a process its number and how many there are, and which of the machine's devices is its own.
+# Environment variables with the rank, the number of processes, and the rank among the processes of one machine.
 _VARIABLES: dict[str, tuple[str, str, str]] = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     "array": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", ""),
 }
 ENGINES = ("local", *_VARIABLES, "ray")
-"""``local``: this process alone. ``torchrun``, ``srun``, ``array``: one of several, each with its share, by what the
-launcher (SLURM, for the last two) has put into the environment. ``ray``: a Ray cluster."""
+"""``local``: this process renders all units. ``torchrun``, ``srun``, ``array``: each process renders its share, by the
+rank that the launcher (SLURM for the last two) has set in the environment. ``ray``: a Ray cluster."""
 
-# How often a process looks for what the others have done: so often at most, and for one part of its time in so many.
-_LOOK_SECONDS = 2.0
-_LOOK_SHARE = 50
+# A process checks which units the others have done at most every _POLL_SECONDS, and spends at most 1 / _POLL_SHARE of
+# its time on it.
+_POLL_SECONDS = 2.0
+_POLL_SHARE = 50
 
 
 class Rank(NamedTuple):
-    """One process among those that share a run."""
+    """Rank of a process among those that share a run."""
 
     number: int = 0
     of: int = 1
+    """Number of processes."""
     device: int | None = None
-    """Of its machine's devices, where the launcher says so."""
+    """Rank among the processes of one machine, if the launcher sets it."""
 
 
 class TooManyFailedError(RuntimeError):
-    """So many units failed that the rest would hardly do better."""
+    """More than :data:`MOST_FAILED` of all units failed."""
 
 
 def rank_of(engine: str, environment: Mapping[str, str] = os.environ) -> Rank:
-    """This process's place among those of the launcher.
+    """Return the rank that the launcher has given to this process.
 
     Args:
-        engine: one of :data:`ENGINES`.
-        environment: where the launcher has put it.
+        engine: One of :data:`ENGINES`.
+        environment: Environment variables.
 
     Raises:
-        ValueError: an unknown engine, or one whose variables are not set.
+        ValueError: The engine is unknown, or its variables are missing or invalid.
 
     >>> rank_of("srun", {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"})
     Rank(number=3, of=8, device=1)
@@ -74,29 +79,33 @@ def rank_of(engine: str, environment: Mapping[str, str] = os.environ) -> Rank:
         )
     except KeyError as error:
         raise ValueError(
-            f"the engine {engine} needs {error.args[0]} in the environment; its launcher sets it"
+            f"engine {engine!r} needs the environment variable {error.args[0]}, which its launcher sets"
         ) from None
     except ValueError as error:
-        raise ValueError(f"the engine {engine} needs whole numbers in {number} and {count}: {error}") from error
+        raise ValueError(f"engine {engine!r} needs integers in {number} and {count}: {error}") from error
     if engine == "array" and rank.number >= rank.of:
-        raise ValueError("the engine array needs an array without gaps, such as 0-15; submit it whole to do the rest")
+        raise ValueError(
+            f"engine 'array' needs a job array without gaps, such as 0-15, but task {rank.number} is not among"
+            f" {rank.of}; submit the complete array again to render what is missing"
+        )
     if not 0 <= rank.number < rank.of:
-        raise ValueError(f"the engine {engine} has {number} {rank.number} out of {rank.of} processes")
+        raise ValueError(f"engine {engine!r} expects {number} in 0 to {rank.of - 1}, got {rank.number}")
     return rank
 
 
 def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progress: bool | None = None) -> None:
-    """Renders this process's share of the units that are not done.
+    """Render this process's share of the units that are not done: every ``rank.of``-th unit.
 
     Args:
-        folder: of the run.
-        work: a :class:`~featvis_func.sweep.worker.Worker`.
-        rank: this process: of ``of`` processes, each takes every ``of``-th unit.
-        progress: a bar for the whole run on the standard error, from rank 0. Default: if that is a terminal.
+        folder: The sweep's folder.
+        work: A :class:`~featvis_func.sweep.worker.Worker`.
+        rank: Rank of this process.
+        progress: Whether rank 0 shows a progress bar of the complete run on standard error. Default: if standard error
+            is a terminal.
 
     Raises:
-        TooManyFailedError: more than :data:`MOST_FAILED` of all units failed.
-        OSError: the folder cannot be written.
+        TooManyFailedError: More than :data:`MOST_FAILED` of all units failed.
+        OSError: The folder cannot be written.
     """
     units = folder.run.units
     mine = set(pending(folder, units[rank.number :: rank.of]))
@@ -106,14 +115,23 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
             if unit in mine:
                 done = work(unit)
                 report(done)
-                if done.outcome == "failed":  # the others' failures count, too: of many processes none has 5% of all
+                if done.outcome == "failed":  # count the failures of all processes: the share of one may be below 5%
                     failed = sum(folder.failure(unit).exists() for unit in units)
                     check_failures(failed, len(units), done.error)
 
 
 @contextmanager
 def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Callable[[Done], None]]:
-    """A progress bar for the whole run, and a line in the event log for each unit and for how the run ended."""
+    """Show the progress of the complete run, and log its start, each unit and its end.
+
+    Args:
+        folder: The sweep's folder.
+        rank: Rank of this process; only rank 0 shows the bar.
+        progress: As for :func:`run_units`.
+
+    Yields:
+        Function to call with the :class:`~featvis_func.sweep.worker.Done` of each unit.
+    """
     filters = {unit: len(unit.filters) for unit in folder.run.units}
     log_event(folder.path, "start", rank=rank.number, ranks=rank.of, host=platform.node(), units=len(filters))
     bar = tqdm(
@@ -125,14 +143,14 @@ def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Ca
     seen: set[Unit] = set()
 
     def look() -> None:
-        """What this process and others have done since the last time."""
+        """Add to the bar what this and other processes have done since the last call."""
         new = {unit for unit in filters if unit not in seen and folder.sidecar(unit).exists()}
         seen.update(new)
         bar.update(sum(filters[unit] for unit in new))
 
     look()
-    bar.initial = bar.n  # what was there already says nothing of the speed
-    next_look = time.monotonic() + _LOOK_SECONDS
+    bar.initial = bar.n  # units that were done before do not count for the speed
+    next_look = time.monotonic() + _POLL_SECONDS
 
     def report(done: Done) -> None:
         nonlocal next_look
@@ -145,10 +163,10 @@ def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Ca
         if done.unit not in seen:
             seen.add(done.unit)
             bar.update(filters[done.unit])
-        began = time.monotonic()
-        if began >= next_look:  # others may have been at work, too; of many units, that takes a while to see
+        start = time.monotonic()
+        if start >= next_look:  # looking for sidecars of other processes takes a while if there are many units
             look()
-            next_look = began + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - began))
+            next_look = start + max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - start))
 
     ended = "interrupted"
     try:
@@ -165,7 +183,7 @@ def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Ca
 
 
 def check_failures(failed: int, units: int, last: str) -> None:
-    """Raises TooManyFailedError if too many units have failed; the last one's error stands for all."""
+    """Raise TooManyFailedError if more than :data:`MOST_FAILED` of ``units`` failed; ``last`` is the last error."""
     if failed > MOST_FAILED * units:
         raise TooManyFailedError(
             f"{failed} of {units} units failed, which is more than {MOST_FAILED:.0%}; giving up. The last: {last}"
@@ -173,25 +191,26 @@ def check_failures(failed: int, units: int, last: str) -> None:
 
 
 def forget_failures(folder: Folder, units: Iterable[Unit]) -> None:
-    """Units that are tried again have not failed, so far."""
+    """Delete the recorded errors of units that are about to be tried again."""
     for unit in units:
         folder.failure(unit).unlink(missing_ok=True)
 
 
 def wait_for_others(folder: Folder, units: Sequence[Unit]) -> None:
-    """Waits until every unit is done or has failed.
+    """Wait until every unit is done or has failed.
 
-    torchrun ends all processes when one of them ends with an error; one with failures to tell waits for the others.
+    torchrun stops all processes when one of them exits with an error. A process that will report failures therefore
+    waits for the others before it exits.
     """
     waiting = list(units)
     while waiting:
         waiting = [u for u in pending(folder, waiting) if failure_of(folder, u) is None]
         if waiting:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 def own_device(device: str | torch.device | None, rank: Rank) -> str | torch.device | None:
-    """The device of a process: of several on one machine, each takes its own."""
+    """Return the device of a process: several processes of one machine take different GPUs."""
     if rank.device is None or device is None:
         return device
     if torch.device(device) == torch.device("cuda") and torch.cuda.device_count() > 1:

@@ -1,18 +1,18 @@
-"""The folder that a sweep fills, what it is for, and what becomes of damaged files.
+"""Layout of a sweep's folder: its paths, its configuration, its event log, and the handling of damaged files.
 
 ::
 
-    run.json                                 what is rendered, and its hash; written once, by whoever comes first
-    units/LAYER/FIRST-LAST-SHA.safetensors   images, activation maps, scores, history of some filters of one layer
-    units/LAYER/FIRST-LAST.json              that one's checksum and size, and the scores; written last: with it the
-                                             unit is done
+    run.json                                 configuration of the run and its hash; written once, by the first process
+    units/LAYER/FIRST-LAST-SHA.safetensors   shard: images, activation maps, scores and history of one unit
+    units/LAYER/FIRST-LAST.json              sidecar: checksum and size of the shard, and the scores; written last: a
+                                             unit is done when its sidecar exists
     units/LAYER/FIRST-LAST.error.json        why a unit could not be rendered
-    damaged/...                              files that were found damaged, set aside
-    events/HOST-PROCESS.jsonl                what each process did, and when
-    gallery/...                              the site to look through, where one was built
+    damaged/...                              damaged files, moved out of the way
+    events/HOST-PROCESS.jsonl                event log of each process
+    gallery/...                              the static site, if one was built
 
-Any number of processes may work on one folder. A unit that is done twice has, as a rule, the same bytes and so the same
-name; where rounding makes them differ, both shards are there, and the sidecar names one of them.
+Any number of processes may work on one folder. If two processes render the same unit, their shards normally have the
+same bytes and therefore the same name. If rounding makes them differ, both shards exist and the sidecar names one.
 """
 
 import contextlib
@@ -36,77 +36,84 @@ FORMAT = 1
 RUN = "run.json"
 
 
+class DamagedError(ValueError):
+    """A file of a sweep is damaged, missing, or does not belong to the unit or the run whose name it has."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """What a folder is for: the content of ``run.json``."""
+    """The configuration and the plan of a sweep: the content of ``run.json``."""
 
     config: dict[str, Any]
     plans: tuple[LayerPlan, ...]
 
-    @functools.cached_property  # every unit that is read asks for it
+    @functools.cached_property  # read_commit compares it for every unit
     def hash(self) -> str:
-        """Of the configuration: sha256 of its sorted JSON."""
+        """SHA-256 of the configuration as sorted JSON."""
         return hashlib.sha256(to_json(self.config)).hexdigest()
 
     @functools.cached_property
     def units(self) -> tuple[Unit, ...]:
-        """All, in order."""
+        """All units, in the order of the plan."""
         return tuple(unit for plan in self.plans for unit in plan.units)
 
 
 class Folder(NamedTuple):
-    """A sweep's folder and what it is for."""
+    """A sweep's folder together with its run."""
 
     path: Path
     run: Run
 
     def shard(self, unit: Unit, sha256: str) -> Path:
-        """The tensors of a unit, by their checksum."""
+        """Path of the unit's tensors; the name contains their checksum."""
         return self.path / "units" / f"{unit.name}-{sha256[:12]}.safetensors"
 
     def sidecar(self, unit: Unit) -> Path:
-        """What says that the tensors are whole."""
+        """Path of the JSON file whose existence marks the unit as done."""
         return self.path / "units" / f"{unit.name}.json"
 
     def failure(self, unit: Unit) -> Path:
-        """What says that, and why, the unit could not be rendered."""
+        """Path of the JSON file that records why the unit could not be rendered."""
         return self.path / "units" / f"{unit.name}.error.json"
 
 
 def to_json(value: Any) -> bytes:
-    """Sorted JSON: equal values are equal bytes."""
+    """Serialise to sorted JSON: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
-    """JSON with its own checksum, one key a line."""
+    """Serialise to JSON with one key per line, and add the checksum of the other entries under ``"seal"``."""
     seal = hashlib.sha256(to_json(value)).hexdigest()
     return (json.dumps({**value, "seal": seal}, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def unsealed(path: Path) -> dict[str, Any]:
-    """Reads what :func:`sealed` made.
+    """Read a file that :func:`sealed` serialised, and verify its checksum.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged.
+        FileNotFoundError: The file does not exist.
+        DamagedError: The file is not such JSON, or its checksum does not match.
     """
     try:
         value = json.loads(path.read_bytes())
         seal = value.pop("seal")
-        digest = hashlib.sha256(to_json(value)).hexdigest()  # which refuses the NaN that damage may make of a number
+        digest = hashlib.sha256(
+            to_json(value)
+        ).hexdigest()  # to_json rejects NaN, which damage can put in place of a number
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} is damaged: {type(error).__name__}") from error
+        raise DamagedError(f"{path.name} is damaged: {type(error).__name__}") from error
     if digest != seal:
-        raise ValueError(f"{path.name} is damaged: its checksum is another")
+        raise DamagedError(f"{path.name} is damaged: its checksum does not match its content")
     return value
 
 
 def open_folder(path: Path) -> Folder:
-    """The folder of a sweep that has begun.
+    """Open the folder of a sweep that was started before.
 
     Raises:
-        ValueError: there is none, its ``run.json`` is damaged, or another version wrote it.
+        DamagedError: Its ``run.json`` is damaged.
+        ValueError: The path is not a sweep's folder, or a version with another format wrote it.
     """
     try:
         value = unsealed(path / RUN)
@@ -124,71 +131,76 @@ def open_folder(path: Path) -> Folder:
 
 
 def start_folder(path: Path, run: Run) -> Folder:
-    """Makes the folder of a sweep, or finds that of the same one.
+    """Create the folder of a sweep, or open it if it holds the same sweep. A damaged ``run.json`` is written again.
 
     Args:
-        path: of the folder; made if it is not there.
-        run: what it shall be for. Of a sweep that has begun, its own units go on.
+        path: Path of the folder; created if it does not exist.
+        run: Configuration and plan. If the folder exists, the plan stored there is used.
 
     Raises:
-        ValueError: it holds another sweep; the message shows the difference.
-        OSError: it cannot be written.
+        ValueError: The folder holds a sweep with another configuration; the message lists the differences.
+        OSError: The folder cannot be written.
     """
     if path.is_file():
         raise ValueError(f"{str(path)!r} is a file; a sweep needs a folder")
     make_folder(path)
     try:
-        return _same(open_folder(path), run) if (path / RUN).exists() else _new(path, run)
-    except ValueError as error:
-        if "is damaged" not in str(error):
-            raise
-    set_aside(path, path / RUN)
-    return _new(path, run)
+        return _open_same(path, run) if (path / RUN).exists() else _create(path, run)
+    except DamagedError:
+        set_aside(path, path / RUN)
+    return _create(path, run)
 
 
-def _new(path: Path, run: Run) -> Folder:
+def _create(path: Path, run: Run) -> Folder:
+    """Write ``run.json``, unless another process has written it first."""
     plan = [{**p._asdict(), "filters": ranges(p.filters)} for p in run.plans]
     value = {"format": FORMAT, "config": run.config, "hash": run.hash, "plan": plan, "versions": versions()}
     try:
         write_file(path / RUN, sealed(value), replace=False)
-    except FileExistsError:  # another process was sooner
-        return _same(open_folder(path), run)
+    except FileExistsError:
+        return _open_same(path, run)
     return Folder(path, run)
 
 
-def _same(folder: Folder, run: Run) -> Folder:
+def _open_same(path: Path, run: Run) -> Folder:
+    """Open the folder and check that it has the configuration of ``run``."""
+    folder = open_folder(path)
     if folder.run.config == run.config:
         return folder
-    old, new = _flat(folder.run.config), _flat(run.config)
+    old, new = _flatten(folder.run.config), _flatten(run.config)
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    lines = "".join(f"\n  {key}: {_shown(old.get(key))} there, {_shown(new.get(key))} asked for" for key in keys)
-    raise ValueError(f"{str(folder.path)!r} holds another sweep:{lines}\nGive another folder, or the same options")
+    lines = "".join(
+        f"\n  {key}: {_format_value(old.get(key))} in the folder, {_format_value(new.get(key))} requested"
+        for key in keys
+    )
+    raise ValueError(f"{str(path)!r} holds a sweep with other options:{lines}\nUse another folder, or the same options")
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without its inner levels."""
-    inner = {f"{k}.{i}": v for k, own in config.items() if isinstance(own, dict) for i, v in own.items()}
-    return {**{k: v for k, v in config.items() if not isinstance(v, dict)}, **inner}
+def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Replace each nested dictionary by entries ``"outer.inner"``."""
+    nested = {f"{k}.{i}": v for k, inner in config.items() if isinstance(inner, dict) for i, v in inner.items()}
+    return {**{k: v for k, v in config.items() if not isinstance(v, dict)}, **nested}
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
+    """Return the JSON of a value, abbreviated to 200 characters."""
     text = to_json(value).decode()
     return text if len(text) <= 200 else f"{text[:90]} ... {text[-90:]}"
 
 
 def set_aside(folder: Path, *paths: Path) -> list[Path]:
-    """Moves damaged files out of the way, into ``damaged/``; nothing is deleted, and nothing there replaced."""
+    """Move damaged files into ``damaged/`` and return their new paths; no file is deleted or replaced."""
     moved = []
     for path in paths:
-        place = folder / "damaged" / path.relative_to(folder)
-        make_folder(place.parent)
+        base = folder / "damaged" / path.relative_to(folder)
+        make_folder(base.parent)
         for number in range(10_000):
-            target = place.with_name(f"{place.name}.{number}")
+            target = base.with_name(f"{base.name}.{number}")
             try:
                 move_file(path, target)
             except FileExistsError:
                 continue
-            except FileNotFoundError:  # not there, or another process was sooner
+            except FileNotFoundError:  # it never existed, or another process has moved it
                 break
             moved.append(target)
             break
@@ -196,7 +208,7 @@ def set_aside(folder: Path, *paths: Path) -> list[Path]:
 
 
 def log_event(folder: Path, event: str, **fields: Any) -> None:
-    """Appends a line to this process's event log; no run ends because its log cannot be written."""
+    """Append a line to this process's event log. A log that cannot be written does not stop the run."""
     line = to_json({"at": now(), "event": event, **fields}) + b"\n"
     name = f"{platform.node().split('.')[0] or 'host'}-{os.getpid()}.jsonl"
     with contextlib.suppress(OSError):
@@ -210,10 +222,10 @@ def log_event(folder: Path, event: str, **fields: Any) -> None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what the images depend on."""
+    """Return the versions of the packages that the images depend on."""
     return {name: metadata.version(name) for name in ("featvis-func", "torch", "torchvision", "numpy")}
 
 
 def now() -> str:
-    """The time, UTC, to the second."""
+    """Return the time in UTC, in ISO format, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

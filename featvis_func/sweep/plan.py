@@ -3,7 +3,7 @@
 import fnmatch
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -22,24 +22,6 @@ _LONGEST_NAME = 100
 # Bytes that are stored beside images, activation maps and history: what a shard and its sidecar tell of a filter, and
 # what each pair of these takes whatever it tells.
 _BYTES_PER_FILTER, _BYTES_PER_UNIT = 170, 1300
-
-
-class RenderOptions(TypedDict, total=False):
-    """What of :func:`~featvis_func.render` a sweep takes: all that can be written down."""
-
-    steps: int
-    size: int | tuple[int, int] | None
-    seed: int
-    views: str
-    lr: float | None
-    image: str
-    optimizer: str
-    tolerance: float | None
-    redirect: int | None
-    precision: str
-    compile: bool | str
-    deterministic: bool
-    snapshots: int | None
 
 
 class Unit(NamedTuple):
@@ -220,8 +202,8 @@ def estimate(
         plan = plans[index]
         renderer = make(plan)
         config = renderer.config
-        chosen = (list(plan.filters) * renderer.slots)[: renderer.slots]
-        state, target = renderer.start(chosen, config["seed"])
+        chosen = (list(plan.filters) * renderer.batch_size)[: renderer.batch_size]
+        state, target = renderer.init(chosen, config["seed"])
         times = []
         for _ in range(3):
             start = time.perf_counter()

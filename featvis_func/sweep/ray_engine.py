@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster: one task per unit, on actors that hold the model; nodes may come and go."""
+"""Engine for Ray clusters: one task per unit, on actors that hold the model. Nodes may join and leave."""
 
 import logging
 import warnings
@@ -15,12 +15,12 @@ from featvis_func.sweep.plan import Unit
 from featvis_func.sweep.shard import record_failure
 from featvis_func.sweep.worker import ATTEMPTS, Done, Worker, pending, renderers
 
-# How long to wait for a result before the cluster is looked at again.
-_LOOK_SECONDS = 2.0
+# How long to wait for a result before checking for new nodes.
+_POLL_SECONDS = 2.0
 
 
 class _Renderer:
-    """What an actor holds: the model, and what the current layer takes."""
+    """Actor that holds the model and the renderer of the current layer."""
 
     def __init__(self, folder: Folder, model: Model, device: str | None, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -28,9 +28,10 @@ class _Renderer:
         self._worker = Worker(folder, make, seed=folder.run.config["render"]["seed"])
 
     def ready(self) -> None:
-        """Returns once the actor is up."""
+        """Return as soon as the actor has started."""
 
     def work(self, unit: Unit) -> Done:
+        """Render a unit."""
         return self._worker(unit)
 
 
@@ -43,42 +44,42 @@ def run_on_ray(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Renders the units that are not done on all nodes of a Ray cluster.
+    """Render the units that are not done on all nodes of a Ray cluster.
 
-    A unit whose node or process is lost goes to another; nodes that join are put to work.
+    A unit whose node or process is lost is given to another actor. Nodes that join during the run are used.
 
     Args:
-        folder: of the run, on a file system that all nodes share, at the same path.
-        model: sent to each actor once.
-        device: where to compute, default: where the model is; of ``"cuda"`` ones, each actor takes one.
-        workers: the most actors; default: as many as the cluster's processors or GPUs allow.
-        threads: processors of each actor; default: 1 per GPU, else 2.
-        progress: as for :func:`~featvis_func.sweep.launchers.run_units`.
+        folder: The sweep's folder, on a file system that all nodes mount at the same path.
+        model: The model; it is sent to each actor once.
+        device: Device to compute on. Default: the device of the model. With ``"cuda"``, each actor takes one GPU.
+        workers: Maximum number of actors. Default: as many as the processors or GPUs of the cluster allow.
+        threads: Number of processors of each actor. Default: 1 with a GPU, otherwise 2.
+        progress: As for :func:`~featvis_func.sweep.launchers.run_units`.
 
     Raises:
         ValueError: Ray is not installed.
-        TooManyFailedError: too many units failed.
-        RuntimeError: actors end before they have begun, on all nodes.
-        OSError: the folder cannot be written.
+        TooManyFailedError: Too many units failed.
+        RuntimeError: Actors repeatedly die before they have started.
+        OSError: The folder cannot be written, or the nodes do not share it.
     """
     try:
         import ray
         from ray.exceptions import RayActorError
     except ImportError as error:
-        raise ValueError("the engine ray needs the package ray: pip install 'featvis-func[ray]'") from error
+        raise ValueError("engine 'ray' needs the package ray: pip install 'featvis-func[ray]'") from error
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
-        _run(ray, RayActorError, folder, model, device, workers, threads, progress)
+        _run_actors(ray, RayActorError, folder, model, device, workers, threads, progress)
     finally:
         if started:
             ray.shutdown()
 
 
-def _run(
+def _run_actors(
     ray: Any,
-    lost: type[Exception],
+    actor_error: type[Exception],
     folder: Folder,
     model: Model,
     device: str | None,
@@ -86,71 +87,72 @@ def _run(
     threads: int | None,
     progress: bool | None,
 ) -> None:
+    """Schedule the units on actors; ``ray`` is the module, ``actor_error`` the type of error of a lost actor."""
     where = device or next((p.device for p in model.module.parameters()), "cpu")
     gpus = 1 if torch.device(where).type == "cuda" else 0
     cores = threads or (1 if gpus else 2)
-    kind = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(_Renderer)
-    device = "cuda" if gpus else device  # the only one that an actor sees is its own, whatever its number
-    # From a GPU, only a process that has one could read it; and the user's stays where it is.
+    actor_class = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(_Renderer)
+    device = "cuda" if gpus else device  # each actor sees only its own GPU, whatever its number
+    # A copy on the CPU, because a process without a GPU cannot unpickle CUDA tensors; the user's module is not moved.
     shared = ray.put(model._replace(module=private_copy(model.module, "cpu")))
     units = folder.run.units
     waiting = pending(folder, units)[::-1]
     forget_failures(folder, waiting)
     total = len(waiting)
-    running: dict[Any, tuple[Any, Unit | None]] = {}  # a result to come -> the actor, and what it does
-    failed = finished = stillborn = 0
+    running: dict[Any, tuple[Any, Unit | None]] = {}  # pending Ray result -> its actor, and its unit
+    failed = finished = dead_on_start = 0
     losses: Counter[Unit] = Counter()
 
-    def room() -> int:
-        """How many actors the cluster can hold, now; at least the one that waits for a node, or calls for one."""
-        return max(1, sum(_room(node, cores, gpus) for node in ray.nodes() if node["Alive"]))
+    def capacity() -> int:
+        """How many actors the cluster can hold now; at least 1, so that an actor waits for (or requests) a node."""
+        return max(1, sum(_capacity(node, cores, gpus) for node in ray.nodes() if node["Alive"]))
 
-    if total and not any(_room(node, cores, gpus) for node in ray.nodes() if node["Alive"]):
-        asked = f"{cores} processors" + (" and a GPU" if gpus else "")
-        warnings.warn(f"no node of the cluster has {asked} for an actor; waiting for one", stacklevel=4)
+    if total and not any(_capacity(node, cores, gpus) for node in ray.nodes() if node["Alive"]):
+        needed = f"{cores} processors" + (" and a GPU" if gpus else "")
+        warnings.warn(f"no node of the cluster has {needed} for an actor; waiting for one", stacklevel=4)
     with watched(folder, Rank(), progress=progress) as report:
         while finished < total:
-            places = room()
+            places = capacity()
             while len(running) < min(workers or places, places, total - finished):
-                actor = kind.remote(folder, shared, device, cores)
-                running[actor.ready.remote()] = actor, None  # which may wait for its place, and has no work yet
-            ready, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+                actor = actor_class.remote(folder, shared, device, cores)
+                running[actor.ready.remote()] = actor, None  # has no unit until it has started
+            ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
             for result in ready:
                 actor, unit = running.pop(result)
                 try:
                     done = ray.get(result)
-                    stillborn = 0
-                except lost as error:
+                    dead_on_start = 0
+                except actor_error as error:
                     log_event(folder.path, "lost", unit=unit and unit.name, error=type(error).__name__)
                     if unit is None:
-                        stillborn += 1
-                        if stillborn > ATTEMPTS * places:
-                            why = str(error).strip().splitlines()[-1]
-                            raise RuntimeError(f"Ray's actors end before they begin: {why}") from error
+                        dead_on_start += 1
+                        if dead_on_start > ATTEMPTS * places:
+                            reason = str(error).strip().splitlines()[-1]
+                            raise RuntimeError(f"Ray's actors die before they have started: {reason}") from error
                         continue
                     losses[unit] += 1
                     if losses[unit] < ATTEMPTS:
                         waiting.append(unit)
                         continue
-                    # Whose fault it was nobody knows; but a unit that kills its process shall not do so for ever.
-                    why = f"{type(error).__name__}: its process was lost, {ATTEMPTS} times"
-                    record_failure(folder, unit, why, ATTEMPTS)
-                    actor, done = None, Done(unit, "failed", 0.0, why)
+                    # The cause is unknown, but a unit that kills its process must not be tried without end.
+                    reason = f"{type(error).__name__}: the process that rendered the unit was lost {ATTEMPTS} times"
+                    record_failure(folder, unit, reason, ATTEMPTS)
+                    actor, done = None, Done(unit, "failed", 0.0, reason)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 if unit is not None:
                     finished += 1
                     if done.outcome == "rendered" and not folder.sidecar(unit).exists():
-                        raise OSError(f"{str(folder.path)!r} is not a folder that all nodes share, at the same path")
+                        raise OSError(f"not all nodes share the folder {str(folder.path)!r} at the same path")
                     report(done)
                     failed += done.outcome == "failed"
                     check_failures(failed, len(units), done.error)
                 if waiting and actor is not None:
-                    following = waiting.pop()
-                    running[actor.work.remote(following)] = actor, following
+                    next_unit = waiting.pop()
+                    running[actor.work.remote(next_unit)] = actor, next_unit
 
 
-def _room(node: dict[str, Any], cores: int, gpus: int) -> int:
+def _capacity(node: dict[str, Any], cores: int, gpus: int) -> int:
     """How many actors a node can hold."""
     resources = node["Resources"]
     places = int(resources.get("CPU", 0) // cores)

@@ -1,4 +1,4 @@
-"""One unit in a sweep's folder: how it is written, and when it counts as done."""
+"""Write one unit into a sweep's folder, and read whether it is done."""
 
 import contextlib
 import hashlib
@@ -12,36 +12,36 @@ import torch
 from featvis_func.io.atomic import make_folder, write_file
 from featvis_func.io.pil import to_uint8
 from featvis_func.rendering.result import Result
-from featvis_func.sweep.layout import FORMAT, Folder, now, sealed, to_json, unsealed, versions
+from featvis_func.sweep.layout import FORMAT, DamagedError, Folder, now, sealed, to_json, unsealed, versions
 from featvis_func.sweep.plan import Unit
 
 STATUSES = ("ok", "dead", "nonfinite")
-"""The codes of a shard's ``status``, from 0."""
+"""Status of a filter by its code in a shard, from 0."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16}
-"""How images are stored."""
+"""Types in which images can be stored."""
 
 
 class Commit(NamedTuple):
-    """A unit's sidecar, read and found whole."""
+    """Content of the sidecar of a unit that is done."""
 
     unit: Unit
     size: int
     sha256: str
     modified: int
-    """Of the shard, in nanoseconds."""
+    """Modification time of the shard, in nanoseconds."""
     records: tuple[dict[str, Any], ...]
-    """One per filter: its number, score, best step, steps, status and seed."""
+    """One dictionary per filter: its number, score, best step, number of steps, status and seed."""
 
 
 def pack(unit: Unit, result: Result, seeds: list[int], *, dtype: str, config: str) -> bytes:
-    """A unit as the bytes of a safetensors file; equal results are equal bytes.
+    """Serialise a unit to the bytes of a safetensors file; equal results give equal bytes.
 
     Args:
-        unit: whose filters the result has, in order.
-        result: of the unit.
-        seeds: of each filter.
-        dtype: of the images, one of :data:`DTYPES`.
-        config: hash of the run's configuration.
+        unit: The unit.
+        result: Results of the unit's filters, in the unit's order.
+        seeds: Seed of each filter.
+        dtype: Type of the stored images, one of :data:`DTYPES`.
+        config: Hash of the run's configuration.
     """
     images = result.images.clamp(0, 1)
     tensors = {
@@ -57,18 +57,25 @@ def pack(unit: Unit, result: Result, seeds: list[int], *, dtype: str, config: st
     }
     if result.snapshots is not None:
         tensors["snapshots"] = result.snapshots
-    about = {"format": FORMAT, "layer": unit.layer, "config": config, "status": STATUSES}
-    # One key: safetensors keeps no order among several.
+    metadata = {"format": FORMAT, "layer": unit.layer, "config": config, "status": STATUSES}
+    # A single key, because safetensors does not keep the order of several.
     return safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, {"featvis": to_json(about).decode()}
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, {"featvis": to_json(metadata).decode()}
     )
 
 
 def commit(folder: Folder, unit: Unit, result: Result, seeds: list[int], *, seconds: float) -> Commit:
-    """Writes a unit: its shard, then its sidecar, with which it is done.
+    """Write the shard of a unit, then its sidecar, which marks the unit as done.
+
+    Args:
+        folder: The sweep's folder.
+        unit: The unit.
+        result: Results of the unit's filters, in the unit's order.
+        seeds: Seed of each filter.
+        seconds: Time that rendering took; recorded in the sidecar.
 
     Raises:
-        OSError: nothing that counts was written.
+        OSError: A file could not be written; the unit is then not done, unless only the last step failed.
     """
     data = pack(unit, result, seeds, dtype=folder.run.config["image_dtype"], config=folder.run.hash)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -83,35 +90,37 @@ def commit(folder: Folder, unit: Unit, result: Result, seeds: list[int], *, seco
         {"filter": f, "score": s if abs(s) < float("inf") else None, "best_step": b, "steps": n, "status": w, "seed": d}
         for f, s, b, n, w, d in columns
     )
-    done = Commit(unit, len(data), sha256, path.stat().st_mtime_ns, records)
+    written = Commit(unit, len(data), sha256, path.stat().st_mtime_ns, records)
     value = {
         "format": FORMAT,
         "config": folder.run.hash,
         "layer": unit.layer,
         "records": list(records),
-        "size": done.size,
-        "sha256": done.sha256,
+        "size": written.size,
+        "sha256": written.sha256,
         "versions": versions(),
-        "written": {"host": platform.node(), "at": now(), "seconds": round(seconds, 3), "modified": done.modified},
+        "written": {"host": platform.node(), "at": now(), "seconds": round(seconds, 3), "modified": written.modified},
     }
     write_file(folder.sidecar(unit), sealed(value))
     folder.failure(unit).unlink(missing_ok=True)
-    return done
+    return written
 
 
 def read_commit(folder: Folder, unit: Unit, *, thorough: bool = False) -> Commit | None:
-    """Whether a unit is done.
+    """Read the sidecar of a unit and check the shard that it names.
 
     Args:
-        folder, unit: which.
-        thorough: read the whole shard, and not only where its size or its time of modification are others than those
-            noted.
+        folder: The sweep's folder.
+        unit: The unit.
+        thorough: Verify the checksum of the shard in any case. By default it is verified only if the shard's
+            modification time differs from the recorded one.
 
     Returns:
-        What its sidecar says; ``None`` where there is no sidecar.
+        The content of the sidecar, or ``None`` if there is no sidecar: the unit is not done.
 
     Raises:
-        ValueError: one of the two files is damaged, missing or of another run.
+        DamagedError: The sidecar or the shard is damaged, the shard is missing, or the sidecar belongs to another run
+            or another unit.
     """
     sidecar = folder.sidecar(unit)
     try:
@@ -119,30 +128,30 @@ def read_commit(folder: Folder, unit: Unit, *, thorough: bool = False) -> Commit
     except FileNotFoundError:
         return None
     if value.get("config") != folder.run.hash or value.get("format") != FORMAT:
-        raise ValueError(f"{sidecar.name} belongs to another run")
+        raise DamagedError(f"{sidecar.name} belongs to another run")
     records = tuple(value["records"])
     if value["layer"] != unit.layer or tuple(r["filter"] for r in records) != unit.filters:
-        raise ValueError(f"{sidecar.name} is of other filters than its name says")
-    found = Commit(unit, value["size"], value["sha256"], value["written"]["modified"], records)
-    shard = folder.shard(unit, found.sha256)
+        raise DamagedError(f"{sidecar.name} describes other filters than its name says")
+    recorded = Commit(unit, value["size"], value["sha256"], value["written"]["modified"], records)
+    shard = folder.shard(unit, recorded.sha256)
     try:
         state = shard.stat()
     except FileNotFoundError as error:
-        raise ValueError(f"{shard.name} is missing, though its sidecar is there") from error
-    if state.st_size != found.size:
-        raise ValueError(f"{shard.name} is damaged: it has {state.st_size} bytes instead of {found.size}")
-    if thorough or state.st_mtime_ns != found.modified:
+        raise DamagedError(f"{shard.name} is missing, but its sidecar exists") from error
+    if state.st_size != recorded.size:
+        raise DamagedError(f"{shard.name} is damaged: it has {state.st_size} bytes instead of {recorded.size}")
+    if thorough or state.st_mtime_ns != recorded.modified:
         with shard.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != found.sha256:
+        if digest != recorded.sha256:
             with contextlib.suppress(OSError):
-                os.utime(shard)  # so that the next sweep, which goes by that time, finds it too
-            raise ValueError(f"{shard.name} is damaged: its checksum is another")
-    return found
+                os.utime(shard)  # a changed time makes the next sweep, which is not thorough, verify the checksum too
+            raise DamagedError(f"{shard.name} is damaged: its checksum does not match the sidecar")
+    return recorded
 
 
 def record_failure(folder: Folder, unit: Unit, error: str, attempts: int) -> None:
-    """Notes that a unit could not be rendered, and why."""
+    """Record why a unit could not be rendered."""
     path = folder.failure(unit)
     make_folder(path.parent)
     value = {"format": FORMAT, "layer": unit.layer, "filters": list(unit.filters), "error": error}

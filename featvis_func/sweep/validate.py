@@ -1,28 +1,30 @@
-"""How far a sweep is, and whether its folder is whole."""
+"""Progress of a sweep, and validation of its folder."""
 
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from featvis_func.io.atomic import is_temporary, whole_path
-from featvis_func.sweep.layout import RUN, Folder, open_folder, unsealed
+from featvis_func.io.atomic import absolute_path, is_temporary
+from featvis_func.sweep.layout import RUN, DamagedError, Folder, open_folder, unsealed
 from featvis_func.sweep.plan import Unit
 from featvis_func.sweep.shard import read_commit
 
 
 class Status(NamedTuple):
-    """How far a sweep is."""
+    """Progress of a sweep."""
 
     units: int
+    """Number of units in the plan."""
     done: int
+    """Number of units that are done."""
     failed: dict[str, str]
-    """Name of a unit that could not be rendered -> why."""
+    """Name of each unit that could not be rendered -> the error."""
     filters: int
     filters_done: int
     damaged: dict[str, str]
-    """Name of a unit whose files are not sound -> what is the matter."""
+    """Name of each unit with damaged or missing files -> what is wrong."""
     odd: dict[str, int]
-    """Statuses of filters other than ``"ok"`` -> how many."""
+    """Status other than ``"ok"`` -> number of filters that have it."""
 
     @property
     def complete(self) -> bool:
@@ -31,27 +33,27 @@ class Status(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What :func:`validate` found."""
+    """Result of :func:`validate`."""
 
     status: Status
     orphans: tuple[str, ...]
-    """Files that belong to no unit, by their paths in the folder."""
+    """Files that belong to no unit, as paths relative to the folder."""
     spares: tuple[str, ...] = ()
-    """Whole shards that the sidecars of their units do not name: of a process that was killed, or came second, and that
-    rounds otherwise. They do no harm."""
+    """Undamaged shards that the sidecar of their unit does not name. A process that was killed, or that rendered the
+    same unit with other rounding, leaves them; they do no harm."""
 
     @property
     def sound(self) -> bool:
-        """Complete, undamaged, and nothing else in the folder."""
+        """Whether the sweep is complete, nothing is damaged, and no file belongs to no unit."""
         return self.status.complete and not self.status.damaged and not self.orphans
 
 
 def read_status(folder: Folder, *, thorough: bool = False) -> Status:
-    """How far a sweep is, by its sidecars.
+    """Determine the progress of a sweep from its sidecars.
 
     Args:
-        folder: which.
-        thorough: read every shard whole, against its checksum.
+        folder: The sweep's folder.
+        thorough: Verify the checksum of every shard.
     """
     damaged: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -60,13 +62,13 @@ def read_status(folder: Folder, *, thorough: bool = False) -> Status:
     for unit in folder.run.units:
         try:
             commit = read_commit(folder, unit, thorough=thorough)
-        except ValueError as error:
+        except DamagedError as error:
             damaged[unit.name] = str(error)
             continue
         if commit is None:
-            why = failure_of(folder, unit)
-            if why is not None:
-                failed[unit.name] = why
+            error = failure_of(folder, unit)
+            if error is not None:
+                failed[unit.name] = error
             continue
         done += 1
         filters_done += len(unit.filters)
@@ -78,22 +80,23 @@ def read_status(folder: Folder, *, thorough: bool = False) -> Status:
 
 
 def failure_of(folder: Folder, unit: Unit) -> str | None:
-    """Why a unit could not be rendered, where that is so."""
+    """Return the recorded error of a unit that could not be rendered, or ``None`` if no error is recorded."""
     try:
         return str(unsealed(folder.failure(unit))["error"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError) as error:
+    except (DamagedError, KeyError) as error:
         return f"unknown: {error}"
 
 
 def validate(folder: str | Path) -> Report:
-    """Checks a sweep's folder: every checksum, that nothing is missing, that nothing is there which should not be.
+    """Check a sweep's folder: verify every checksum, and look for missing files and for files that do not belong there.
 
     Raises:
-        ValueError: it is no such folder, or its ``run.json`` is damaged.
+        DamagedError: Its ``run.json`` is damaged.
+        ValueError: The path is not a sweep's folder.
     """
-    opened = open_folder(whole_path(folder))
+    opened = open_folder(absolute_path(folder))
     status = read_status(opened, thorough=True)
     known: set[Path] = {opened.path / RUN}
     for unit in opened.run.units:
@@ -101,22 +104,26 @@ def validate(folder: str | Path) -> Report:
         if unit.name not in status.damaged:
             commit = read_commit(opened, unit)
             known |= {opened.shard(unit, commit.sha256)} if commit is not None else set()
-    unknown = [p for p in opened.path.rglob("*") if p.is_file() and p not in known and not _aside(p, opened.path)]
-    orphans = [
-        p for p in sorted(unknown) if is_temporary(p) or not any(_of_unit(p, opened.path, n) for n in status.damaged)
+    unknown = [p for p in opened.path.rglob("*") if p.is_file() and p not in known and not _is_extra(p, opened.path)]
+    # Which of the shards of a damaged unit is the right one cannot be told: none of them counts as an orphan.
+    unowned = [
+        p
+        for p in sorted(unknown)
+        if is_temporary(p) or not any(_is_shard_of(p, opened.path, n) for n in status.damaged)
     ]
     sidecars = {opened.sidecar(unit) for unit in opened.run.units}
-    spares = [p for p in orphans if _is_spare(p, sidecars)]
-    strangers = [p for p in orphans if p not in spares]
-    return Report(status, *(tuple(str(p.relative_to(opened.path)) for p in some) for some in (strangers, spares)))
+    spares = [p for p in unowned if _is_spare(p, sidecars)]
+    orphans = [p for p in unowned if p not in spares]
+    return Report(status, *(tuple(str(p.relative_to(opened.path)) for p in paths) for paths in (orphans, spares)))
 
 
-def _aside(path: Path, folder: Path) -> bool:
+def _is_extra(path: Path, folder: Path) -> bool:
+    """Whether a file is in one of the folders that hold no units."""
     return any(folder / name in path.parents for name in ("damaged", "events", "gallery"))
 
 
 def _is_spare(path: Path, sidecars: set[Path]) -> bool:
-    """Whether a file is a whole shard of a unit that is done with another one: its name says its own checksum."""
+    """Whether a file is an undamaged shard, whose name holds its checksum, of a unit that has a sidecar."""
     unit, _, checksum = path.stem.rpartition("-")
     sidecar = path.with_name(f"{unit}.json")
     if path.suffix != ".safetensors" or sidecar not in sidecars or not sidecar.exists():
@@ -125,5 +132,6 @@ def _is_spare(path: Path, sidecars: set[Path]) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(checksum) and bool(checksum)
 
 
-def _of_unit(path: Path, folder: Path, name: str) -> bool:
+def _is_shard_of(path: Path, folder: Path, name: str) -> bool:
+    """Whether the name of a file is that of a shard of the unit ``name``."""
     return str(path).startswith(str(folder / "units" / f"{name}-"))

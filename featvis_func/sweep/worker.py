@@ -1,4 +1,4 @@
-"""What renders one unit and commits it. All engines run this."""
+"""Worker that renders units and commits them; all engines use it."""
 
 import errno
 import time
@@ -12,41 +12,42 @@ from featvis_func.models import Model
 from featvis_func.objective import channel
 from featvis_func.rendering.renderer import Renderer, make_renderer
 from featvis_func.rendering.result import Result
-from featvis_func.sweep.layout import Folder, log_event, set_aside
+from featvis_func.sweep.layout import DamagedError, Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
 from featvis_func.sweep.shard import Commit, commit, read_commit, record_failure
 from featvis_func.validation import first_line
 
 ATTEMPTS = 3
-"""How often a unit is tried before it is left as failed."""
+"""Number of attempts to render a unit before it is recorded as failed."""
 
-# The file system will say the same of every other unit: there is no use in going on.
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+# Errors of the file system that every other unit would meet too: the run ends at once.
+_FATAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Render(Protocol):
-    """What renders the filters of one layer: a :class:`~featvis_func.Renderer`, or what stands in for one."""
+    """Callable that renders filters of one layer: a :class:`~featvis_func.Renderer`, or a substitute in tests."""
 
     def __call__(self, filters: Sequence[int], /, *, seed: int | None = None) -> Result: ...
 
 
 class Done(NamedTuple):
-    """What became of a unit."""
+    """What a worker did with a unit."""
 
     unit: Unit
     outcome: str
-    """``"rendered"``, ``"found"`` (it was done already) or ``"failed"``."""
+    """``"rendered"``, ``"found"`` (it was already done) or ``"failed"``."""
     seconds: float
     error: str = ""
+    """Type and message of the last error of a failed unit."""
 
 
 class Worker:
-    """Renders units into a folder, one after another; keeps what one layer takes until the next one comes.
+    """Render units into a folder, one at a time. The renderer of a layer is kept until a unit of another layer comes.
 
     Args:
-        folder: where to.
-        make: a layer's plan -> what renders its filters.
-        seed: of the run.
+        folder: The sweep's folder.
+        make: Function that makes the renderer of a layer from its plan.
+        seed: Seed of the run.
     """
 
     def __init__(self, folder: Folder, make: Callable[[LayerPlan], Render], *, seed: int) -> None:
@@ -58,120 +59,129 @@ class Worker:
         self._render: Render | None = None
 
     def __call__(self, unit: Unit) -> Done:
-        """Renders and commits a unit, unless it is done.
+        """Render and commit a unit, unless it is done.
 
-        Damaged files of it are set aside. A failure is tried again, and then recorded beside the others' results.
+        Damaged files of the unit are moved into ``damaged/``. If rendering fails :data:`ATTEMPTS` times, the error is
+        recorded in the folder and returned.
 
         Raises:
-            OSError: the folder cannot be written, and will not be for other units.
+            OSError: The folder cannot be written, for a reason that applies to the other units too.
         """
         start = time.monotonic()
         failure = ""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                if self._found(unit) is not None:
+                if self._read_commit(unit) is not None:
                     return Done(unit, "found", time.monotonic() - start)
-                result, seeds = self._rendered(unit)
+                result, seeds = self._render_unit(unit)
                 commit(self._folder, unit, result, seeds, seconds=time.monotonic() - start)
                 return Done(unit, "rendered", time.monotonic() - start)
             except Exception as error:
-                # Whatever a model, a compiler or a disk may raise: the other units shall have their turn.
-                if isinstance(error, OSError) and error.errno in _HOPELESS:
+                # Models, compilers and disks raise errors of any type; the other units can still be rendered.
+                if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
                     raise
                 failure = f"{type(error).__name__}: {first_line(error)}"
-                self._forget()
+                self._drop_renderer()
                 if is_out_of_memory(error):
                     torch.cuda.empty_cache()
                 log_event(self._folder.path, "failure", unit=unit.name, attempt=attempt, error=failure)
         record_failure(self._folder, unit, failure, ATTEMPTS)
         return Done(unit, "failed", time.monotonic() - start, failure)
 
-    def _found(self, unit: Unit) -> Commit | None:
+    def _read_commit(self, unit: Unit) -> Commit | None:
+        """Read the sidecar of a unit; move the files of a damaged unit aside and return ``None``."""
         try:
             return read_commit(self._folder, unit)
-        except ValueError as error:
+        except DamagedError as error:
             folder = self._folder
             shards = folder.sidecar(unit).parent.glob(f"{folder.sidecar(unit).stem}-*.safetensors")
-            # The sidecar last: without it the unit counts as new, and its shard might be overwritten.
+            # The sidecar last: without it the unit counts as new, and a damaged shard could be overwritten.
             moved = set_aside(folder.path, *shards, folder.sidecar(unit))
             log_event(folder.path, "damaged", unit=unit.name, error=str(error), moved=[p.name for p in moved])
             return None
 
-    def _rendered(self, unit: Unit) -> tuple[Result, list[int]]:
-        """A unit's result, in which filters whose numbers ran away have had a second chance with another seed."""
+    def _render_unit(self, unit: Unit) -> tuple[Result, list[int]]:
+        """Render a unit; filters with a non-finite result are rendered once more, with the next seed.
+
+        Returns:
+            The result of the unit, and the seed of each of its filters.
+        """
         render = self._renderer(unit.layer)
         result = render(unit.filters)
         seeds = [self._seed] * len(unit.filters)
-        again = [row for row, status in enumerate(result.status) if status == "nonfinite"]
-        if again:
-            other = (self._seed + 1) % 2**64
-            second = render([unit.filters[row] for row in again], seed=other)
-            better = [i for i, status in enumerate(second.status) if status != "nonfinite"]
-            rows = [again[i] for i in better]
-            result = _merged(result, second, rows, better)
+        nonfinite = [row for row, status in enumerate(result.status) if status == "nonfinite"]
+        if nonfinite:
+            next_seed = (self._seed + 1) % 2**64
+            second = render([unit.filters[row] for row in nonfinite], seed=next_seed)
+            source_rows = [i for i, status in enumerate(second.status) if status != "nonfinite"]
+            rows = [nonfinite[i] for i in source_rows]
+            result = _replace_rows(result, rows, second, source_rows)
             for row in rows:
-                seeds[row] = other
-        slots = result.config.get("slots")
-        if isinstance(render, Renderer) and slots is not None and slots < render.slots:
-            self._render = render._replace(slots=slots)  # what the memory has room for
+                seeds[row] = next_seed
+        used = result.config.get("batch_size_used")
+        if isinstance(render, Renderer) and used is not None and used < render.batch_size:
+            self._render = render._replace(batch_size=used)  # the batch size that fitted into memory
         return result, seeds
 
     def _renderer(self, layer: str) -> Render:
         if self._render is None or self._layer != layer:
-            self._forget()  # before the next one is made: two may not fit into the memory
+            self._drop_renderer()  # before the next one is made: the memory may not hold two
             self._render = self._make(self._plans[layer])
             self._layer = layer
         return self._render
 
-    def _forget(self) -> None:
+    def _drop_renderer(self) -> None:
         self._render = None
 
 
 def renderers(
-    model: Model, config: dict[str, Any], *, device: torch.device | str | None = None
+    model: Model, config: dict[str, Any], *, device: torch.device | str | None = None, retain_memory: bool = True
 ) -> Callable[[LayerPlan], Renderer]:
-    """What makes the renderer of a layer, as a run's configuration says.
+    """Return a function that makes the renderer of a layer from its plan.
 
     Args:
-        model: whose layers.
-        config: of the run; its ``render`` are the options.
-        device: where to compute; default: where the model is.
+        model: The model.
+        config: Configuration of the run; ``config["render"]`` holds the render options.
+        device: Device to compute on. Default: the device of the model.
     """
 
     def make(plan: LayerPlan) -> Renderer:
-        options = {**config["render"]}
-        if options["size"] is not None:
-            options["size"] = tuple(options["size"])
         return make_renderer(
-            model, channel(plan.layer), plan.filters, batch_size=plan.batch_size, device=device, **options
+            model,
+            channel(plan.layer),
+            plan.filters,
+            batch_size=plan.batch_size,
+            device=device,
+            retain_memory=retain_memory,
+            **config["render"],
         )
 
     return make
 
 
 def pending(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
-    """The units that are not done, or whose files are not sound."""
+    """Return the units that are not done or whose files are damaged."""
 
-    def done(unit: Unit) -> bool:
+    def is_done(unit: Unit) -> bool:
         try:
             return read_commit(folder, unit) is not None
-        except ValueError:
+        except DamagedError:
             return False
 
-    return [unit for unit in units if not done(unit)]
+    return [unit for unit in units if not is_done(unit)]
 
 
-def _merged(result: Result, other: Result, rows: list[int], others: list[int]) -> Result:
-    """A result in which some rows are those of another one."""
+def _replace_rows(result: Result, rows: list[int], source: Result, source_rows: list[int]) -> Result:
+    """Return ``result`` with its ``rows`` replaced by the ``source_rows`` of ``source``."""
 
     def put(name: str, axis: int = 0) -> torch.Tensor:
         new = getattr(result, name).clone()
-        source = getattr(other, name).index_select(axis, torch.tensor(others, dtype=torch.int64))
-        return new.index_copy_(axis, torch.tensor(rows, dtype=torch.int64), source)
+        values = getattr(source, name).index_select(axis, torch.tensor(source_rows, dtype=torch.int64))
+        return new.index_copy_(axis, torch.tensor(rows, dtype=torch.int64), values)
 
     status = list(result.status)
-    for row, i in zip(rows, others, strict=True):
-        status[row] = other.status[i]
+    for row, source_row in zip(rows, source_rows, strict=True):
+        status[row] = source.status[source_row]
     return Result(
         images=put("images"),
         activations=put("activations"),

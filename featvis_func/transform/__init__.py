@@ -1,12 +1,12 @@
-"""Random views: what makes an image that survives small changes, rather than a pattern of pixels.
+"""Random image transforms, which keep the optimised image from being an adversarial pattern of pixels.
 
 Geometric steps (:func:`jitter`, :func:`scale`, :func:`rotate`, :func:`flip`, :func:`crop`, ...) are matrices.
-:func:`warp` multiplies any number of them into one and samples the image once, straight at the model's input size.
-:func:`chain` composes views with what is not geometry; :func:`multiview` shows one image in several views at once.
+:func:`warp` multiplies any number of them into one and samples the image once, at the input size of the model.
+:func:`chain` composes transforms; :func:`multiview` produces several randomly transformed copies of one image.
 
 >>> import torch
->>> view = chain(warp(jitter(8), rotate(5), size=(224, 224)), normalize((0.5,) * 3, (0.25,) * 3))
->>> view.apply(torch.rand(3, 100, 120), view.draw(torch.tensor([0, 1]))).shape
+>>> transform = chain(warp(jitter(8), rotate(5), size=(224, 224)), normalize((0.5,) * 3, (0.25,) * 3))
+>>> transform.apply(torch.rand(3, 100, 120), transform.draw(torch.tensor([0, 1]))).shape
 torch.Size([3, 224, 224])
 """
 

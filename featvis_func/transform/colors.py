@@ -1,4 +1,4 @@
-"""Random changes of colour."""
+"""Random changes of brightness, contrast, saturation and hue."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from featvis_func.random import uniform
 from featvis_func.types import Draw, Key, Transform
 
-# Red, green and blue in grey (ITU-R BT.601), and in I and Q, the two axes of the NTSC's colours (FCC, 1953).
+# Weights of red, green and blue in luma (ITU-R BT.601), and in I and Q, the chroma axes of NTSC (FCC, 1953).
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 Strength = float | tuple[float, float]
@@ -17,26 +17,28 @@ Strength = float | tuple[float, float]
 def color_jitter(
     *, brightness: Strength = 0.0, contrast: Strength = 0.0, saturation: Strength = 0.0, hue: Strength = 0.0
 ) -> Transform:
-    """Changes brightness, contrast, saturation and hue by random amounts, in this order.
+    """Change brightness, contrast, saturation and hue by random amounts, in this order.
 
-    ``x * b``; ``mean + c * (x - mean)``, with the mean grey of the image; ``grey + s * (x - grey)``, with the grey of
-    the pixel; and a turn by ``h`` of the colour circle about that grey.
+    ``x * b``; ``mean + c * (x - mean)``, with ``mean`` the mean grey value of the image; ``grey + s * (x - grey)``,
+    with ``grey`` the grey value of the pixel; and a rotation of the hue by ``h`` turns at constant grey value.
 
     Args:
-        brightness, contrast, saturation: a strength ``a`` for factors in ``[max(0, 1 - a), 1 + a]``, or their bounds.
-        hue: a strength for turns in ``[-a, a]``, at most 0.5 (the opposite colour), or their bounds.
+        brightness, contrast, saturation: a strength ``a`` for a factor in ``[max(0, 1 - a), 1 + a]``, or bounds of the
+            factor.
+        hue: a strength ``a`` for a rotation in ``[-a, a]`` turns, at most 0.5 (the complementary colour), or bounds.
 
     Returns:
-        A :class:`Transform` of ``(..., c, h, w)`` in ``[0, 1]`` whose draw is the three factors and the turn, float32
-        ``(4,)``. With other than 3 channels, brightness and contrast (of the mean of all) alone are possible.
+        A :class:`Transform` of ``(..., c, h, w)`` in ``[0, 1]`` whose draw is the three factors and the rotation,
+        float32 ``(4,)``. Unless ``c = 3``, only brightness and contrast are supported, with the mean over all channels
+        as the grey value.
 
     Raises:
-        ValueError: a negative strength, bounds that are reversed or too large; at the image, a saturation or a hue for
-            other than 3 channels.
+        ValueError: if a strength is negative, or bounds are reversed or too large; when applied, if saturation or hue
+            are enabled and the image has other than 3 channels.
 
-    Source: the strengths are those of torchvision's ``ColorJitter``. Deviations: the order is fixed; the hue turns in
-    the IQ plane, where it is smooth and linear, and not in HSV; and the result is not clamped, so that what leaves
-    ``[0, 1]`` keeps its gradient.
+    Source: the parameters follow torchvision's ``ColorJitter``. Deviations: the order is fixed; the hue is rotated in
+    the IQ plane, where the rotation is linear and smooth, rather than in HSV; and the result is not clamped, so that
+    values outside of ``[0, 1]`` keep their gradient.
 
     >>> jitter = color_jitter(brightness=0.4, hue=0.1)
     >>> jitter.apply(torch.rand(3, 8, 8), jitter.draw(torch.tensor([0, 1]))).shape
@@ -45,13 +47,14 @@ def color_jitter(
     tensor([0.2500, 0.2500, 0.2500])
     """
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    bounds = [_bounds(name, own, 1.0, (0.0, math.inf)) for name, own in factors.items()]
+    bounds = [_bounds(name, strength, 1.0, (0.0, math.inf)) for name, strength in factors.items()]
     bounds.append(_bounds("hue", hue, 0.0, (-0.5, 0.5)))
-    saturates, turns = bounds[2] != (1.0, 1.0), bounds[3] != (0.0, 0.0)
+    has_saturation, has_hue = bounds[2] != (1.0, 1.0), bounds[3] != (0.0, 0.0)
     yiq = torch.tensor(_YIQ, dtype=torch.float64)
     rgb = torch.linalg.inv(yiq)
-    # The turn is their sum, weighted by 1, the cosine and the sine. From red by way of green, as hue is counted.
-    parts = torch.stack(
+    # The hue rotation is the sum of these terms, weighted by 1, the cosine and the sine. Positive angles rotate red
+    # towards green.
+    rotation_terms = torch.stack(
         [
             torch.outer(rgb[:, 0], yiq[0]),
             torch.outer(rgb[:, 1], yiq[1]) + torch.outer(rgb[:, 2], yiq[2]),
@@ -69,33 +72,33 @@ def color_jitter(
         return torch.einsum("c,...chw->...hw", yiq[0].to(image), image).unsqueeze(-3)
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
-        if image.shape[-3] != 3 and (saturates or turns):
+        if image.shape[-3] != 3 and (has_saturation or has_hue):
             raise ValueError(
-                f"saturation and hue are of 3 channels, and the image has {image.shape[-3]}; brightness and contrast"
-                " are of any"
+                f"color_jitter: saturation and hue need 3 channels, got {image.shape[-3]}; only brightness and"
+                " contrast work with any number of channels"
             )
-        bright, steep, vivid, turn = drawn.to(image.dtype).unbind()
-        image = image * bright
+        brightness_factor, contrast_factor, saturation_factor, turns = drawn.to(image.dtype).unbind()
+        image = image * brightness_factor
         mean = grey(image).mean((-2, -1), keepdim=True)
-        image = mean + steep * (image - mean)
-        if saturates:
-            plain = grey(image)
-            image = plain + vivid * (image - plain)
-        if turns:
-            angle = 2.0 * math.pi * turn
-            matrix = torch.einsum("p,pij->ij", _weights(angle), parts.to(image))
+        image = mean + contrast_factor * (image - mean)
+        if has_saturation:
+            luma = grey(image)
+            image = luma + saturation_factor * (image - luma)
+        if has_hue:
+            angle = 2.0 * math.pi * turns
+            matrix = torch.einsum("p,pij->ij", _rotation_weights(angle), rotation_terms.to(image))
             image = torch.einsum("ij,...jhw->...ihw", matrix, image)
         return image
 
     return Transform(draw, apply)
 
 
-def _weights(angle: Tensor) -> Tensor:
+def _rotation_weights(angle: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(angle), torch.cos(angle), torch.sin(angle)])
 
 
 def _bounds(name: str, strength: Strength, centre: float, limits: tuple[float, float]) -> tuple[float, float]:
-    """The bounds of a factor, of its strength or as they are given."""
+    """Return the bounds of a factor, given its strength or the bounds themselves."""
     if isinstance(strength, tuple):
         low, high = strength
     else:
@@ -104,7 +107,7 @@ def _bounds(name: str, strength: Strength, centre: float, limits: tuple[float, f
             low = max(0.0, low)
     if not limits[0] <= low <= high <= limits[1] or high == math.inf:
         raise ValueError(
-            f"color_jitter: {name} must be a strength of at least 0, or bounds in [{limits[0]:g}, {limits[1]:g}], the"
-            f" lower first, got {strength}"
+            f"color_jitter: {name} must be a strength of at least 0 or increasing bounds in"
+            f" [{limits[0]:g}, {limits[1]:g}], got {strength}"
         )
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Transforms of transforms."""
+"""Compositions of transforms."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,11 @@ from torch.func import vmap
 from featvis_func.random import split
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Draw, Key, Transform
+from featvis_func.validation import check_int
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Applies transforms in order, each with its own randomness.
+    """Apply transforms in order, each with an independent key.
 
     >>> from featvis_func.transform import normalize
     >>> t = chain(normalize([0.5], [1.0]), normalize([0.5], [1.0]))
@@ -30,35 +31,34 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def multiview(transform: Transform, count: int) -> Transform:
-    """Shows one image in several independent views at once: ``(c, h, w)`` -> ``(v, c, h', w')``.
+    """Produce several independently transformed copies (views) of one image: ``(c, h, w)`` -> ``(v, c, h', w')``.
 
-    What follows in a :func:`chain` sees all views: noise and backgrounds are drawn for each, while one draw of
-    :func:`color_jitter`, :func:`gaussian_blur` or :func:`roll` goes for all of them; inside of ``multiview`` every view
-    has its own.
+    Transforms that follow in a :func:`chain` receive all views: noise and backgrounds are independent for each view,
+    while :func:`color_jitter`, :func:`gaussian_blur` and :func:`roll` use one draw for all of them. Inside of
+    ``multiview`` every transform is drawn for each view.
 
     Args:
-        transform: what makes one view.
-        count: views, at least 1.
+        transform: the transform that produces one view.
+        count: number of views, at least 1.
 
     Returns:
-        A :class:`Transform` whose draw is ``count`` draws of ``transform``, stacked.
+        A :class:`Transform` whose draw is ``count`` stacked draws of ``transform``.
 
     Raises:
-        ValueError: fewer than 1 view.
+        ValueError: if ``count`` is below 1.
 
     >>> from featvis_func.transform import jitter, warp
     >>> views = multiview(warp(jitter(8), size=(32, 32)), 4)
     >>> views.apply(torch.rand(3, 64, 64), views.draw(torch.tensor([0, 1]))).shape
     torch.Size([4, 3, 32, 32])
     """
-    if count < 1:
-        raise ValueError(f"multiview shows at least 1 view, got {count}")
+    count = check_int("multiview: count", count, 1)
 
     def draw(key: Key) -> Draw:
         return vmap(transform.draw)(torch.stack(split(key, count)))
 
     def apply(image: Tensor, draws: Draw) -> Tensor:
-        if not tree_leaves(draws):  # nothing random: nothing to map over
+        if not tree_leaves(draws):  # without random numbers there is no axis to map over
             view = transform.apply(image, draws)
             return view.expand(count, *view.shape)
         return vmap(transform.apply, (None, 0))(image, draws)

@@ -1,4 +1,4 @@
-"""Geometric steps that show a part of the image: a window of its pixels, or a share of it."""
+"""Random crops, as affine steps: windows of a fixed size in pixels, or of a fraction of the image."""
 
 import math
 
@@ -6,36 +6,38 @@ import torch
 from torch import Tensor
 
 from featvis_func.transform.affine import Affine, matrix_of
+from featvis_func.validation import check_float, check_size
 
 
 def crop(size: int | tuple[int, int]) -> Affine:
-    """Shows a window of ``size`` pixels, at a place drawn uniformly inside the image.
+    """Crop a window of ``size`` pixels at a position that is uniform inside the image.
 
-    Nothing is enlarged where the view is as large: ``warp(crop((128, 128)), size=(128, 128))`` shows 128 pixels of the
-    image as 128. The window's place is no whole number of pixels; the image is sampled between them.
+    The window is not resized if the output of :func:`warp` has the same size: ``warp(crop(128), size=(128, 128))``.
+    Positions are not rounded to whole pixels; the image is interpolated.
 
     Args:
-        size: of the window, ``h = w`` or ``(h, w)``, in pixels of the image.
+        size: size of the window in image pixels, ``h = w`` or ``(h, w)``.
 
     Raises:
-        ValueError: no whole pixels; at the image, a window larger than the frame that it is cut from.
+        ValueError: if the size is not a positive integer or a pair of such; when applied, if the window is larger than
+            the frame it is cropped from.
 
     >>> crop((2, 4)).matrix(torch.tensor([0.5, 1.0]))
     tensor([[ 1.0000,  0.0000, -0.0000,  0.0000,  0.0000],
             [ 0.0000,  1.0000, -1.0000,  0.0000,  0.5000],
             [ 0.0000,  0.0000,  1.0000,  0.0000,  0.0000]])
     """
-    rows, columns = _sides("crop", size)
+    rows, columns = check_size(size)
 
     def matrix(u: Tensor) -> Tensor:
-        at = u - 0.5  # of what the image is larger than the window
-        one, zero = torch.ones_like(at[0]), torch.zeros_like(at[0])
-        return matrix_of((one, zero, at[0] * -columns, at[0], zero), (zero, one, at[1] * -rows, zero, at[1]))
+        x, y = (u - 0.5).unbind()  # position, as a fraction of image size minus window size
+        one, zero = torch.ones_like(x), torch.zeros_like(x)
+        return matrix_of((one, zero, x * -columns, x, zero), (zero, one, y * -rows, zero, y))
 
     def frame(h: float, w: float) -> tuple[float, float]:
         if rows > h or columns > w:
             raise ValueError(
-                f"no crop of {rows} x {columns} pixels from {h:g} x {w:g}; crop_or_pad fills what is lacking"
+                f"crop of {rows} x {columns} pixels is larger than the frame of {h:g} x {w:g}; crop_or_pad would pad it"
             )
         return rows, columns
 
@@ -43,20 +45,20 @@ def crop(size: int | tuple[int, int]) -> Affine:
 
 
 def crop_or_pad(size: int | tuple[int, int]) -> Affine:
-    """Shows exactly ``size`` pixels about the centre; where the image has fewer, the padding of :func:`warp`.
+    """Crop or pad to ``size`` pixels about the centre, with the padding value of :func:`warp`.
 
-    Where the sides differ by an odd number, the centre lies between two pixels and the image is sampled there.
+    If image and window sizes differ by an odd number, the image is sampled halfway between pixels.
 
     Args:
-        size: ``h = w`` or ``(h, w)``, in pixels of the image.
+        size: size of the window in image pixels, ``h = w`` or ``(h, w)``.
 
     Raises:
-        ValueError: no whole pixels.
+        ValueError: if the size is not a positive integer or a pair of such.
 
     >>> crop_or_pad(64).frame(100, 50)
     (64, 64)
     """
-    sides = _sides("crop_or_pad", size)
+    sides = check_size(size)
     return Affine(0, lambda u: torch.eye(3, device=u.device), frame=lambda h, w: sides)
 
 
@@ -67,25 +69,27 @@ def box_crop(
     normal: tuple[float, float] | None = (0.25, 0.1),
     centre_sd: float | None = 0.15,
 ) -> Affine:
-    """Shows a random box, a small copy of the frame, enlarged to the whole of it.
+    """Crop a random box with the aspect ratio of the frame, resized to the output of :func:`warp`.
 
-    Its sides are ``s`` times the frame's, with ``s ~ N(mean, sd)`` clamped to ``[low, high]``, or ``s ~ U(low, high)``.
-    Its centre is normal about the image's, and boxes may reach beyond the border; or uniform where they fit inside.
+    The sides of the box are ``s`` times those of the frame, with ``s ~ N(mean, sd)`` clamped to ``[low, high]``, or
+    ``s ~ U(low, high)``. Its centre is normal about the image centre, so that boxes may extend beyond the border, or
+    uniform over the positions inside the image.
 
-    What :func:`warp` filters down first is judged by the mean of ``s``: boxes that are larger skip pixels.
+    :func:`warp` chooses its antialiasing filter for the mean of ``s``, so larger boxes are subsampled.
 
     Args:
-        low, high: bounds of the sides, in shares of the frame's, above 0 and at most 1.
-        normal: mean and standard deviation of the sides; ``None``: they are uniform between the bounds.
-        centre_sd: standard deviation of the centre, in shares of the image's sides; ``None``: uniform inside.
+        low, high: bounds of ``s``, above 0 and at most 1.
+        normal: mean and standard deviation of ``s``. ``None``: uniform between the bounds.
+        centre_sd: standard deviation of the centre, in fractions of the image sides. ``None``: uniform inside.
 
     Raises:
-        ValueError: bounds outside of ``(0, 1]`` or reversed, a mean outside of them, a negative deviation.
+        ValueError: if the bounds are outside of ``(0, 1]`` or reversed, the mean is outside of the bounds, or a
+            standard deviation is negative.
 
     Source: MACO (Fel et al., "Unlocking feature visualization for deeper networks with magnitude constrained
-    optimization", NeurIPS 2023): sides N(0.25, 0.1). The clamp and the centre are those of its code,
-    ``xplique/features_visualizations/maco.py``. Deviation: no step is told how far the run is, so that the mean does
-    not fall with the steps as it can there. Horama's boxes are ``box_crop(0.2, 0.25, normal=None)``.
+    optimization", NeurIPS 2023): sides N(0.25, 0.1). The clamp and the centre follow its code,
+    ``xplique/features_visualizations/maco.py``. Deviation: the mean is constant, because transforms do not receive the
+    step; there it can decrease over the steps. Horama's boxes are ``box_crop(0.2, 0.25, normal=None)``.
 
     >>> step = box_crop(0.2, 0.4, normal=None, centre_sd=None)
     >>> [round(side, 3) for side in step.frame(100, 200)]
@@ -96,35 +100,28 @@ def box_crop(
             [0.0000, 0.0000, 1.0000, 0.0000, 0.0000]])
     """
     if not 0 < low <= high <= 1:
-        raise ValueError(f"box_crop: expected 0 < low <= high <= 1, in shares of the image, got {low} and {high}")
+        raise ValueError(f"box_crop: bounds must satisfy 0 < low <= high <= 1, got low={low} and high={high}")
     mean, sd = ((low + high) / 2, 0.0) if normal is None else normal
     if not (low <= mean <= high and 0 <= sd < math.inf):
-        raise ValueError(f"box_crop: expected a mean in [{low}, {high}] and a deviation of at least 0, got {normal}")
-    if centre_sd is not None and not 0 <= centre_sd < math.inf:
-        raise ValueError(f"box_crop: centre_sd must be finite and at least 0, got {centre_sd}")
+        raise ValueError(f"box_crop: normal must be (mean in [{low}, {high}], sd >= 0), got {normal}")
+    if centre_sd is not None:
+        centre_sd = check_float("box_crop: centre_sd", centre_sd, 0)
 
     def matrix(u: Tensor) -> Tensor:
-        drawn = u[0] * (high - low) + low if normal is None else mean + sd * _normal(u[0], u[1])[0]
-        side = drawn.clamp(low, high)
+        side = u[0] * (high - low) + low if normal is None else mean + sd * _box_muller(u[0], u[1])[0]
+        side = side.clamp(low, high)
         x, y = u[-2], u[-1]
         if centre_sd is None:
             x, y = (x - 0.5) * (1.0 - side), (y - 0.5) * (1.0 - side)
         else:
-            x, y = (centre_sd * z for z in _normal(x, y))
+            x, y = (centre_sd * z for z in _box_muller(x, y))
         zoom, zero = side / mean, torch.zeros_like(side)
         return matrix_of((zoom, zero, zero, x, zero), (zero, zoom, zero, zero, y))
 
     return Affine(3 if normal is None else 4, matrix, frame=lambda h, w: (h * mean, w * mean))
 
 
-def _normal(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Two normal numbers of two uniform ones in ``[0, 1)``, by Box and Muller."""
+def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two normal numbers from two uniform ones in ``[0, 1)``, by the Box-Muller transform."""
     radius, angle = torch.sqrt(-2.0 * torch.log1p(-u)), 2.0 * math.pi * v
     return radius * torch.cos(angle), radius * torch.sin(angle)
-
-
-def _sides(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"{name}: the size must be whole pixels, at least 1, or (h, w) of such, got {size}")
-    return sides

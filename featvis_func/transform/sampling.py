@@ -1,4 +1,4 @@
-"""From an image to a view of it: one matrix, one bilinear sampling."""
+"""Composition of affine steps into one matrix and one bilinear sampling."""
 
 import torch
 import torch.nn.functional as F
@@ -8,87 +8,90 @@ from featvis_func.random import uniform
 from featvis_func.transform.affine import Affine
 from featvis_func.types import Key, Transform
 
-# Beyond this reduction bilinear sampling would skip pixels, and the image is filtered down first.
+# Bilinear sampling would skip pixels beyond this reduction, so the image is downsampled with a filter first.
 _MAX_REDUCTION = 1.5
 
 
 def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, deterministic: bool = False) -> Transform:
-    """Composes geometric steps into ONE matrix and ONE bilinear sampling, at the model's input size.
+    """Compose affine steps into one matrix and one bilinear sampling, at the input size of the model.
 
-    The first step acts on the image first. The frame (the image, widened and narrowed by :func:`pad` and the crops)
-    fills the output. Frames more than 1.5 times larger than the output are filtered down first, so that no pixel is
-    skipped.
+    Steps apply to the image in the given order. The visible frame (the image, enlarged by :func:`pad` and reduced by
+    crops) fills the output. If the frame is more than 1.5 times larger than the output, the image is downsampled with
+    an antialiasing filter first.
 
     Args:
-        steps: any number of geometric steps; none merely resizes.
+        steps: any number of affine steps. Without steps the image is only resized.
         size: ``(h', w')`` of the output in pixels.
-        padding: the value outside of the image.
-        deterministic: sample by four indexings instead of ``grid_sample``, whose backward pass adds in no fixed order
-            on CUDA; to be run under ``torch.use_deterministic_algorithms(True)``. Equal up to rounding; slower.
+        padding: value outside of the image.
+        deterministic: sample by four indexing operations instead of ``grid_sample``, whose backward pass is not
+            deterministic on CUDA. Requires ``torch.use_deterministic_algorithms(True)``. Equal up to rounding; slower.
 
     Returns:
-        A :class:`Transform` whose draw is the matrix: ``(3, 3)``, or ``(3, 5)`` where a step's shift is a share of the
-        image's sides, as a crop's (see :class:`Affine`).
+        A :class:`Transform` whose draw is the matrix: ``(3, 3)``, or ``(3, 5)`` if a step shifts by a fraction of the
+        image sides, as crops do (see :class:`Affine`).
 
     Raises:
-        ValueError: an output side below 1, or steps that crop the whole image away, or more than there is of it.
+        ValueError: if an output side is below 1; when applied, if the steps crop more than the image has.
 
     Gradient: flows to the image, not to the matrix.
 
-    >>> view = warp(size=(2, 2), padding=0.0)
-    >>> view.apply(torch.ones(1, 2, 2), view.draw(torch.tensor([0, 1])))
+    >>> resize = warp(size=(2, 2), padding=0.0)
+    >>> resize.apply(torch.ones(1, 2, 2), resize.draw(torch.tensor([0, 1])))
     tensor([[[1., 1.],
              [1., 1.]]])
     """
     out_h, out_w = size
     if out_h < 1 or out_w < 1:
-        raise ValueError(f"the view's size must be at least 1 x 1 pixels, got {out_h} x {out_w}")
+        raise ValueError(f"warp: size must be at least 1 x 1 pixels, got {out_h} x {out_w}")
 
     def draw(key: Key) -> Tensor:
         numbers = uniform(key, (sum(step.numbers for step in steps),)).split([step.numbers for step in steps])
         matrix = torch.eye(3, device=key.device)
-        for step, own in zip(steps, numbers, strict=True):
-            matrix = _compose(matrix, step.matrix(own))
+        for step, step_numbers in zip(steps, numbers, strict=True):
+            matrix = _compose(matrix, step.matrix(step_numbers))
         return matrix
 
     def apply(image: Tensor, matrix: Tensor) -> Tensor:
         h, w = image.shape[-2:]
         frame_h, frame_w = _frame(steps, h, w)
-        image = _reduce(_reduce(image, -2, frame_h / out_h), -1, frame_w / out_w)
+        image = _downsample(_downsample(image, -2, frame_h / out_h), -1, frame_w / out_w)
         matrix = matrix.detach().to(image.dtype)
-        across, down = matrix[0, 2], matrix[1, 2]
-        if matrix.shape[1] == 5:  # shares of the image's sides, known only now
-            across = across + matrix[0, 3] * w + matrix[0, 4] * h
-            down = down + matrix[1, 3] * w + matrix[1, 4] * h
-        grid = _grid(matrix, (across, down), (h, w), (frame_h, frame_w), size)
+        shift_x, shift_y = matrix[0, 2], matrix[1, 2]
+        if matrix.shape[1] == 5:  # shifts in fractions of the image sides, which the draw does not know
+            shift_x = shift_x + matrix[0, 3] * w + matrix[0, 4] * h
+            shift_y = shift_y + matrix[1, 3] * w + matrix[1, 4] * h
+        grid = _grid(matrix, (shift_x, shift_y), (h, w), (frame_h, frame_w), size)
         if deterministic:
             return _sample(image - padding, *grid.unbind(-1)) + padding
-        view = F.grid_sample(
+        sampled = F.grid_sample(
             (image - padding)[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
         )
-        return view[0] + padding
+        return sampled[0] + padding
 
     return Transform(draw, apply)
 
 
 def _frame(steps: tuple[Affine, ...], h: int, w: int) -> tuple[float, float]:
-    """Height and width of what is shown of an image, in its pixels."""
+    """Return ``(h, w)`` of the visible frame, in image pixels."""
     frame: tuple[float, float] = (h, w)
     for step in steps:
         frame = (frame[0] + step.grow, frame[1] + step.grow) if step.frame is None else step.frame(*frame)
     if min(frame) <= 0:
-        raise ValueError(f"the view's steps crop {max(h - frame[0], w - frame[1]):g} pixels from an image of {h} x {w}")
+        raise ValueError(f"warp: the steps crop {max(h - frame[0], w - frame[1]):g} pixels from an image of {h} x {w}")
     return frame
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The matrix that looks up by ``inner`` and then by ``outer``: each ``(3, 3)``, or ``(3, 5)`` with shares of the
-    image's sides, which the outer step neither turns nor scales."""
-    # Sums of products written out: a matrix product may round otherwise in another batch.
+    """Return the matrix product ``outer @ inner`` of affine maps, each ``(3, 3)`` or ``(3, 5)``.
+
+    Shifts in fractions of the image sides (the last two columns) are added; the outer map neither rotates nor scales
+    them.
+    """
+    # Products are summed explicitly, because the rounding of a batched matmul may depend on the batch size.
     if outer.shape[1] == 3:
         return (outer[:, :, None] * inner[None, :, :]).sum(1)
-    shares = F.pad(outer[:, 3:], (3, 0))
-    return F.pad((outer[:, :3, None] * inner[None, :, :]).sum(1), (0, 5 - inner.shape[1])) + shares
+    fractions = F.pad(outer[:, 3:], (3, 0))
+    return F.pad((outer[:, :3, None] * inner[None, :, :]).sum(1), (0, 5 - inner.shape[1])) + fractions
 
 
 def _grid(
@@ -98,34 +101,34 @@ def _grid(
     frame: tuple[float, float],
     size: tuple[int, int],
 ) -> Tensor:
-    """Where to look for each pixel of the output, across and down, in half sides of the image from its centre.
+    """Return the sampling grid in the normalised coordinates ``x, y`` of ``grid_sample``, from -1 to 1.
 
     Args:
         matrix: at least ``(2, 2)``.
-        shift: two ``()``, in pixels of the image.
-        image: its ``(h, w)``.
-        frame: ``(h, w)`` of what is shown, in pixels of the image.
+        shift: x and y, each ``()``, in image pixels.
+        image: ``(h, w)`` of the image.
+        frame: ``(h, w)`` of the visible frame, in image pixels.
         size: ``(h', w')`` of the output.
 
     Returns:
         ``(h', w', 2)``.
     """
-    x = _centred(size[1], matrix) * (frame[1] / size[1])
-    y = _centred(size[0], matrix)[:, None] * (frame[0] / size[0])
+    x = _pixel_centres(size[1], matrix) * (frame[1] / size[1])
+    y = _pixel_centres(size[0], matrix)[:, None] * (frame[0] / size[0])
 
-    def half_sides(row: Tensor, shift: Tensor, side: int) -> Tensor:
+    def normalised(row: Tensor, shift: Tensor, side: int) -> Tensor:
         return torch.addcmul((row[0] * x + shift) * (2.0 / side), row[1] * (2.0 / side), y)
 
-    return torch.stack([half_sides(matrix[0], shift[0], image[1]), half_sides(matrix[1], shift[1], image[0])], dim=-1)
+    return torch.stack([normalised(matrix[0], shift[0], image[1]), normalised(matrix[1], shift[1], image[0])], dim=-1)
 
 
-def _centred(count: int, like: Tensor) -> Tensor:
-    """Pixel centres along a side, from the middle: ``(count,)``."""
+def _pixel_centres(count: int, like: Tensor) -> Tensor:
+    """Return the pixel centres along a side, relative to its midpoint: ``(count,)``."""
     return torch.arange(count, device=like.device, dtype=like.dtype) + (0.5 - count / 2)
 
 
-def _reduce(image: Tensor, dim: int, reduction: float) -> Tensor:
-    """Filters one side down by a triangle (antialiased bilinear), if it is reduced by more than 1.5."""
+def _downsample(image: Tensor, dim: int, reduction: float) -> Tensor:
+    """Downsample one axis with a triangle filter (antialiased bilinear) if the reduction exceeds 1.5."""
     if reduction <= _MAX_REDUCTION:
         return image
     size = image.shape[dim]
@@ -139,13 +142,13 @@ def _reduce(image: Tensor, dim: int, reduction: float) -> Tensor:
 
 
 def _sample(image: Tensor, column: Tensor, row: Tensor) -> Tensor:
-    """``grid_sample``, bilinear with zeros outside, by indexing.
+    """Bilinear ``grid_sample`` with zeros outside, implemented by indexing.
 
-    Of indexing torch has a backward pass that adds in a fixed order; it takes it under deterministic algorithms.
+    Unlike ``grid_sample``, indexing has a deterministic backward pass, under deterministic algorithms.
 
     Args:
         image: ``(c, h, w)``.
-        column, row: ``(h', w')``, where to look, in half sides from the centre.
+        column, row: ``(h', w')``, normalised coordinates x and y, from -1 to 1.
 
     Returns:
         ``(c, h', w')``.

@@ -1,4 +1,4 @@
-"""TextureNet, the model in the package: a classifier of procedural textures, and the textures."""
+"""TextureNet, a small classifier of procedural textures shipped with the package, and its data set."""
 
 from featvis_func.zoo.texturenet import MEAN, SIZE, STD, TextureNet, normalise, texturenet
 from featvis_func.zoo.textures import CLASSES, texture, texture_batch

@@ -1,4 +1,4 @@
-"""Texture patterns that repeat one motif in the cells of a lattice; see `plane`."""
+"""Texture patterns that repeat one motif in the cells of a lattice; see :mod:`featvis_func.zoo.plane`."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from featvis_func.zoo.plane import ACCENT, DARK, FORE, LIGHT, Layers, Plane, ins
 
 
 def dots(p: Plane) -> Layers:
-    """Discs."""
+    """Discs of one radius."""
     c = lattice(p)
     return [(inside(p, p.rng.uniform(0.24, 0.36) - c.r), FORE)]
 
@@ -19,7 +19,7 @@ def targets(p: Plane) -> Layers:
 
 
 def spirals(p: Plane) -> Layers:
-    """One-armed spirals, all of the same hand."""
+    """One-armed spirals, all with the same handedness."""
     c = lattice(p, turn=3.1)
     hand = 1.0 if p.rng.random() < 0.5 else -1.0
     arm = 0.09 * np.sin(hand * c.angle + 2 * np.pi * c.r * p.rng.uniform(4.5, 5.5))
@@ -52,7 +52,7 @@ def crosses(p: Plane) -> Layers:
 
 
 def hearts(p: Plane) -> Layers:
-    """Hearts."""
+    """Heart shapes."""
     c = lattice(p, turn=0.25)
     x, y = c.x * 2.6, -c.y * 2.6 + 0.12
     lobe = y - 0.75 * np.sqrt(np.abs(x) + 1e-4)
@@ -60,7 +60,7 @@ def hearts(p: Plane) -> Layers:
 
 
 def flowers(p: Plane) -> Layers:
-    """Five to seven petals around a heart."""
+    """Flowers of five to seven petals around a centre."""
     c = lattice(p, turn=3.1)
     petals = int(p.rng.integers(5, 8))
     d = 0.33 + 0.11 * np.cos(c.angle * petals) - c.r

@@ -1,4 +1,4 @@
-"""The table of texture classes."""
+"""Table of the texture classes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from featvis_func.zoo.plane import Layers, Plane
 
 
 class Pattern(NamedTuple):
-    """A class: its shapes, period range in pixels, turn in radians, and typical colours (hex RGB)."""
+    """Definition of a texture class."""
 
     layers: Callable[[Plane], Layers]
-    period: tuple[float, float]
-    tilt: float
-    colours: str  # background, foreground, accent
+    period: tuple[float, float]  # range, in pixels
+    tilt: float  # largest rotation in either direction, in radians
+    colours: str  # typical colours of background, foreground and accent, as hexadecimal RGB
 
 
 PATTERNS: dict[str, Pattern] = {

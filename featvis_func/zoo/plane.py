@@ -1,7 +1,7 @@
-"""The vocabulary of the texture patterns: a plane, soft edges, random fields, lattices, random points.
+"""Building blocks of the texture patterns: a plane, soft edges, random fields, lattices, random points.
 
-A pattern is a function of a `Plane` that returns layers `(mask, role)`: masks are `(h, w)` in [0, 1], painted
-one over the other in order; the role says which colour of the palette paints it, over the background.
+A pattern is a function of a ``Plane`` that returns layers ``(mask, role)``. A mask is ``(h, w)`` in [0, 1]; its role
+selects the colour of the palette. The layers are composited in order over the background.
 """
 
 from typing import NamedTuple
@@ -15,23 +15,23 @@ Layers = list[tuple[Field, int]]
 
 
 class Plane(NamedTuple):
-    """Where a pattern is evaluated."""
+    """Coordinates at which a pattern is evaluated, and its random generator."""
 
     x: Field  # (h, w), in periods of the pattern
     y: Field
     edge: float  # width of a soft edge, in periods
-    rng: np.random.Generator  # drawn from in place: the patterns' only randomness
+    rng: np.random.Generator  # advanced in place; the only source of randomness of a pattern
 
 
 def inside(p: Plane, distance: Field) -> Field:
-    """Anti-aliased indicator of `distance > 0`, rising from 0 to 1 over the plane's edge width.
+    """Compute the anti-aliased indicator of ``distance > 0``, which rises from 0 to 1 over the edge width of the plane.
 
     Args:
         p: the plane.
-        distance: `(h, w)`, distance to the outline in periods, positive inside.
+        distance: ``(h, w)``, signed distance to the outline in periods, positive inside.
 
     Returns:
-        `(h, w)` in [0, 1].
+        ``(h, w)`` in [0, 1].
 
     >>> axis = np.zeros((1, 1), np.float32)
     >>> plane = Plane(axis, axis, 0.1, np.random.default_rng(0))
@@ -43,7 +43,7 @@ def inside(p: Plane, distance: Field) -> Field:
 
 
 def triangle_wave(x: Field) -> Field:
-    """Distance to the nearest integer, 0 to 0.5.
+    """Compute the distance to the nearest integer, in [0, 0.5].
 
     >>> triangle_wave(np.array([0.25, 0.5, 1.75], np.float32)).tolist()
     [0.25, 0.5, 0.25]
@@ -52,17 +52,17 @@ def triangle_wave(x: Field) -> Field:
 
 
 def waves(p: Plane, count: int, low: float, high: float, stretch: float = 1.0) -> Field:
-    """Random field of unit variance: a sum of plane waves with amplitudes as `1 / f`.
+    """Draw a random field of unit variance: a sum of plane waves with amplitudes proportional to ``1 / f``.
 
     Args:
         p: the plane.
         count: number of plane waves.
-        low: lowest frequency, in cycles a period.
-        high: highest frequency.
-        stretch: how much longer the field's features are along `x` than along `y`.
+        low: lowest frequency, in cycles per period.
+        high: highest frequency, in cycles per period.
+        stretch: factor by which the features of the field are longer along ``x`` than along ``y``.
 
     Returns:
-        `(h, w)`, mean 0 and variance 1 over the random draws.
+        ``(h, w)``, with mean 0 and variance 1 over the random draws.
     """
     frequency = p.rng.uniform(low, high, count)
     angle = p.rng.uniform(0, np.pi, count)
@@ -75,26 +75,26 @@ def waves(p: Plane, count: int, low: float, high: float, stretch: float = 1.0) -
 
 
 class Cell(NamedTuple):
-    """Where each pixel lies in its lattice cell; all `(h, w)`."""
+    """Coordinates of each pixel relative to its lattice cell; all ``(h, w)``."""
 
     x: Field  # from the cell's centre, -0.5 to 0.5
     y: Field
-    r: Field
+    r: Field  # distance from the centre
     angle: Field  # radians
-    random: Field  # one number in [0, 1) for all of a cell
+    random: Field  # in [0, 1), the same for all pixels of a cell
 
 
 def lattice(p: Plane, stagger: float = 0.5, turn: float = 0.0, wobble: float = 0.0) -> Cell:
-    """Unit cells in rows, the contents of each flip_kernel and moved at random.
+    """Divide the plane into unit cells in rows, with the coordinates in each cell rotated and shifted at random.
 
     Args:
         p: the plane.
         stagger: shift of every second row, in periods.
-        turn: largest turn of a cell's contents either way, in radians.
-        wobble: range of the random move of a cell's contents, in periods.
+        turn: largest rotation of a cell in either direction, in radians.
+        wobble: range of the random shift of a cell, in periods.
 
     Returns:
-        The cells' coordinates.
+        The coordinates in the cells.
     """
     row = np.floor(p.y)
     shifted = p.x + stagger * np.mod(row, 2)
@@ -109,14 +109,14 @@ def lattice(p: Plane, stagger: float = 0.5, turn: float = 0.0, wobble: float = 0
 
 
 def nearest(p: Plane) -> tuple[Field, Field, Field]:
-    """The nearest two of random points, one in each unit square.
+    """Find the two nearest of random points, of which each unit square holds one.
 
     Args:
         p: the plane.
 
     Returns:
-        Distance to the nearest point, distance to the second nearest, and a number in [0, 1) of the nearest
-        point's own; all `(h, w)`.
+        The distance to the nearest point, the distance to the second nearest, and a random number in [0, 1) that
+        belongs to the nearest point; all ``(h, w)``.
     """
     table = p.rng.random((3, 64, 64), dtype=np.float32)
     row, column = np.floor(p.y), np.floor(p.x)

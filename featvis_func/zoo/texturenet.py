@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from featvis_func.zoo.textures import CLASSES
 
 SIZE = 96
-"""Height and width of the input, in pixels; other sizes from 16 on work too."""
-MEAN: tuple[float, float, float] = (0.54, 0.5, 0.47)  # of textures, RGB in [0, 1]
+"""Default height and width of the input in pixels; any size of at least 16 works."""
+MEAN: tuple[float, float, float] = (0.54, 0.5, 0.47)  # of the textures, RGB in [0, 1]
 STD: tuple[float, float, float] = (0.29, 0.275, 0.275)
 
 _WEIGHTS = "texturenet.safetensors"
@@ -30,9 +30,10 @@ def _block(inputs: int, outputs: int, *, kernel: int = 3, pooled: bool = False) 
 class TextureNet(nn.Module):
     """Six blocks of convolution, batch norm and ReLU; global average pooling; a linear head.
 
-    Blocks 1, 2 and 4 end in an average over 4 x 4 pixels every 2: each pixel is in as many windows as any
-    other, unlike under strides, max pools or 3 x 3 windows, and the highest frequencies are removed before
-    they alias, so that visualisations have no checkerboards. A unit of `block6.conv` sees 78 x 78 pixels.
+    Blocks 1, 2 and 4 end in average pooling with a 4 x 4 window and stride 2. Unlike with strided convolutions, max
+    pooling or 3 x 3 windows, each pixel is in the same number of windows, and the highest frequencies are removed
+    before they alias, so that visualisations have no checkerboard artefacts. The receptive field of ``block6.conv`` is
+    78 x 78 pixels.
 
     >>> import torch
     >>> net = TextureNet()
@@ -52,20 +53,20 @@ class TextureNet(nn.Module):
         self.head = nn.Linear(96, len(CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(n, classes)` of normalised images `(n, 3, h, w)`, see `normalise`."""
+        """Compute logits ``(n, classes)`` of normalised images ``(n, 3, h, w)``; see ``normalise``."""
         x = self.block3(self.block2(self.block1(images)))
         x = self.block6(self.block5(self.block4(x)))
         return self.head(self.pool(x).flatten(1))
 
 
 def normalise(images: Tensor) -> Tensor:
-    """`(rgb - MEAN) / STD` per channel, the input that TextureNet expects.
+    """Normalise images for TextureNet: ``(images - MEAN) / STD`` per channel.
 
     Args:
-        images: `(..., 3, h, w)`, RGB in [0, 1].
+        images: ``(..., 3, h, w)``, RGB in [0, 1].
 
     Returns:
-        The same shape, dtype and device.
+        A tensor of the same shape, dtype and device.
 
     >>> import torch
     >>> normalise(torch.tensor(MEAN)[:, None, None]).flatten().tolist()
@@ -76,13 +77,14 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def texturenet(*, pretrained: bool = True) -> TextureNet:
-    """A TextureNet in eval mode, on the CPU.
+    """Create a TextureNet in eval mode, on the CPU.
 
     Args:
-        pretrained: load the weights in the package; otherwise they are drawn from torch's global generator.
+        pretrained: whether to load the weights shipped with the package; otherwise they are drawn from the global
+            generator of torch.
 
     Returns:
-        The network; it takes normalised images, see `normalise`.
+        The network. Its input is normalised by ``normalise``.
 
     >>> import torch
     >>> from featvis_func.zoo.textures import texture

@@ -1,4 +1,4 @@
-"""Texture patterns that fill the plane: bands, nets, tiles and random fields; see `plane`."""
+"""Texture patterns that fill the plane: bands, nets, tiles and random fields; see :mod:`featvis_func.zoo.plane`."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from featvis_func.zoo.plane import (
 
 
 def _bands(p: Plane, x: Field) -> Layers:
-    """Bands across `x`, in some images with a thin line between."""
+    """Bands perpendicular to ``x``, in some images with thin lines between them."""
     duty = p.rng.uniform(0.16, 0.3)
     layers = [(inside(p, duty - triangle_wave(x)), FORE)]
     if p.rng.random() < 0.35:
@@ -49,7 +49,7 @@ def checks(p: Plane) -> Layers:
 
 
 def plaid(p: Plane) -> Layers:
-    """Crossing half-transparent bands, and thin lines between."""
+    """Crossing half-transparent bands with thin lines between them."""
     duty, thin = p.rng.uniform(0.16, 0.24), np.float32(0.9)
     layers: Layers = [(0.5 * inside(p, duty - triangle_wave(c)), FORE) for c in (p.x, p.y)]
     return layers + [(thin * inside(p, 0.035 - triangle_wave(c + 0.5)), ACCENT) for c in (p.x, p.y)]
@@ -104,11 +104,11 @@ def bricks(p: Plane) -> Layers:
 
 
 def weave(p: Plane) -> Layers:
-    """Strands over and under, lightest where they come up."""
+    """Interwoven strands, lightest where they pass over others."""
     c = lattice(p, stagger=0.0)
     odd = np.mod(np.floor(p.x) + np.floor(p.y), 2) > 0.5
-    across, along = np.where(odd, c.x, c.y), np.where(odd, c.y, c.x)
-    strand = inside(p, 0.42 - np.abs(across))
+    transverse, along = np.where(odd, c.x, c.y), np.where(odd, c.y, c.x)
+    strand = inside(p, 0.42 - np.abs(transverse))
     shade = np.clip(1.0 - 2.2 * np.abs(along), 0.0, 1.0)
     return [(np.ones_like(p.x), DARK), (strand, FORE), (0.6 * strand * shade, LIGHT)]
 
@@ -140,7 +140,7 @@ def chain(p: Plane) -> Layers:
 
 
 def voronoi(p: Plane) -> Layers:
-    """Cobbles: the cells of random points, with dark joints."""
+    """Voronoi cells of random points, with dark joints."""
     first, second, value = nearest(p)
     return [(value, FORE), (inside(p, p.rng.uniform(0.08, 0.13) - (second - first)), DARK)]
 
@@ -155,7 +155,7 @@ def leopard(p: Plane) -> Layers:
 
 
 def labyrinth(p: Plane) -> Layers:
-    """Turing stripes: the sign of a field of one wavelength."""
+    """Labyrinth stripes: the sign of a random field with a narrow band of wavelengths."""
     return [(inside(p, 0.25 * waves(p, 16, 0.75, 0.9)), FORE)]
 
 
@@ -167,7 +167,7 @@ def fur(p: Plane) -> Layers:
 
 
 def wood(p: Plane) -> Layers:
-    """Year rings cut lengthwise, with pores."""
+    """Wood grain: annual rings cut lengthwise, with pores."""
     rings = p.x + 0.9 * waves(p._replace(x=p.y, y=p.x), 5, 0.1, 0.3, stretch=4.0)
     saw = np.mod(rings, 1.0)
     pores = waves(p._replace(x=p.y, y=p.x), 8, 2.5, 4.0, stretch=12.0)
@@ -175,11 +175,11 @@ def wood(p: Plane) -> Layers:
 
 
 def clouds(p: Plane) -> Layers:
-    """A soft fractal field."""
+    """A random field over a wide range of wavelengths."""
     return [(np.clip(0.5 + 0.5 * waves(p, 24, 0.2, 2.2), 0, 1), FORE)]
 
 
 def marble(p: Plane) -> Layers:
-    """Thin veins along the zeros of a fractal field."""
+    """Thin veins along the zeros of a random field over a wide range of wavelengths."""
     vein = np.abs(waves(p, 20, 0.3, 1.6))
     return [(np.clip(1.0 - vein * 3.0, 0, 1) ** 2, FORE), (np.clip(0.3 - 0.2 * vein, 0, 1), ACCENT)]

@@ -1,13 +1,13 @@
-"""Train TextureNet on procedural textures: `python -m featvis_func.zoo.train`.
+"""Train TextureNet on procedural textures: ``python -m featvis_func.zoo.train``.
 
-Adversarial training "for free" (Shafahi et al. 2019, arXiv 1904.12843): every batch is seen `replays` times,
-and the gradient with respect to the images, which each backward pass gives anyway, becomes the perturbation
-of the next pass. Networks that withstand perturbations have smooth, shape-like filters, and it is those that
-make visualisations recognisable.
+"Free" adversarial training (Shafahi et al. 2019, arXiv 1904.12843): each batch is repeated ``replays`` times, and the
+gradient with respect to the images, which every backward pass computes anyway, becomes the perturbation of the next
+repetition. The filters of adversarially robust networks are smooth and shape-like, which makes visualisations
+recognisable.
 
-Measured with the defaults (torch 2.15, 2 cores of an AMD EPYC shared with other jobs): 94.2% of 2048 held-out
-textures, 27 minutes, 24 minutes of CPU time. Where other jobs compete for the cores, `OMP_WAIT_POLICY=PASSIVE`
-in the environment makes it up to three times as fast.
+Measured with the defaults (torch 2.15, 2 cores of an AMD EPYC shared with other jobs): accuracy 94.2% on 2048 held-out
+textures, 27 minutes, 24 minutes of CPU time. If other jobs compete for the cores, setting the environment variable
+``OMP_WAIT_POLICY=PASSIVE`` makes training up to three times as fast.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from featvis_func.zoo.texturenet import SIZE, TextureNet, normalise
 from featvis_func.zoo.textures import texture_batch
 
 HELD_OUT = 2**62
-"""Number of the first held-out image; training counts up from `seed * 2**32`."""
+"""Index of the first held-out image; the training images start at index ``seed * 2**32``."""
 
 _CHUNK = 64  # images per job of the process pool, and per batch of the evaluation
 
 
 class Recipe(NamedTuple):
-    """What `fit` does; `epsilon` is the root mean square of the perturbation, RGB in [0, 1]."""
+    """Hyperparameters of ``fit``."""
 
     epochs: int = 16
-    images: int = 3200  # new ones each epoch
+    images: int = 3200  # number of new images per epoch
     batch: int = 64
     replays: int = 3
-    epsilon: float = 0.018
+    epsilon: float = 0.018  # root mean square of the perturbation, for RGB in [0, 1]
     lr: float = 4e-3
     decay: float = 0.05
-    coarse: float = 0.87  # share of the epochs on 64 px images, at 0.4 of the cost; textures keep their scale
+    coarse: float = 0.87  # share of epochs on 64 px images, at 0.4 times the cost; the textures keep their scale
 
 
 def _chunk(job: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -56,16 +56,16 @@ def _chunk(job: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
 
 
 def make_images(first: int, count: int, *, size: int, pool: Executor | None = None) -> tuple[Tensor, Tensor]:
-    """Images `first` to `first + count - 1` of the data set, made by a pool of processes.
+    """Generate images ``first`` to ``first + count - 1`` of the data set, in a pool of processes.
 
     Args:
-        first: number of the first image.
-        count: how many.
+        first: index of the first image.
+        count: number of images.
         size: height and width in pixels.
-        pool: where to make them; None makes them in this process.
+        pool: the processes to use; None generates the images in this process.
 
     Returns:
-        Images `(count, 3, size, size)` uint8 and labels `(count,)` int64.
+        Images ``(count, 3, size, size)`` uint8 and labels ``(count,)`` int64.
 
     >>> make_images(0, 2, size=16)[0].shape
     torch.Size([2, 3, 16, 16])
@@ -76,15 +76,15 @@ def make_images(first: int, count: int, *, size: int, pool: Executor | None = No
 
 
 def accuracy(net: TextureNet, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose highest logit is their label; `net` is used in its own mode.
+    """Compute the top-1 accuracy; the mode of ``net`` is not changed.
 
     Args:
         net: the network, on the CPU.
-        images: `(n, 3, h, w)` uint8.
-        labels: `(n,)` int64.
+        images: ``(n, 3, h, w)`` uint8.
+        labels: ``(n,)`` int64.
 
     Returns:
-        0 to 1.
+        The share of correctly classified images, in [0, 1].
 
     >>> 0.0 <= accuracy(TextureNet().eval(), *make_images(0, 2, size=16)) <= 1.0
     True
@@ -97,20 +97,21 @@ def accuracy(net: TextureNet, images: Tensor, labels: Tensor) -> float:
 
 
 def fit(net: TextureNet, recipe: Recipe, *, seed: int, pool: Executor | None = None) -> None:
-    """Train `net` in place, and leave it in train mode; one line to stderr an epoch.
+    """Train a network in place; it is left in train mode. Prints one line per epoch to stderr.
 
     Args:
         net: the network, on the CPU.
-        recipe: how long and how.
-        seed: which training images, order and noise. Same seed, machine and thread count: same weights.
-        pool: processes that make the images.
+        recipe: the hyperparameters.
+        seed: determines the training images, their order and the noise. The same seed gives the same weights on the
+            same machine with the same number of threads.
+        pool: the processes that generate the images.
     """
     passes = recipe.epochs * (recipe.images // recipe.batch) * recipe.replays
     settings = {"lr": recipe.lr, "betas": (0.9, 0.99), "weight_decay": recipe.decay}
     optimizer = torch.optim.AdamW(net.parameters(), **settings)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=passes, pct_start=0.15)
     generator = torch.Generator().manual_seed(seed)
-    start, done = time.perf_counter(), 0
+    start, passes_done = time.perf_counter(), 0
     net.train()
     for epoch in range(recipe.epochs):
         size = SIZE * 2 // 3 if epoch < int(recipe.coarse * recipe.epochs) else SIZE
@@ -120,31 +121,31 @@ def fit(net: TextureNet, recipe: Recipe, *, seed: int, pool: Executor | None = N
         total = 0.0
         for rows in order.split(recipe.batch)[: recipe.images // recipe.batch]:
             clean = (images[rows] / 255).contiguous(memory_format=torch.channels_last)
-            change = recipe.epsilon * torch.randn(clean.shape, generator=generator)
+            perturbation = recipe.epsilon * torch.randn(clean.shape, generator=generator)
             for _ in range(recipe.replays):
-                # At full strength from the start, little is learned in the first epochs.
-                strength = min(1.0, 0.2 + done / (0.3 * passes))
-                seen = (clean + strength * change).clamp(0, 1).requires_grad_()
-                loss = F.cross_entropy(net(normalise(seen)), labels[rows])
+                # Increase the strength gradually: at full strength from the start, the first epochs learn little.
+                strength = min(1.0, 0.2 + passes_done / (0.3 * passes))
+                perturbed = (clean + strength * perturbation).clamp(0, 1).requires_grad_()
+                loss = F.cross_entropy(net(normalise(perturbed)), labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                done += 1
+                passes_done += 1
                 total += loss.item()
-                assert seen.grad is not None
-                rms = seen.grad.square().mean((1, 2, 3), keepdim=True).sqrt()
-                change = recipe.epsilon * seen.grad / (rms + 1e-12)
+                assert perturbed.grad is not None
+                rms = perturbed.grad.square().mean((1, 2, 3), keepdim=True).sqrt()
+                perturbation = recipe.epsilon * perturbed.grad / (rms + 1e-12)
         report = f"loss {total * recipe.epochs / passes:.3f}, {time.perf_counter() - start:.0f} s"
         print(f"epoch {epoch + 1}/{recipe.epochs}: {report}", file=sys.stderr, flush=True)
 
 
 def save(net: TextureNet, path: Path) -> None:
-    """Write the weights to `path` at once: a reader sees the old file or the whole new one.
+    """Write the weights of a network to a file atomically.
 
     Args:
         net: the network.
-        path: a safetensors file in an existing folder.
+        path: the safetensors file to write, in an existing folder.
     """
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -156,19 +157,19 @@ def save(net: TextureNet, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: train, evaluate on held-out textures, write the weights."""
+    """Train TextureNet, evaluate it on held-out textures, and write its weights."""
     default = Recipe()
     parser = argparse.ArgumentParser(prog="python -m featvis_func.zoo.train", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("texturenet.safetensors"), help="file to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=default.epochs)
-    parser.add_argument("--images", type=int, default=default.images, help="new images per epoch")
-    parser.add_argument("--batch", type=int, default=default.batch)
-    parser.add_argument("--held-out", type=int, default=2048, help="images in the evaluation")
-    parser.add_argument("--workers", type=int, default=2, help="processes that make images; 0: none")
+    parser.add_argument("--out", type=Path, default=Path("texturenet.safetensors"), help="the file to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images, their order and the weights")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="number of epochs")
+    parser.add_argument("--images", type=int, default=default.images, help="number of new images per epoch")
+    parser.add_argument("--batch", type=int, default=default.batch, help="images per batch")
+    parser.add_argument("--held-out", type=int, default=2048, help="number of images for the evaluation")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that generate images; 0: none")
     a = parser.parse_args(argv)
     recipe = default._replace(epochs=a.epochs, images=a.images, batch=a.batch)
-    # Spawned, not forked: a fork of a process in which torch has started threads can hang.
+    # Spawn instead of fork, which can hang after torch has started threads.
     workers = ProcessPoolExecutor(a.workers, get_context("spawn")) if a.workers else nullcontext()
     with torch.random.fork_rng(devices=[]), workers as pool:
         torch.manual_seed(a.seed)

@@ -1,4 +1,4 @@
-"""Colour: the published matrix, a matrix of one's own, and the way back."""
+"""Colour correlation: the published matrix, custom matrices, and the inverse."""
 
 import re
 from typing import Any
@@ -12,8 +12,7 @@ from featvis_func.color import correlate, correlation_matrix, decorrelate
 PUBLISHED = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
 
 
-def test_imagenet_matrix_is_the_published_one() -> None:
-    """Divided by its largest column norm, which is then 1."""
+def test_imagenet_matrix_is_lucids_normalised_by_the_largest_column_norm() -> None:
     matrix = correlation_matrix(3)
     assert matrix is not None
     assert matrix.dtype == torch.float32
@@ -24,7 +23,7 @@ def test_imagenet_matrix_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_auto_is_the_identity_unless_three_channels(channels: int) -> None:
+def test_auto_is_the_identity_unless_there_are_three_channels(channels: int) -> None:
     assert correlation_matrix(channels) is None
     assert correlation_matrix(3, None) is None
     torch.testing.assert_close(correlation_matrix(3, "imagenet"), correlation_matrix(3, "auto"), rtol=0, atol=0)
@@ -35,29 +34,28 @@ def test_auto_is_the_identity_unless_three_channels(channels: int) -> None:
     [[[1, 2], [3, 4]], np.array([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)],
     ids=["list", "array", "tensor"],
 )
-def test_own_matrix(matrix: Any) -> None:
-    """Row = channel of the result; taken as a constant."""
-    own = correlation_matrix(2, matrix)
-    assert own is not None
-    assert own.dtype == torch.float32
-    assert not own.requires_grad
+def test_custom_matrix_is_a_constant_with_one_row_per_channel(matrix: Any) -> None:
+    converted = correlation_matrix(2, matrix)
+    assert converted is not None
+    assert converted.dtype == torch.float32
+    assert not converted.requires_grad
     image = torch.tensor([10.0, 1.0])[:, None, None].expand(2, 3, 4)
     expected = torch.tensor([12.0, 34.0])[:, None, None].expand(2, 3, 4)
-    torch.testing.assert_close(correlate(image, own), expected)
+    torch.testing.assert_close(correlate(image, converted), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("matrix", [None, "imagenet", [[1.0, 0.5, 0.0], [0.0, 2.0, 1.0], [0.3, 0.0, 1.0]]], ids=str)
 def test_decorrelate_inverts_correlate(matrix: Any, dtype: torch.dtype) -> None:
-    own = correlation_matrix(3, matrix)
+    converted = correlation_matrix(3, matrix)
     image = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    there, back = correlate(image, own), decorrelate(image, own)
-    assert there.dtype == back.dtype == dtype
+    correlated, decorrelated = correlate(image, converted), decorrelate(image, converted)
+    assert correlated.dtype == decorrelated.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(decorrelate(there, own), image, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(correlate(back, own), image, rtol=tolerance, atol=tolerance)
-    if own is not None:
-        assert not torch.allclose(there, image, atol=0.1)
+    torch.testing.assert_close(decorrelate(correlated, converted), image, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(correlate(decorrelated, converted), image, rtol=tolerance, atol=tolerance)
+    if converted is not None:
+        assert not torch.allclose(correlated, image, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +66,9 @@ def test_decorrelate_inverts_correlate(matrix: Any, dtype: torch.dtype) -> None:
         (2, [1.0, 2.0], "must be a finite 2 x 2 matrix, got shape (2,)"),
         (2, [[1.0, 0.0], [0.0, float("nan")]], "must be a finite 2 x 2 matrix"),
         (2, [[1.0, 0.0], [0.0, float("inf")]], "must be a finite 2 x 2 matrix"),
-        (3, "cifar", "unknown colour correlation 'cifar'; expected 'auto', 'imagenet' or a matrix"),
+        (3, "cifar", "unknown colour correlation 'cifar'; expected 'auto', 'imagenet', None or a matrix"),
     ],
 )
-def test_errors(channels: int, correlation: Any, message: str) -> None:
+def test_invalid_correlation_raises_value_error(channels: int, correlation: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         correlation_matrix(channels, correlation)

@@ -1,7 +1,6 @@
-"""Parameterisations against plain numpy formulas, and their valid range."""
+"""Image parameterisations compared with numpy formulas, and the range of their values."""
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,20 +32,20 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def plain_fourier(
+def numpy_fourier(
     spectrum: NDArray[np.float64], size: tuple[int, int], *, decay: float, matrix: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     h, w = size
     fy, fx = np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None, :]
     frequency = np.maximum(np.hypot(fx, fy), 1.0 / max(h, w))
     complex_spectrum = (spectrum[..., 0] + 1j * spectrum[..., 1]) / frequency**decay
-    # One axis after the other: numpy.fft.irfft2 by its own definition.
+    # Transform one axis after the other, as numpy defines irfft2.
     rows = np.fft.ifft(complex_spectrum, axis=-2, norm="ortho")
     pixels = np.fft.irfft(rows, n=w, axis=-1, norm="ortho") / 4.0
     return sigmoid(np.einsum("ij,jhw->ihw", matrix, pixels))
 
 
-def own_matrix(channels: int) -> NDArray[np.float64]:
+def color_matrix(channels: int) -> NDArray[np.float64]:
     matrix = correlation_matrix(channels)
     return np.eye(channels) if matrix is None else matrix.double().numpy()
 
@@ -54,9 +53,9 @@ def own_matrix(channels: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (6, 9), (9, 6), (1, 1), (1, 5), (4, 1)], ids=str)
-def test_fourier_equals_numpy(size: tuple[int, int], channels: int, decay: float) -> None:
+def test_fourier_matches_numpy(size: tuple[int, int], channels: int, decay: float) -> None:
     spectrum = np.random.default_rng(0).standard_normal((channels, size[0], size[1] // 2 + 1, 2))
-    expected = plain_fourier(spectrum, size, decay=decay, matrix=own_matrix(channels))
+    expected = numpy_fourier(spectrum, size, decay=decay, matrix=color_matrix(channels))
     image = fourier(size, channels=channels, decay=decay)
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
         decoded = image.decode(torch.from_numpy(spectrum).to(dtype))
@@ -65,16 +64,16 @@ def test_fourier_equals_numpy(size: tuple[int, int], channels: int, decay: float
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pixel_equals_numpy(channels: int) -> None:
+def test_pixel_matches_numpy(channels: int) -> None:
     pixels = np.random.default_rng(0).standard_normal((channels, 5, 4))
-    expected = sigmoid(np.einsum("ij,jhw->ihw", own_matrix(channels), pixels))
+    expected = sigmoid(np.einsum("ij,jhw->ihw", color_matrix(channels), pixels))
     decoded = pixel((5, 4), channels=channels).decode(torch.from_numpy(pixels))
     np.testing.assert_allclose(decoded.numpy(), expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("factory", [fourier, pixel])
-def test_own_matrix_is_used(factory: Callable[..., Image]) -> None:
-    """A permutation of channels permutes the channels of the image."""
+def test_custom_correlation_matrix_is_applied(factory: Callable[..., Image]) -> None:
+    """A permutation matrix permutes the channels of the image."""
     plain = factory(6, channels=2, correlation=None)
     swapped = factory(6, channels=2, correlation=[[0.0, 1.0], [1.0, 0.0]])
     params = 30 * plain.init(random.key(0))
@@ -82,8 +81,8 @@ def test_own_matrix_is_used(factory: Callable[..., Image]) -> None:
     assert not torch.allclose(plain.decode(params)[0], plain.decode(params)[1])
 
 
-def test_one_frequency_is_one_wave() -> None:
-    """The spectrum's entry (row 2, column 1) is the wave of 2 cycles down and 1 across."""
+def test_fourier_coefficient_decodes_to_a_cosine() -> None:
+    """Entry (2, 1) of the spectrum is a wave with 2 vertical cycles and 1 horizontal cycle."""
     spectrum = torch.zeros(1, 8, 5, 2)
     spectrum[0, 2, 1, 0] = 3.0
     logits = torch.logit(fourier(8, channels=1).decode(spectrum))[0]
@@ -93,21 +92,21 @@ def test_one_frequency_is_one_wave() -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def aligned(size: tuple[int, int], *, channels: int) -> Image:
+def shared_image(size: tuple[int, int], *, channels: int) -> Image:
     return shared(fourier_canvas(size, channels=channels), pyramid_canvas(size, channels=channels, levels=2, first=1))
 
 
-FACTORIES = [fourier, pixel, phase, laplacian_pyramid, cppn, alpha, aligned]
+FACTORIES = [fourier, pixel, phase, laplacian_pyramid, cppn, alpha, shared_image]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
 @pytest.mark.parametrize("size", [(6, 6), (5, 7)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("magnitude", [0.0, 1.0, 1e6, -1e6, 1e30])
-def test_any_parameters_give_a_valid_image(
+def test_image_and_gradient_are_finite_for_any_parameters(
     factory: Callable[..., Image], size: tuple[int, int], channels: int, magnitude: float
 ) -> None:
-    """And a gradient that is finite, of which no step makes a parameter that is not."""
+    """Decoded values stay in [0, 1], and gradients stay finite, so that no step produces non-finite parameters."""
     image = factory(size, channels=channels)
     start = tree_map(torch.Tensor.detach, image.init(random.key(0)))
     scaled = tree_map(lambda leaf: magnitude * leaf / leaf.abs().max().clamp_min(1e-30), start)
@@ -118,16 +117,16 @@ def test_any_parameters_give_a_valid_image(
             decoded = image.decode(params)
             return (weights * decoded).sum(), decoded
 
-        slope, decoded = grad(brightness, has_aux=True)(params)
+        gradient, decoded = grad(brightness, has_aux=True)(params)
         assert decoded.isfinite().all()
         assert decoded.min() >= 0
         assert decoded.max() <= 1
-        assert all(leaf.isfinite().all() for leaf in tree_leaves(slope))
+        assert all(leaf.isfinite().all() for leaf in tree_leaves(gradient))
 
 
 @pytest.mark.parametrize("factory", [fourier, pixel])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_start_is_nearly_even_grey_with_the_asked_deviation(factory: Callable[..., Image], channels: int) -> None:
+def test_initial_parameters_have_the_given_sd_and_decode_to_grey(factory: Callable[..., Image], channels: int) -> None:
     image = factory(64, channels=channels, sd=0.02)
     params = image.init(random.key(1))
     assert params.mean().abs().item() < 5 * 0.02 / math.sqrt(params.numel())
@@ -144,14 +143,14 @@ def test_parameter_shapes(size: tuple[int, int]) -> None:
     assert pixel(size, channels=2).init(random.key(0)).shape == (2, h, w)
 
 
-def test_channels_start_unlike() -> None:
+def test_initial_channels_differ() -> None:
     params = fourier(8).init(random.key(0))
     assert not torch.equal(params[0], params[1])
     assert not torch.equal(params[..., 0], params[..., 1])
 
 
 @pytest.mark.parametrize(("size", "expected"), [(5, (5, 5)), ((3, 4), (3, 4)), ((1, 1), (1, 1))])
-def test_image_size(size: Any, expected: tuple[int, int]) -> None:
+def test_image_size_returns_height_and_width(size: Any, expected: tuple[int, int]) -> None:
     assert image_size(size) == expected
 
 
@@ -159,22 +158,24 @@ def test_image_size(size: Any, expected: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 0}, "image size must be whole pixels, at least 1, or (h, w) of such, got 0"),
-        ({"size": (4, -1)}, "image size must be whole pixels, at least 1, or (h, w) of such, got (4, -1)"),
-        ({"size": 4, "channels": 0}, "an image needs at least 1 channel, got 0"),
-        ({"size": 4, "correlation": [[1.0]]}, "must be a finite 3 x 3 matrix, got shape (1, 1)"),
-        ({"size": 4, "channels": 1, "correlation": "imagenet"}, "must be a finite 1 x 1 matrix, got shape (3, 3)"),
+        ({"size": 0}, r"image size must .*, got 0$"),
+        ({"size": (4, -1)}, r"image size must .*, got \(4, -1\)$"),
+        ({"size": 4, "channels": 0}, "channels must be at least 1, got 0"),
+        ({"size": 4, "correlation": [[1.0]]}, r"must be a finite 3 x 3 matrix, got shape \(1, 1\)"),
+        ({"size": 4, "channels": 1, "correlation": "imagenet"}, r"must be a finite 1 x 1 matrix, got shape \(3, 3\)"),
     ],
 )
-def test_errors(factory: Callable[..., Image], arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_invalid_arguments_raise_value_error(
+    factory: Callable[..., Image], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         factory(**arguments)
 
 
-def test_own_matrix_is_copied() -> None:
-    mine = torch.eye(2)
-    image = pixel(2, channels=2, correlation=mine)
+def test_correlation_matrix_is_copied() -> None:
+    matrix = torch.eye(2)
+    image = pixel(2, channels=2, correlation=matrix)
     params = 100 * image.init(random.key(0))
     before = image.decode(params)
-    mine.mul_(-1)
+    matrix.mul_(-1)
     assert torch.equal(image.decode(params), before)

@@ -1,4 +1,4 @@
-"""Phases, pyramids, networks and opacity against plain formulas."""
+"""The phase, pyramid, network and alpha parameterisations compared with explicit formulas."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def own_matrix(channels: int) -> Array:
+def color_matrix(channels: int) -> Array:
     matrix = correlation_matrix(channels)
     return np.eye(channels) if matrix is None else matrix.double().numpy()
 
@@ -43,36 +43,35 @@ def logits(image: Image, params: Any) -> Array:
 # --- phase ------------------------------------------------------------------------------------------------------------
 
 
-def plain_waves(phi: Array, r: Array, size: tuple[int, int]) -> Array:
-    """The sum of all waves, each entry of the whole spectrum by itself."""
+def sum_of_waves(phi: Array, r: Array, size: tuple[int, int]) -> Array:
+    """Fill the full complex spectrum entry by entry, and transform it."""
     h, w = size
-    whole = np.zeros((len(phi), h, w), complex)
+    spectrum = np.zeros((len(phi), h, w), complex)
     for k in range(h):
         for m in range(w):
-            twin_k, twin_m = -k % h, -m % w
-            if (k, m) == (twin_k, twin_m):
-                whole[:, k, m] = r[:, k, m] * np.cos(phi[:, k, m])
-            elif m == twin_m:
-                whole[:, k, m] = r[:, k, m] * np.exp(1j * (phi[:, k, m] - phi[:, twin_k, m]))
+            conjugate_k, conjugate_m = -k % h, -m % w
+            if (k, m) == (conjugate_k, conjugate_m):
+                spectrum[:, k, m] = r[:, k, m] * np.cos(phi[:, k, m])
+            elif m == conjugate_m:
+                spectrum[:, k, m] = r[:, k, m] * np.exp(1j * (phi[:, k, m] - phi[:, conjugate_k, m]))
             elif m <= w // 2:
-                whole[:, k, m] = r[:, k, m] * np.exp(1j * phi[:, k, m])
+                spectrum[:, k, m] = r[:, k, m] * np.exp(1j * phi[:, k, m])
             else:
-                whole[:, k, m] = r[:, twin_k, twin_m] * np.exp(-1j * phi[:, twin_k, twin_m])
-    pixels = np.fft.ifft2(whole, norm="ortho")
+                spectrum[:, k, m] = r[:, conjugate_k, conjugate_m] * np.exp(-1j * phi[:, conjugate_k, conjugate_m])
+    pixels = np.fft.ifft2(spectrum, norm="ortho")
     np.testing.assert_allclose(pixels.imag, 0, atol=1e-12)
     return pixels.real
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_phase_equals_the_sum_of_its_waves(size: tuple[int, int], channels: int) -> None:
+def test_phase_matches_the_sum_of_its_waves(size: tuple[int, int], channels: int) -> None:
     h, w = size
     rng = np.random.default_rng(0)
     phi = rng.uniform(-9, 9, (channels, h, w // 2 + 1))
     r = rng.uniform(0.1, 1, (channels, h, w // 2 + 1))
-    twins = r[:, -np.arange(h)]
-    r = (r + twins) / 2  # waves that a column has twice have one magnitude
-    expected = sigmoid(np.einsum("ij,jhw->ihw", own_matrix(channels), plain_waves(phi, r, size)))
+    r = (r + r[:, -np.arange(h)]) / 2  # both entries of a conjugate pair have the same magnitude
+    expected = sigmoid(np.einsum("ij,jhw->ihw", color_matrix(channels), sum_of_waves(phi, r, size)))
     image = phase(size, channels=channels, magnitude=torch.from_numpy(r), contrast=None)
     decoded = image.decode(torch.from_numpy(phi))
     assert decoded.shape == (channels, h, w)
@@ -81,51 +80,51 @@ def test_phase_equals_the_sum_of_its_waves(size: tuple[int, int], channels: int)
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5])
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5)], ids=str)
-def test_the_spectrum_is_the_power_law_whatever_the_phases(size: tuple[int, int], decay: float) -> None:
+def test_phase_magnitudes_follow_the_power_law_for_all_phases(size: tuple[int, int], decay: float) -> None:
     h, w = size
     image = phase(size, channels=2, decay=decay)
     for seed in range(2):
         params = image.init(random.key(seed)).double()
-        found = np.abs(np.fft.rfft2(logits(image, params)))
+        magnitudes = np.abs(np.fft.rfft2(logits(image, params)))
         f = np.maximum(np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None, :]), 1 / max(h, w))
-        ratio = found * f**decay
-        real = (-np.arange(h) % h == np.arange(h))[:, None] & (2 * np.arange(w // 2 + 1) % w == 0)[None, :]
-        np.testing.assert_allclose(ratio[:, ~real], ratio[0, 1, 1], rtol=1e-5)
-        assert (ratio[:, real] <= ratio[0, 1, 1] * (1 + 1e-5)).all()
+        ratio = magnitudes * f**decay
+        self_conjugate = (-np.arange(h) % h == np.arange(h))[:, None] & (2 * np.arange(w // 2 + 1) % w == 0)[None, :]
+        np.testing.assert_allclose(ratio[:, ~self_conjugate], ratio[0, 1, 1], rtol=1e-5)
+        assert (ratio[:, self_conjugate] <= ratio[0, 1, 1] * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("contrast", [0.5, 2.0])
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (1, 6)], ids=str)
-def test_contrast_is_the_root_mean_square(size: tuple[int, int], contrast: float) -> None:
-    """Of waves that all have their whole magnitude."""
+def test_phase_contrast_is_the_root_mean_square(size: tuple[int, int], contrast: float) -> None:
+    """With zero phases every entry has its full magnitude."""
     image = phase(size, channels=2, contrast=contrast)
     pixels = logits(image, torch.zeros_like(image.init(random.key(0))).double())
     assert math.sqrt((pixels**2).mean()) == pytest.approx(contrast, rel=1e-5)
-    steep = phase(size, channels=2, contrast=contrast, magnitude=torch.rand(size[0], size[1] // 2 + 1) + 0.1)
-    assert math.sqrt((logits(steep, steep.init(random.key(0)).double() * 0) ** 2).mean()) == pytest.approx(
+    custom = phase(size, channels=2, contrast=contrast, magnitude=torch.rand(size[0], size[1] // 2 + 1) + 0.1)
+    assert math.sqrt((logits(custom, custom.init(random.key(0)).double() * 0) ** 2).mean()) == pytest.approx(
         contrast, rel=0.2 if min(size) > 1 else 1e-5
     )
 
 
-def test_first_phases_are_uniform_and_the_mean_is_grey() -> None:
-    turns = phase(32).init(random.key(0)) / (2 * math.pi)
-    assert turns.abs().max().item() <= 0.5 + 1e-6
-    assert turns.std().item() == pytest.approx(12**-0.5, rel=0.05)
-    assert abs(turns.mean().item()) < 0.03
+def test_initial_phases_are_uniform() -> None:
+    phases = phase(32).init(random.key(0)) / (2 * math.pi)  # in turns
+    assert phases.abs().max().item() <= 0.5 + 1e-6
+    assert phases.std().item() == pytest.approx(12**-0.5, rel=0.05)
+    assert abs(phases.mean().item()) < 0.03
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"magnitude": torch.ones(4, 4)}, "must have shape (3, 4, 3) or (4, 3), got (4, 4); measure it at size=(4, 4)"),
-        ({"magnitude": -torch.ones(4, 3)}, "magnitudes must be finite and at least 0, and some above 0"),
-        ({"magnitude": torch.zeros(4, 3)}, "magnitudes must be finite and at least 0, and some above 0"),
-        ({"magnitude": torch.full((4, 3), math.nan)}, "magnitudes must be finite"),
-        ({"contrast": 0.0}, "the contrast must be finite and above 0, or None, got 0.0"),
-        ({"contrast": math.inf}, "the contrast must be finite and above 0, or None, got inf"),
+        ({"magnitude": -torch.ones(4, 3)}, "at least 0 and not zero everywhere, got values from -1 to -1"),
+        ({"magnitude": torch.zeros(4, 3)}, "at least 0 and not zero everywhere, got values from 0 to 0"),
+        ({"magnitude": torch.full((4, 3), math.nan)}, "magnitude must be finite"),
+        ({"contrast": 0.0}, "contrast must be finite and above 0, got 0.0"),
+        ({"contrast": math.inf}, "contrast must be finite and above 0, got inf"),
     ],
 )
-def test_errors_of_phase(arguments: dict[str, Any], message: str) -> None:
+def test_phase_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         phase(4, **arguments)
 
@@ -135,26 +134,24 @@ def test_errors_of_phase(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("size", "levels"), [((8, 8), 4), ((7, 9), 3), ((12, 5), 4), ((1, 1), 1), ((1, 6), 2)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pyramid_is_a_sum_of_bilinear_resizings(size: tuple[int, int], levels: int, channels: int) -> None:
+def test_pyramid_is_the_sum_of_bilinearly_resized_levels(size: tuple[int, int], levels: int, channels: int) -> None:
     image = laplacian_pyramid(size, channels=channels, levels=levels)
     params = tuple(300 * leaf.double() for leaf in image.init(random.key(0)))
     h, w = size
     assert [leaf.shape[1:] for leaf in params] == [(max(1, h // 2**n), max(1, w // 2**n)) for n in range(levels)]
     total = sum(F.interpolate(leaf[None], size=size, mode="bilinear", align_corners=False)[0] for leaf in params)
     assert isinstance(total, torch.Tensor)
-    expected = sigmoid(np.einsum("ij,jhw->ihw", own_matrix(channels), total.numpy() / 2))
+    expected = sigmoid(np.einsum("ij,jhw->ihw", color_matrix(channels), total.numpy() / 2))
     np.testing.assert_allclose(image.decode(params).numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_levels_by_default_are_lucids_or_what_fits() -> None:
+def test_pyramid_has_four_levels_by_default_or_as_many_as_fit() -> None:
     assert [len(laplacian_pyramid(size).init(random.key(0))) for size in (224, 8, 7, 2, 1)] == [4, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize(("levels", "first"), [(0, 0), (5, 0), (1, -1), (4, 1), (1, 4)])
-def test_a_pyramid_ends_at_one_pixel(levels: int, first: int) -> None:
-    message = (
-        f"8 x 3 pixels has levels 0 to 3, each half as large as the one before; got levels={levels} from first={first}"
-    )
+def test_pyramid_rejects_levels_that_do_not_exist(levels: int, first: int) -> None:
+    message = f"a pyramid of 8 x 3 pixels has the levels 0 to 3, got levels={levels} and first={first}"
     with pytest.raises(ValueError, match=re.escape(message)):
         pyramid_canvas((8, 3), levels=levels, first=first)
 
@@ -164,7 +161,7 @@ def test_a_pyramid_ends_at_one_pixel(levels: int, first: int) -> None:
 
 @pytest.mark.parametrize("activation", ["composite", "unbiased"])
 @pytest.mark.parametrize(("size", "channels"), [((5, 5), 3), ((3, 6), 1), ((4, 1), 4)])
-def test_cppn_equals_its_network(size: tuple[int, int], channels: int, activation: str) -> None:
+def test_cppn_matches_the_network_formula(size: tuple[int, int], channels: int, activation: str) -> None:
     image = cppn(size, channels=channels, hidden=3, layers=2, activation=activation)
     rng = np.random.default_rng(0)
     shapes = [((3, 2), (3,)), ((3, 6), (3,)), ((channels, 6), (channels,))]
@@ -179,12 +176,12 @@ def test_cppn_equals_its_network(size: tuple[int, int], channels: int, activatio
             for weight, bias in params[:-1]:
                 a = np.arctan(weight @ z + bias)
                 z = np.concatenate([a / 0.67, (a**2 - mean) / deviation])
-            expected[:, i, j] = sigmoid(own_matrix(channels) @ (params[-1][0] @ z + params[-1][1]))
+            expected[:, i, j] = sigmoid(color_matrix(channels) @ (params[-1][0] @ z + params[-1][1]))
     scaled = tuple(tuple(torch.from_numpy(leaf * 64) for leaf in pair) for pair in params)
     np.testing.assert_allclose(image.decode(scaled).numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_cppn_starts_from_weights_of_its_own() -> None:
+def test_cppn_initial_weights_depend_on_the_key() -> None:
     image = cppn(16, channels=2)
     first, second = image.init(random.key(0)), image.init(random.key(1))
     assert len(first) == 9
@@ -194,7 +191,7 @@ def test_cppn_starts_from_weights_of_its_own() -> None:
     assert 0.02 < image.decode(first).std().item() < 0.3
 
 
-def test_cppn_takes_a_function() -> None:
+def test_cppn_accepts_an_activation_function() -> None:
     image = cppn(4, channels=1, hidden=2, layers=2, activation=torch.sin)
     assert [tuple(weight.shape) for weight, _ in image.init(random.key(0))] == [(2, 2), (2, 2), (1, 2)]
 
@@ -202,21 +199,21 @@ def test_cppn_takes_a_function() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hidden": 0}, "a cppn needs at least 1 hidden unit and 1 layer, got hidden=0 and layers=8"),
-        ({"layers": 0}, "a cppn needs at least 1 hidden unit and 1 layer, got hidden=24 and layers=0"),
+        ({"hidden": 0}, "hidden must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"activation": "relu"}, "unknown activation 'relu'; expected one of composite, unbiased or a function"),
     ],
 )
-def test_errors_of_cppn(arguments: dict[str, Any], message: str) -> None:
+def test_cppn_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         cppn(4, **arguments)
 
 
-# --- opacity, low frequencies -----------------------------------------------------------------------------------------
+# --- alpha, low frequencies -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 13])
-def test_opacity_stands_apart_from_the_colours(channels: int) -> None:
+def test_alpha_is_not_correlated_with_the_colours(channels: int) -> None:
     image = alpha((5, 6), channels=channels)
     params = 100 * image.init(random.key(0))
     decoded = image.decode(params)
@@ -226,19 +223,19 @@ def test_opacity_stands_apart_from_the_colours(channels: int) -> None:
     assert (image.decode(image.init(random.key(0)))[-1] - 0.5).abs().max() < 0.1
 
 
-def test_low_frequencies_alone() -> None:
-    canvas, whole = fourier_canvas((8, 6), channels=1, below=0.3), fourier_canvas((8, 6), channels=1)
-    params = canvas.init(random.key(0)).double()
+def test_fourier_canvas_below_keeps_low_frequencies_only() -> None:
+    low, full = fourier_canvas((8, 6), channels=1, below=0.3), fourier_canvas((8, 6), channels=1)
+    params = low.init(random.key(0)).double()
     f = np.hypot(np.fft.fftfreq(8)[:, None], np.fft.rfftfreq(6)[None, :])
-    found, every = (np.fft.rfft2(c.decode(params).numpy())[0] for c in (canvas, whole))
-    np.testing.assert_allclose(found, np.where(f < 0.3, every, 0), atol=1e-9)
-    assert np.abs(every[f >= 0.3]).min() > 1e-4
-    with pytest.raises(ValueError, match="below must be a frequency above 0, in cycles per pixel, got 0"):
+    low_spectrum, spectrum = (np.fft.rfft2(c.decode(params).numpy())[0] for c in (low, full))
+    np.testing.assert_allclose(low_spectrum, np.where(f < 0.3, spectrum, 0), atol=1e-9)
+    assert np.abs(spectrum[f >= 0.3]).min() > 1e-4
+    with pytest.raises(ValueError, match="below must be above 0 cycles per pixel, got 0"):
         fourier_canvas(8, below=0)
 
 
 @pytest.mark.parametrize("factory", [fourier, phase, laplacian_pyramid, cppn])
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_any_number_of_channels(factory: Any, channels: int) -> None:
+def test_decoded_image_has_the_given_number_of_channels(factory: Any, channels: int) -> None:
     image = factory((6, 5), channels=channels)
     assert image.decode(image.init(random.key(0))).shape == (channels, 6, 5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import featvis_func as fv
 from featvis_func import objective as o
-from featvis_func.backbone.features import activations_of
+from featvis_func.rendering.activations import activations_of
 from featvis_func.objective import IMAGE, Objective
 from featvis_func.random import fold_in, uniform
 

@@ -1,4 +1,4 @@
-"""The generator: known answers, one stream everywhere, and the statistics that it promises."""
+"""The random number generator: known answers, equality across execution modes, and statistics."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.func import vmap
 from featvis_func import random
 
 COUNT = 100_000
-# As in compile_step: without it inductor takes long over the rounds.
+# As in compile_step: without this option inductor compiles the rounds slowly.
 INDUCTOR: dict[str, Any] = {"realize_opcount_threshold": 10}
 
 
@@ -21,7 +21,7 @@ def words(*values: int) -> tuple[Tensor, ...]:
 
 
 def ks_distance(sample: Tensor, distribution: Callable[[Tensor], Tensor]) -> float:
-    """Kolmogorov and Smirnov's distance between a sample and a distribution function."""
+    """Return the Kolmogorov-Smirnov distance between a sample and a distribution function."""
     expected = distribution(sample.double().sort().values)
     steps = torch.arange(len(sample) + 1, dtype=torch.float64) / len(sample)
     return max((steps[1:] - expected).max().item(), (expected - steps[:-1]).max().item())
@@ -31,7 +31,7 @@ def normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
 
 
-# P(distance > 2.225 / sqrt(n)) is 1e-4 for a true sample (Kolmogorov's limit, 2 exp(-2 x**2)).
+# P(distance > 2.225 / sqrt(n)) is 1e-4 if the distribution is correct (Kolmogorov's limit, 2 exp(-2 x**2)).
 KS_BOUND = 2.225 / math.sqrt(COUNT)
 
 
@@ -43,14 +43,16 @@ KS_BOUND = 2.225 / math.sqrt(COUNT)
         ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_known_answers(counter: tuple[int, int], key: tuple[int, int], expected: tuple[int, int]) -> None:
-    """The vectors of Random123 1.14, tests/kat_vectors, threefry2x32 with 20 rounds."""
+def test_threefry_matches_known_answers(
+    counter: tuple[int, int], key: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    """Test vectors from Random123 1.14, tests/kat_vectors, threefry2x32 with 20 rounds."""
     result = random.threefry2x32((words(*key)[0], words(*key)[1]), (words(*counter)[0], words(*counter)[1]))
     assert tuple(map(int, result)) == expected
 
 
-def test_known_answers_hold_elementwise() -> None:
-    """A tensor of counters gives each counter's own words: tensors of any shape, not scalars alone."""
+def test_threefry_broadcasts_elementwise() -> None:
+    """Counters may be tensors of any shape."""
     key, counters = words(0x13198A2E, 0x03707344), torch.tensor([[0, 0x243F6A88], [5, 7]])
     many = random.threefry2x32((key[0], key[1]), (counters, torch.full_like(counters, 0x85A308D3)))
     assert many[0].shape == (2, 2)
@@ -58,7 +60,9 @@ def test_known_answers_hold_elementwise() -> None:
 
 
 @pytest.mark.parametrize("function", [random.bits, random.uniform], ids=["bits", "uniform"])
-def test_bit_equal_eager_vmapped_and_compiled(function: Callable[[Tensor, tuple[int, ...]], Tensor]) -> None:
+def test_bits_and_uniform_are_bit_equal_eager_vmapped_and_compiled(
+    function: Callable[[Tensor, tuple[int, ...]], Tensor],
+) -> None:
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])
     eager = torch.stack([function(key, (3, 7)) for key in keys])
     assert torch.equal(vmap(lambda key: function(key, (3, 7)))(keys), eager)
@@ -66,8 +70,8 @@ def test_bit_equal_eager_vmapped_and_compiled(function: Callable[[Tensor, tuple[
     assert torch.equal(torch.stack([compiled(key) for key in keys]), eager)
 
 
-def test_normal_agrees_eager_vmapped_and_compiled() -> None:
-    """To rounding only: vectorised logarithms differ in the last bit."""
+def test_normal_is_close_eager_vmapped_and_compiled() -> None:
+    """Equal up to rounding: vectorised logarithms differ in the last bit."""
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])
     eager = torch.stack([random.normal(key, (3, 7)) for key in keys])
     torch.testing.assert_close(vmap(lambda key: random.normal(key, (3, 7)))(keys), eager, rtol=1e-6, atol=1e-6)
@@ -77,7 +81,7 @@ def test_normal_agrees_eager_vmapped_and_compiled() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_bit_equal_on_cuda() -> None:
+def test_bits_and_uniform_are_bit_equal_on_cuda() -> None:
     for function in (random.bits, random.uniform):
         on_cuda = function(random.key(3, device="cuda"), (1001,))
         assert on_cuda.is_cuda
@@ -85,7 +89,7 @@ def test_bit_equal_on_cuda() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (7,), (8,), (3, 5), (2, 0, 3), (2, 3, 4)], ids=str)
-def test_shapes_and_types(shape: tuple[int, ...]) -> None:
+def test_shapes_and_dtypes(shape: tuple[int, ...]) -> None:
     key = random.key(1)
     assert random.bits(key, shape).shape == random.uniform(key, shape).shape == random.normal(key, shape).shape == shape
     assert random.bits(key, shape).dtype == torch.int64
@@ -93,20 +97,20 @@ def test_shapes_and_types(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("count", [10, 11])
-def test_no_word_is_used_twice(count: int) -> None:
+def test_values_do_not_repeat(count: int) -> None:
     for values in (random.bits(random.key(4), (count,)), random.normal(random.key(4), (count,))):
         assert len(values.unique()) == count
 
 
 @pytest.mark.parametrize("count", [COUNT, COUNT + 1])
-def test_bits_are_fair(count: int) -> None:
-    """Each of the 32 bits is set in half of the words, within 5 standard errors, and no word is wider."""
+def test_each_bit_is_set_half_of_the_time(count: int) -> None:
+    """Each of the 32 bits is set in half of the words within 5 standard errors, and words have 32 bits."""
     values = random.bits(random.key(11), (count,))
     assert int(values.min()) >= 0
     assert int(values.max()) < 2**32
-    for place in range(32):
-        share = (values >> place & 1).double().mean().item()
-        assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(count)
+    for position in range(32):
+        fraction = (values >> position & 1).double().mean().item()
+        assert abs(fraction - 0.5) < 5 * 0.5 / math.sqrt(count)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 5.0)])
@@ -134,8 +138,8 @@ def test_normal_statistics(seed: int) -> None:
     assert abs((cosines * sines).double().mean().item()) < 5 / math.sqrt(COUNT // 2)
 
 
-def test_extreme_words_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The logarithm never meets 0, and the unit interval stays open above."""
+def test_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logarithm never receives 0, and uniform numbers stay below 1."""
     for word in (0, 0xFFFFFFFF):
         monkeypatch.setattr(random, "bits", lambda key, shape, word=word: torch.full(tuple(shape), word))
         assert random.normal(random.key(0), (4,)).isfinite().all()
@@ -154,7 +158,7 @@ def test_extreme_words_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["next seed", "next high word", "folded 0", "folded 1"],
 )
 def test_neighbouring_keys_are_independent(neighbour: Callable[[int], Tensor]) -> None:
-    """Correlation within 5 standard errors, of the numbers and of their squares, and no number shared in place."""
+    """Numbers, their squares and shifted numbers are uncorrelated within 5 standard errors."""
     x, y = (random.normal(k, (COUNT,)).double() for k in (random.key(20), neighbour(20)))
     for a, b in ((x, y), (x**2, y**2), (x[1:], y[:-1])):
         assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 5 / math.sqrt(COUNT)
@@ -162,7 +166,7 @@ def test_neighbouring_keys_are_independent(neighbour: Callable[[int], Tensor]) -
 
 
 def test_derived_keys_are_distinct() -> None:
-    """1000 numbers, two streams, two parents: 4000 keys, uncorrelated along the number."""
+    """1000 numbers, 2 streams and 2 parent keys give 4000 distinct keys with uncorrelated first numbers."""
     number = torch.arange(1000)
     keys = torch.cat(
         [
@@ -177,7 +181,7 @@ def test_derived_keys_are_distinct() -> None:
     assert ks_distance(first, lambda v: v) < 2.225 / math.sqrt(4000)
 
 
-def test_derivation_order_matters() -> None:
+def test_order_of_fold_in_matters() -> None:
     key = random.key(0)
     one_two = random.fold_in(random.fold_in(key, 1), 2)
     two_one = random.fold_in(random.fold_in(key, 2), 1)
@@ -194,7 +198,7 @@ def test_split_equals_fold_in(count: int) -> None:
         assert torch.equal(key, random.fold_in(random.key(9), i))
 
 
-def test_fold_in_takes_numbers_and_tensors_modulo_two_to_the_32() -> None:
+def test_fold_in_accepts_integers_and_tensors_modulo_2_to_the_32() -> None:
     key = random.key(2)
     for number in (0, 3, 2**32 - 1):
         assert torch.equal(random.fold_in(key, number), random.fold_in(key, torch.tensor(number)))
@@ -205,17 +209,17 @@ def test_fold_in_takes_numbers_and_tensors_modulo_two_to_the_32() -> None:
 @pytest.mark.parametrize(
     ("seed", "expected"), [(0, [0, 0]), (7, [0, 7]), (2**32, [1, 0]), (2**64 - 1, [2**32 - 1, 2**32 - 1])]
 )
-def test_key_of_a_seed(seed: int, expected: list[int]) -> None:
+def test_key_holds_the_high_and_low_words_of_the_seed(seed: int, expected: list[int]) -> None:
     assert random.key(seed).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_key_refuses_other_seeds(seed: int) -> None:
+def test_key_rejects_seeds_out_of_range(seed: int) -> None:
     with pytest.raises(ValueError, match=rf"seed must be in \[0, 2\*\*64\), got {seed}$"):
         random.key(seed)
 
 
-def test_the_global_generator_is_untouched() -> None:
+def test_global_random_state_is_neither_read_nor_changed() -> None:
     before = torch.get_rng_state()
     first = random.normal(random.fold_in(random.key(0), 1), (5,))
     assert torch.equal(torch.get_rng_state(), before)

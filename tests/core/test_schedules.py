@@ -1,4 +1,4 @@
-"""Learning rates against torch's schedulers and plain formulas."""
+"""Learning rate schedules compared with the schedulers of torch and explicit formulas."""
 
 import math
 import re
@@ -24,6 +24,7 @@ Scheduler = lr_scheduler.LRScheduler
 
 
 def rates_of_torch(make: Callable[[Optimizer], Scheduler], steps: int, start: float) -> list[float]:
+    """Return the learning rates of a torch scheduler at each step."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=start)
     scheduler, rates = make(optimizer), []
     for _ in range(steps):
@@ -37,7 +38,7 @@ CASES: dict[str, tuple[Schedule, Callable[[Optimizer], Scheduler], int]] = {
     "constant": (constant(0.4), lambda o: lr_scheduler.LambdaLR(o, lambda step: 1.0), 5),
     "linear": (linear_decay(0.4, 0.1, 7), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.25, 7), 12),
     "cosine": (cosine_decay(0.4, 0.1, 7), lambda o: lr_scheduler.CosineAnnealingLR(o, 7, eta_min=0.1), 8),
-    "cosine to nothing": (cosine_decay(0.4, 0.0, 4), lambda o: lr_scheduler.CosineAnnealingLR(o, 4), 5),
+    "cosine to zero": (cosine_decay(0.4, 0.0, 4), lambda o: lr_scheduler.CosineAnnealingLR(o, 4), 5),
     "exponential": (exponential_decay(0.4, 0.8), lambda o: lr_scheduler.ExponentialLR(o, 0.8), 12),
     "exponential over 5 steps": (
         exponential_decay(0.4, 0.5, steps=5),
@@ -68,7 +69,7 @@ CASES: dict[str, tuple[Schedule, Callable[[Optimizer], Scheduler], int]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equals_torch(name: str) -> None:
+def test_schedule_matches_torch(name: str) -> None:
     schedule, make, steps = CASES[name]
     numbers = torch.arange(steps)
     expected = torch.tensor(rates_of_torch(make, steps, 0.4))
@@ -80,11 +81,11 @@ def test_equals_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", [linear_decay(0.4, 0.1, 7), cosine_decay(0.4, 0.1, 7)])
-def test_stays_at_its_end(schedule: Schedule) -> None:
+def test_decay_stays_at_its_end(schedule: Schedule) -> None:
     torch.testing.assert_close(schedule(torch.tensor([7, 8, 14, 10_000])), torch.full((4,), 0.1))
 
 
-def test_a_warmup_never_stands_still_and_ends_in_time() -> None:
+def test_warmup_starts_above_zero_and_continues_with_the_schedule() -> None:
     rates = warmup(linear_decay(0.4, 0.1, 2), 3)(torch.arange(6))
     torch.testing.assert_close(rates, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.25, 0.1]))
 
@@ -100,21 +101,27 @@ def test_a_warmup_never_stands_still_and_ends_in_time() -> None:
         ),
         (
             lambda: exponential_decay(0.0, 0.5),
-            "expected start > 0, a factor in (0, 1] and steps >= 1, got 0.0, 0.5 and 1",
+            "expected start > 0, 0 < factor <= 1 and steps >= 1, got start=0.0, factor=0.5 and steps=1",
         ),
         (
             lambda: exponential_decay(0.1, 1.1),
-            "expected start > 0, a factor in (0, 1] and steps >= 1, got 0.1, 1.1 and",
+            "expected start > 0, 0 < factor <= 1 and steps >= 1, got start=0.1, factor=1.1 and steps=1",
         ),
-        (lambda: exponential_decay(0.1, 0.5, steps=0), "expected start > 0, a factor in (0, 1] and steps >= 1"),
-        (lambda: warmup(0.1, 0), "the warm-up must take at least 1 step, got 0"),
+        (lambda: exponential_decay(0.1, 0.5, steps=0), "expected start > 0, 0 < factor <= 1 and steps >= 1"),
+        (lambda: warmup(0.1, 0), "warmup: steps must be at least 1, got 0"),
         (lambda: warmup(-0.1, 2), "the learning rate must be finite and above 0, got -0.1"),
-        (lambda: piecewise([0.1], [1]), "expected one rate more than boundaries, got 1 rates and 1"),
-        (lambda: piecewise([0.1, 0.2], [0]), "the boundaries must rise from at least 1, got (0,)"),
-        (lambda: piecewise([0.1, 0.2, 0.3], [4, 4]), "the boundaries must rise from at least 1, got (4, 4)"),
+        (
+            lambda: piecewise([0.1], [1]),
+            "piecewise expected one rate more than boundaries, got 1 rates and 1 boundaries",
+        ),
+        (lambda: piecewise([0.1, 0.2], [0]), "boundaries must be at least 1 and strictly increasing, got (0,)"),
+        (
+            lambda: piecewise([0.1, 0.2, 0.3], [4, 4]),
+            "boundaries must be at least 1 and strictly increasing, got (4, 4)",
+        ),
         (lambda: piecewise([0.1, 0.0], [4]), "the learning rate must be finite and above 0, got 0.0"),
     ],
 )
-def test_errors(make: Callable[[], Schedule], message: str) -> None:
+def test_invalid_arguments_raise_value_error(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()

@@ -1,4 +1,4 @@
-"""TextureNet: the generator's promises, the shipped weights, the training script."""
+"""TextureNet: the texture generator, the shipped weights and the training module."""
 
 from importlib import resources
 from itertools import combinations
@@ -9,8 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from featvis_func.zoo import CLASSES, SIZE, TextureNet, normalise, texture, texture_batch, texturenet
-from featvis_func.zoo import train as script
+from featvis_func.zoo import CLASSES, SIZE, TextureNet, normalise, texture, texture_batch, texturenet, train
 
 TINY = ["--epochs", "2", "--images", "16", "--batch", "8", "--held-out", "16"]
 
@@ -21,21 +20,21 @@ def net() -> TextureNet:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_texture_is_a_pure_image(name: str) -> None:
+def test_texture_is_a_deterministic_image_in_range(name: str) -> None:
     state = torch.random.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     image = texture(name, 5, size=48)
     assert image.shape == (3, 48, 48)
     assert image.dtype == np.float32
     assert 0.0 <= image.min() < image.max() <= 1.0
-    assert image.std() > 0.02, "a flat image"
+    assert image.std() > 0.02, "the image is constant"
     np.testing.assert_array_equal(image, texture(CLASSES.index(name), 5, size=48))
-    assert np.abs(image - texture(name, 6, size=48)).mean() > 0.02, "the seed changes nothing"
+    assert np.abs(image - texture(name, 6, size=48)).mean() > 0.02, "the seed has no effect"
     assert torch.equal(state[0], torch.random.get_rng_state())
     assert state[1] == str(np.random.get_state())  # noqa: NPY002
 
 
-def test_textures_are_those_of_the_shipped_weights() -> None:
-    """Any change of the generator shows here: the weights would have to be trained again.
+def test_textures_equal_those_of_the_shipped_weights() -> None:
+    """A change of the generator fails here: the weights would have to be trained again.
 
     Golden: `[round(float(np.abs(np.diff(texture(c, 0))).mean()), 4) for c in CLASSES]`.
     """
@@ -48,14 +47,14 @@ def test_textures_are_those_of_the_shipped_weights() -> None:
     np.testing.assert_allclose(contrast, [float(v) for v in golden.split()], atol=1e-4)
 
 
-def test_classes_are_distinct() -> None:
+def test_classes_look_different() -> None:
     assert len(set(CLASSES)) == len(CLASSES) >= 24
     images = [texture(name, 1, size=48) for name in CLASSES]
     for (i, a), (j, b) in combinations(enumerate(images), 2):
         assert np.abs(a - b).mean() > 0.02, f"{CLASSES[i]} and {CLASSES[j]} look alike"
 
 
-def test_batch_counts_through_the_classes() -> None:
+def test_texture_batch_cycles_through_the_classes() -> None:
     images, labels = texture_batch(30, 4, size=24)
     assert labels.tolist() == [(30 + i) % len(CLASSES) for i in range(4)]
     np.testing.assert_array_equal(images[3], texture(int(labels[3]), 33, size=24))
@@ -64,31 +63,31 @@ def test_batch_counts_through_the_classes() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: texture("tartan", 0), r"unknown texture 'tartan'.*there are \d+: stripes"),
-        (lambda: texture(len(CLASSES), 0), rf"unknown texture {len(CLASSES)}.*stripes"),
-        (lambda: texture(-1, 0), "unknown texture -1"),
-        (lambda: texture("dots", 0, size=4), "size=4.*at least 8"),
-        (lambda: texture("dots", -1), "seed=-1.*0 to"),
-        (lambda: texture_batch(0, 0), "count=0.*at least 1"),
+        (lambda: texture("tartan", 0), r"unknown texture 'tartan'; expected one of stripes, "),
+        (lambda: texture(len(CLASSES), 0), rf"texture index must be in \[0, {len(CLASSES)}\), got {len(CLASSES)}"),
+        (lambda: texture(-1, 0), "texture index must be in .*, got -1"),
+        (lambda: texture("dots", 0, size=4), "size must be at least 8, got 4"),
+        (lambda: texture("dots", -1), r"seed must be in \[0, 2\*\*64\), got -1"),
+        (lambda: texture_batch(0, 0), "count must be at least 1, got 0"),
     ],
 )
-def test_errors_name_the_value(call, message: str) -> None:
+def test_invalid_arguments_raise_and_name_the_value(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
 def test_shipped_weights_classify_held_out_textures(net: TextureNet) -> None:
-    # Beyond the images of the training script's own evaluation.
-    images, labels = script.make_images(script.HELD_OUT + 10**6, 12 * len(CLASSES), size=SIZE)
-    assert script.accuracy(net, images, labels) >= 0.9
+    # Other images than those that the training module evaluates on.
+    images, labels = train.make_images(train.HELD_OUT + 10**6, 12 * len(CLASSES), size=SIZE)
+    assert train.accuracy(net, images, labels) >= 0.9
 
 
-def test_untrained_network_does_not_classify() -> None:
-    """The accuracy above comes from the weights, and is not an artefact of its measurement."""
+def test_untrained_network_has_low_accuracy() -> None:
+    """The accuracy above is due to the weights, not an artefact of the measurement."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        blank = texturenet(pretrained=False)
-    assert script.accuracy(blank, *script.make_images(script.HELD_OUT, 64, size=SIZE)) < 0.3
+        untrained = texturenet(pretrained=False)
+    assert train.accuracy(untrained, *train.make_images(train.HELD_OUT, 64, size=SIZE)) < 0.3
 
 
 def test_shipped_file_is_small_float32_and_finite(net: TextureNet) -> None:
@@ -100,9 +99,9 @@ def test_shipped_file_is_small_float32_and_finite(net: TextureNet) -> None:
     assert 300_000 <= sum(p.numel() for p in parameters) <= 480_000
 
 
-def test_deepest_channels_are_alive(net: TextureNet) -> None:
-    """A channel is alive where some texture activates it: one that never fires teaches nothing."""
-    images, _ = texture_batch(script.HELD_OUT, 2 * len(CLASSES), size=SIZE)
+def test_last_block_has_few_dead_channels(net: TextureNet) -> None:
+    """A channel is dead if no texture activates it."""
+    images, _ = texture_batch(train.HELD_OUT, 2 * len(CLASSES), size=SIZE)
     x = normalise(torch.from_numpy(images))
     with torch.no_grad():
         for number in range(1, 7):
@@ -110,22 +109,22 @@ def test_deepest_channels_are_alive(net: TextureNet) -> None:
     assert (x.amax((0, 2, 3)) > 0).float().mean() > 0.9
 
 
-def test_network_takes_other_sizes_and_gives_gradients(net: TextureNet) -> None:
+def test_network_accepts_other_sizes_and_every_pixel_has_a_gradient(net: TextureNet) -> None:
     image = torch.full((1, 3, 40, 56), 0.5, requires_grad=True)
     net(normalise(image)).square().sum().backward()
     assert image.grad is not None
-    assert bool((image.grad.abs().amax(1) > 0).all()), "pixels without influence"
+    assert bool((image.grad.abs().amax(1) > 0).all()), "some pixels have no gradient"
 
 
 def test_training_is_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bit-equal weights from the same seed, whether images are made here or by another process."""
+    """The same seed gives bit-equal weights, whether the images are generated in this or in another process."""
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors"]
     state = torch.random.get_rng_state()
     for file, seed, workers in zip(files, "001", "010", strict=True):
-        script.main([*TINY, "--out", str(file), "--seed", seed, "--workers", workers])
+        train.main([*TINY, "--out", str(file), "--seed", seed, "--workers", workers])
     assert "held-out accuracy 0." in capsys.readouterr().out
     assert torch.equal(state, torch.random.get_rng_state())
-    assert sorted(tmp_path.iterdir()) == files, "a temporary file is left"
+    assert sorted(tmp_path.iterdir()) == files, "a temporary file remains"
     first, second, other = (safetensors.torch.load_file(f) for f in files)
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
@@ -136,11 +135,11 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"old")
 
-    def broken(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(script.os, "replace", broken)
+    monkeypatch.setattr(train.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        script.save(TextureNet(), file)
+        train.save(TextureNet(), file)
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]

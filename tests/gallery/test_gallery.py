@@ -1,4 +1,4 @@
-"""A gallery's files: what is built, what is built again, what is left out, and how an image is made again."""
+"""Tests of the gallery's files: builds, incremental rebuilds, rejected input, and reproduction that reproduce an image."""
 
 import io
 import json
@@ -22,11 +22,11 @@ from torch import nn
 import featvis_func as fv
 from featvis_func.cli import main as cli
 from featvis_func.gallery import Gallery, build_gallery, pages, site, source
-from featvis_func.gallery import images as pictures
-from featvis_func.gallery.curve import curve, settled_step
-from featvis_func.gallery.manifest import NAME
+from featvis_func.gallery.curve import convergence_step, curve
+from featvis_func.gallery.images import activation_map, encode_image, snapshot_sheet
+from featvis_func.gallery.manifest import MANIFEST_NAME
 from featvis_func.gallery.pages import PAGE
-from featvis_func.gallery.reproduce import recipe
+from featvis_func.gallery.reproduce import reproduce
 from featvis_func.rendering.result import read_result
 from featvis_func.sweep.layout import open_folder
 from featvis_func.sweep.shard import commit
@@ -35,7 +35,7 @@ from tests.sweep_toys import STEPS, Toy, fill, toy_result, toy_run
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Two layers of 5 and 4 filters, in units of 2."""
+    """Sweep of two layers with 5 and 4 filters, in units of 2."""
     fill(tmp_path / "store", toy_run(), Toy())
     return tmp_path / "store"
 
@@ -49,7 +49,7 @@ def times_of(folder: Path) -> dict[str, int]:
 
 
 def data_of(folder: Path) -> dict[str, Any]:
-    """What the scripts are told of a layer."""
+    """Return the data of a layer that the scripts read."""
     text = (folder / "data.js").read_text()
     return json.loads(text[text.index("] = ") + 4 : text.rindex(";")])
 
@@ -59,33 +59,33 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def rebuild_unit(store: Path, index: int, *, noise: float) -> tuple[int, ...]:
-    """Other images for one unit, as from a retry on another machine."""
+    """Replace the images of one unit, as a retry on another machine does, and return its filters."""
     folder = open_folder(store)
     unit = folder.run.units[index]
     commit(folder, unit, toy_result(unit.layer, unit.filters, 7, noise=noise), [7] * len(unit.filters), seconds=0)
     return unit.filters
 
 
-# --- what is built --------------------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------------------------
 
 
-def test_every_filter_has_its_page_and_pictures(store: Path) -> None:
-    made = build_gallery(store)
-    assert made == Gallery(store / "gallery" / "index.html", 2, 9, 9, ())
-    found = files_of(store / "gallery")
+def test_build_writes_the_page_and_images_of_every_filter(store: Path) -> None:
+    gallery = build_gallery(store)
+    assert gallery == Gallery(store / "gallery" / "index.html", 2, 9, 9, ())
+    files = files_of(store / "gallery")
     for layer, count in (("block1.conv", 5), ("head", 4)):
         for n in range(count):
             names = (f"{n}.html", f"images/{n}.webp", f"thumbs/{n}.webp", f"maps/{n}.webp")
-            assert {f"layers/{layer}/{name}" for name in names} <= found.keys()
-    assert len(found) == 9 * 4 + 2 * 2 + 4 + len(pages.assets())  # pages, data; index, compare, site.js, manifest
+            assert {f"layers/{layer}/{name}" for name in names} <= files.keys()
+    assert len(files) == 9 * 4 + 2 * 2 + 4 + len(pages.assets())  # pages, data; index, compare, site.js, manifest
     expected = toy_result("head", [2], 7).images[0]
-    shown = pixels(found["layers/head/images/2.webp"]) / 255
-    assert abs(shown.mean((0, 1)) - expected.mean((1, 2)).numpy()).max() < 0.02
-    sizes = [pixels(found[f"layers/head/{kind}/2.webp"]).shape for kind in ("images", "maps")]
+    image = pixels(files["layers/head/images/2.webp"]) / 255
+    assert abs(image.mean((0, 1)) - expected.mean((1, 2)).numpy()).max() < 0.02
+    sizes = [pixels(files[f"layers/head/{kind}/2.webp"]).shape for kind in ("images", "maps")]
     assert sizes == [(8, 8, 3), (3, 3, 3)]
 
 
-def test_the_scripts_are_told_what_the_store_holds(store: Path) -> None:
+def test_layer_data_equals_the_results_in_the_store(store: Path) -> None:
     build_gallery(store)
     data = data_of(store / "gallery/layers/block1.conv")
     result = toy_result("block1.conv", range(5), 7)
@@ -97,7 +97,7 @@ def test_the_scripts_are_told_what_the_store_holds(store: Path) -> None:
     assert data["maps"] is True
 
 
-def test_links_lead_to_files(store: Path) -> None:
+def test_all_links_lead_to_existing_files(store: Path) -> None:
     run = toy_run({'x/y "z" <b>%41?#é.conv': 3, "head": 4})
     fill(store.parent / "odd", run, Toy())
     for folder in (store, store.parent / "odd"):
@@ -115,7 +115,7 @@ def test_links_lead_to_files(store: Path) -> None:
         assert count > 50
 
 
-def test_names_are_escaped(tmp_path: Path) -> None:
+def test_layer_and_model_names_are_escaped(tmp_path: Path) -> None:
     name = """a"><script>alert(1)</script>'&{{ 7 * 7 }}.conv"""
     fill(tmp_path / "s", toy_run({name: 2}, model=name), Toy())
     site = build_gallery(tmp_path / "s").path.parent
@@ -127,7 +127,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert [p.name for p in (site / "layers").iterdir()] == [source.folder_of(name)]
 
 
-def test_pages_of_at_most_500(tmp_path: Path) -> None:
+def test_layer_pages_have_at_most_500_filters(tmp_path: Path) -> None:
     fill(tmp_path / "s", toy_run({"wide": 1201}, unit_size=100), Toy(side=4))
     site = build_gallery(tmp_path / "s").path.parent
     counts = [
@@ -140,23 +140,23 @@ def test_pages_of_at_most_500(tmp_path: Path) -> None:
     assert f"const PAGE = {PAGE};" in script
 
 
-def test_a_result_and_its_folder_are_shown_alike(tmp_path: Path) -> None:
+def test_galleries_of_a_result_and_of_its_saved_folder_are_equal(tmp_path: Path) -> None:
     result = replace(toy_result("head", [4, 1], 7), config={"layer": "head", "model": "toy", "steps": STEPS})
     result.save(tmp_path / "saved")
-    back = read_result(tmp_path / "saved")
-    assert (back.filters, back.status, back.config) == (result.filters, result.status, result.config)
+    loaded = read_result(tmp_path / "saved")
+    assert (loaded.filters, loaded.status, loaded.config) == (result.filters, result.status, result.config)
     for name in ("images", "activations", "scores", "best_step", "history", "steps"):
-        torch.testing.assert_close(getattr(back, name), getattr(result, name), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(getattr(loaded, name), getattr(result, name), rtol=0, atol=0, equal_nan=True)
     for store, out in ((result, tmp_path / "a"), (tmp_path / "saved", None)):
         assert build_gallery(store, out).filters == 2
     first, second = files_of(tmp_path / "a"), files_of(tmp_path / "saved/gallery")
     assert first == second
     assert [row[0] for row in data_of(tmp_path / "a/layers/head")["filters"]] == [1, 4]
-    with pytest.raises(ValueError, match="needs a folder: give out="):
+    with pytest.raises(ValueError, match="the gallery of a Result needs a folder: pass out="):
         build_gallery(result)
 
 
-def test_snapshots_become_a_film(tmp_path: Path) -> None:
+def test_snapshots_become_a_sheet_and_an_animation(tmp_path: Path) -> None:
     frames = torch.stack([torch.full((3, 6, 10), v, dtype=torch.uint8) for v in (0, 100, 250)])
     result = replace(
         toy_result("head", [1], 7),
@@ -165,43 +165,43 @@ def test_snapshots_become_a_film(tmp_path: Path) -> None:
     )
     for kind in ("gif", "webp"):
         site = build_gallery(result, tmp_path / "site", moving=kind).path.parent
-        films = files_of(site / "layers/head/films")
-        assert films.keys() == {"1.webp", f"1-moving.{kind}"}
-        sheet = pixels(films["1.webp"])
+        files = files_of(site / "layers/head/films")
+        assert files.keys() == {"1.webp", f"1-moving.{kind}"}
+        sheet = pixels(files["1.webp"])
         assert sheet.shape == (6, 30, 3)
         assert abs(sheet[:, [5, 15, 25]].mean((0, 2)) - [0, 100, 250]).max() < 3
-        moving: Any = PIL.Image.open(io.BytesIO(films[f"1-moving.{kind}"]))
-        assert moving.n_frames == 3
+        animation: Any = PIL.Image.open(io.BytesIO(files[f"1-moving.{kind}"]))
+        assert animation.n_frames == 3
         assert 'data-steps="0 4 8"' in (site / "layers/head/1.html").read_text()
     with pytest.raises(ValueError, match="unknown moving 'mp4'; expected one of"):
         build_gallery(result, tmp_path / "site", moving="mp4")
 
 
-# --- what is built again --------------------------------------------------------------------------------------------
+# --- incremental rebuilds -------------------------------------------------------------------------------------------
 
 
-def test_what_has_not_changed_is_left_alone(store: Path) -> None:
+def test_rebuild_without_changes_writes_only_the_manifest(store: Path) -> None:
     build_gallery(store)
     before = times_of(store / "gallery")
     assert build_gallery(store).made == 0
     after = times_of(store / "gallery")
-    assert {name for name in before if before[name] != after[name]} <= {NAME}
+    assert {name for name in before if before[name] != after[name]} <= {MANIFEST_NAME}
 
 
-def test_only_what_has_changed_is_made_again(store: Path) -> None:
+def test_rebuild_writes_only_files_of_changed_filters(store: Path) -> None:
     build_gallery(store)
     before = files_of(store / "gallery")
     assert rebuild_unit(store, 0, noise=0.3) == (0, 1)
     assert build_gallery(store).made == 2
     after = files_of(store / "gallery")
-    changed = {name for name in before if before[name] != after[name]} - {NAME}
+    changed = {name for name in before if before[name] != after[name]} - {MANIFEST_NAME}
     layer = "layers/block1.conv/"
     own = {f"{layer}{part}" for n in (0, 1) for part in (f"{n}.html", f"images/{n}.webp", f"thumbs/{n}.webp")}
-    # The maps are those of before, and so are the histories.
+    # The activation maps and the score histories are unchanged.
     assert own <= changed <= own | {f"{layer}data.js", f"{layer}index.html"}
 
 
-def test_a_resumed_sweep_adds_to_the_gallery(store: Path, tmp_path: Path) -> None:
+def test_rebuild_adds_filters_of_a_resumed_sweep(store: Path, tmp_path: Path) -> None:
     folder = open_folder(store)
     hidden = [folder.sidecar(folder.run.units[i]) for i in (1, 3)]
     kept = [path.read_bytes() for path in hidden]
@@ -214,14 +214,14 @@ def test_a_resumed_sweep_adds_to_the_gallery(store: Path, tmp_path: Path) -> Non
     assert "3 of 5 filters" in (tmp_path / "site/index.html").read_text()
     for path, data in zip(hidden, kept, strict=True):
         path.write_bytes(data)
-    whole = build_gallery(store, tmp_path / "site")
-    assert whole.filters == 9
-    assert whole.made == 4 + 5  # and the neighbours of those, which lead to other pages now
+    complete = build_gallery(store, tmp_path / "site")
+    assert complete.filters == 9
+    assert complete.made == 4 + 5  # 4 new filters, and 5 whose links to their neighbours have changed
     fresh = build_gallery(store, tmp_path / "fresh").path.parent
     assert files_of(tmp_path / "site") == files_of(fresh)
 
 
-def test_what_is_no_more_is_removed(tmp_path: Path) -> None:
+def test_rebuild_removes_files_of_missing_filters_and_layers(tmp_path: Path) -> None:
     def result(layer: str, filters: list[int]) -> fv.Result:
         return replace(toy_result(layer, filters, 7), config={"layer": layer, "model": "toy"})
 
@@ -235,62 +235,62 @@ def test_what_is_no_more_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "manifest", "program"])
-def test_a_damaged_gallery_is_mended(store: Path, damage: str) -> None:
+def test_rebuild_repairs_a_damaged_gallery(store: Path, damage: str) -> None:
     site = store / "gallery"
     build_gallery(store)
-    whole = files_of(site)
+    expected = files_of(site)
     if damage == "missing":
         (site / "layers/head/images/1.webp").unlink()
     elif damage == "empty":
         (site / "layers/head/1.html").write_bytes(b"")
     elif damage == "manifest":
-        (site / NAME).write_text('{"program": 3, "par')
-    else:  # an older version's
-        value = json.loads((site / NAME).read_text())
-        (site / NAME).write_text(json.dumps({**value, "program": "older"}))
+        (site / MANIFEST_NAME).write_text('{"program": 3, "par')
+    else:  # built by an older version
+        value = json.loads((site / MANIFEST_NAME).read_text())
+        (site / MANIFEST_NAME).write_text(json.dumps({**value, "program": "older"}))
         (site / "layers/head/1.html").write_text("old")
     assert build_gallery(store).made == {"missing": 2, "empty": 2, "manifest": 9, "program": 9}[damage]
-    assert files_of(site) == whole
+    assert files_of(site) == expected
 
 
-def test_a_build_that_is_broken_off_has_little_to_do_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = site.make_filter, []
+def test_rebuild_after_an_interruption_keeps_the_finished_parts(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = site.make_filter_files, []
 
-    def broken(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 7:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(site, "_SECONDS_BETWEEN_NOTES", 0.0)
-    monkeypatch.setattr(site, "make_filter", broken)
+    monkeypatch.setattr(site, "_MANIFEST_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(site, "make_filter_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_gallery(store)
-    monkeypatch.setattr(site, "make_filter", real)
+    monkeypatch.setattr(site, "make_filter_files", real)
     assert build_gallery(store).made == 4
     assert not list((store / "gallery").rglob("*.tmp"))
     fresh = build_gallery(store, store.parent / "fresh").path.parent
     assert files_of(store / "gallery") == files_of(fresh)
 
 
-# --- what is left out, and refused ----------------------------------------------------------------------------------
+# --- damaged and rejected input -------------------------------------------------------------------------------------
 
 
-def test_damaged_and_failed_units_are_left_out_and_named(store: Path) -> None:
+def test_damaged_units_are_left_out_and_reported(store: Path) -> None:
     folder = open_folder(store)
     shards = sorted((store / "units/block1.conv").glob("*.safetensors"))
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
-    # Another one whose damage no size tells: it shows where the tensors are read.
+    # The second unit keeps its size and time, so that its damage shows only when its tensors are read.
     data = bytearray(shards[1].read_bytes())
     data[:8] = b"\xff" * 8
     state = shards[1].stat()
     shards[1].write_bytes(data)
     os.utime(shards[1], ns=(state.st_atime_ns, state.st_mtime_ns))
-    made = build_gallery(store)
-    assert made.filters == 5
-    assert [problem.partition(":")[0] for problem in made.problems] == [unit.name for unit in folder.run.units[:2]]
-    assert "bytes instead of" in made.problems[0]
-    assert "cannot be read" in made.problems[1]
+    gallery = build_gallery(store)
+    assert gallery.filters == 5
+    assert [problem.partition(":")[0] for problem in gallery.problems] == [unit.name for unit in folder.run.units[:2]]
+    assert "bytes instead of" in gallery.problems[0]
+    assert "cannot be read" in gallery.problems[1]
     text = (store / "gallery/index.html").read_text()
     assert "2 units left out" in text
     assert "block1.conv/00000-00001" in text
@@ -298,11 +298,11 @@ def test_damaged_and_failed_units_are_left_out_and_named(store: Path) -> None:
     assert cli.main(["gallery", str(store)]) == 0
 
 
-def test_a_folder_with_other_files_is_not_touched(store: Path, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected_and_unchanged(store: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years")
-    with pytest.raises(ValueError, match="is not empty, and no gallery"):
+    with pytest.raises(ValueError, match="is not empty and is not a gallery"):
         build_gallery(store, other)
     assert files_of(other) == {"thesis.tex": b"years"}
     with pytest.raises(ValueError, match="is a file; a gallery needs a folder"):
@@ -310,28 +310,30 @@ def test_a_folder_with_other_files_is_not_touched(store: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("given", [3, None, "nowhere"])
-def test_what_is_no_store_is_refused(given: Any, tmp_path: Path) -> None:
+def test_build_rejects_values_that_are_not_a_store(given: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a sweep's store|is not the folder of a sweep"):
         build_gallery(given, tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
 
 @pytest.mark.parametrize("place", ["mine", "units/mine", "events"])
-def test_nothing_stands_among_the_files_of_a_sweep(store: Path, place: str) -> None:
+def test_build_rejects_other_folders_inside_a_sweep(store: Path, place: str) -> None:
     before = files_of(store)
-    with pytest.raises(ValueError, match="is inside of the sweep's folder, where a gallery can only be"):
+    with pytest.raises(ValueError, match="is inside the sweep's folder, where the gallery must be"):
         build_gallery(store, store / place)
     assert files_of(store) == before
     assert build_gallery(store, store / "gallery" / "mine").filters == 9
 
 
-def test_a_film_of_a_result_without_a_configuration(tmp_path: Path) -> None:
+def test_snapshots_of_a_result_without_a_config(tmp_path: Path) -> None:
     frames = torch.zeros(1, 3, 3, 8, 8, dtype=torch.uint8)
-    made = build_gallery(replace(toy_result("0", [1], 7), snapshots=frames), tmp_path / "site")
-    assert 'data-steps="0 2 5"' in (made.path.parent / "layers/layer/1.html").read_text()
+    gallery = build_gallery(replace(toy_result("0", [1], 7), snapshots=frames), tmp_path / "site")
+    assert 'data-steps="0 2 5"' in (gallery.path.parent / "layers/layer/1.html").read_text()
 
 
-def test_a_full_disk_is_said(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_is_reported(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = Path.write_bytes
 
     def full(path: Path, data: bytes) -> int:
@@ -341,8 +343,8 @@ def test_a_full_disk_is_said(store: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert cli.main(["gallery", str(store)]) == 2
-    assert "cannot write the gallery" in (said := capsys.readouterr().err)
-    assert "No space left on device" in said
+    assert "cannot write the gallery" in (error := capsys.readouterr().err)
+    assert "No space left on device" in error
     assert not list((store / "gallery").rglob("*.tmp"))
 
 
@@ -351,34 +353,36 @@ def test_a_full_disk_is_said(store: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Twelve flat pictures, from dark to bright, and something else."""
+    """Folder of twelve images of one colour each, from blue to red, and a text file."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     for i in range(12):
-        PIL.Image.new("RGB", (20, 16), (20 * i, 10, 255 - 20 * i)).save(folder / f"grey-{i:02d}.png")
+        PIL.Image.new("RGB", (20, 16), (20 * i, 10, 255 - 20 * i)).save(folder / f"image-{i:02d}.png")
     (folder / "notes.txt").write_text("mine")
     return folder
 
 
-def two_channels() -> nn.Module:
-    """One filter for red, one for blue."""
+def red_and_blue() -> nn.Module:
+    """Convolution with one filter that is the red channel and one that is the blue channel."""
     conv = nn.Conv2d(3, 2, 1, bias=False)
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])[:, :, None, None])
     return nn.Sequential(conv).eval()
 
 
-def test_photographs_stand_beside_the_image(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filter_pages_show_the_photographs_with_the_highest_scores(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featvis_func.gallery import top_examples as module
     from featvis_func.sweep import sweep
 
-    model = fv.load_model(two_channels(), size=12)
+    model = fv.load_model(red_and_blue(), size=12)
     sweep(model, "0", out=tmp_path / "store", steps=2)
-    made = build_gallery(tmp_path / "store", images=photographs, model=model)
-    site = made.path.parent
+    gallery = build_gallery(tmp_path / "store", images=photographs, model=model)
+    site = gallery.path.parent
     for n, brightest in ((0, 11), (1, 0)):
         text = (site / f"layers/0/{n}.html").read_text()
-        order = re.findall(r"grey-(\d+)\.png", text.partition("<ol>")[2])
+        order = re.findall(r"image-(\d+)\.png", text.partition("<ol>")[2])
         assert order == [f"{abs(brightest - i):02d}" for i in range(9)]
         crops = pixels((site / f"layers/0/examples/{n}.webp").read_bytes())
         assert crops.shape == (344, 344, 3)
@@ -391,19 +395,19 @@ def test_photographs_stand_beside_the_image(photographs: Path, tmp_path: Path, m
 
     monkeypatch.setattr(module, "top_examples", never)
     assert build_gallery(tmp_path / "store", images=photographs, model=model).made == 0
-    assert build_gallery(tmp_path / "store").made == 2  # without them, pages are others
+    assert build_gallery(tmp_path / "store").made == 2  # pages without photographs differ
     assert not (site / "layers/0/examples").exists()
     PIL.Image.new("RGB", (20, 16)).save(photographs / "new.png")
     with pytest.raises(AssertionError, match="searched again"):
         build_gallery(tmp_path / "store", images=photographs, model=model)
 
 
-def test_photographs_of_another_model_are_refused(photographs: Path, tmp_path: Path) -> None:
+def test_photographs_with_another_model_are_rejected(photographs: Path, tmp_path: Path) -> None:
     from featvis_func.sweep import sweep
 
     sweep("texturenet", "head", [1], out=tmp_path / "store", steps=1, size=16)
-    other = fv.load_model(two_channels(), size=12)
-    with pytest.raises(ValueError, match="is another model than the one that was rendered"):
+    other = fv.load_model(red_and_blue(), size=12)
+    with pytest.raises(ValueError, match="is not the model that was rendered"):
         build_gallery(tmp_path / "store", images=photographs, model=other)
     assert not (tmp_path / "store/gallery").exists()
     empty = tmp_path / "empty"
@@ -415,43 +419,43 @@ def test_photographs_of_another_model_are_refused(photographs: Path, tmp_path: P
     assert (tmp_path / "store/gallery/layers/head/examples/1.webp").exists()
 
 
-def test_nothing_is_left_where_there_are_no_photographs(tmp_path: Path) -> None:
+def test_missing_photographs_leave_no_files_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = toy_result("0", [1], 7)
     for place in ("one/two", "empty"):
         with pytest.raises(ValueError, match="no folder 'nowhere'"):
             build_gallery(
-                replace(result, config={"layer": "0"}), tmp_path / place, images="nowhere", model=two_channels()
+                replace(result, config={"layer": "0"}), tmp_path / place, images="nowhere", model=red_and_blue()
             )
     assert not (tmp_path / "one").exists()
     assert not list((tmp_path / "empty").iterdir())
 
 
-class Swapped(nn.Module):
-    """Its first output has channels last."""
+class ChannelsLast(nn.Module):
+    """Model whose layer ``permuted`` has channels last."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 2, 1)
-        self.turn = nn.Identity()
+        self.permuted = nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.turn(self.first(x).movedim(1, -1)).sum((1, 2))
+        return self.permuted(self.first(x).movedim(1, -1)).sum((1, 2))
 
 
-def test_photographs_and_recipes_of_layers_whose_axes_are_stated(photographs: Path, tmp_path: Path) -> None:
+def test_photographs_and_reproduction_of_a_layer_with_explicit_axes(photographs: Path, tmp_path: Path) -> None:
     from featvis_func.sweep import sweep
 
-    model = fv.load_model(Swapped().eval(), size=12)
-    sweep(model, ["turn@hwc"], out=tmp_path / "store", steps=2)
-    result = fv.render(model, "turn@hwc", [0, 1], steps=2)
+    model = fv.load_model(ChannelsLast().eval(), size=12)
+    sweep(model, ["permuted@hwc"], out=tmp_path / "store", steps=2)
+    result = fv.render(model, "permuted@hwc", [0, 1], steps=2)
     for given, place in ((tmp_path / "store", tmp_path / "a"), (result, tmp_path / "b")):
-        folder = build_gallery(given, place, images=photographs, model=model).path.parent / "layers/turn@hwc"
+        folder = build_gallery(given, place, images=photographs, model=model).path.parent / "layers/permuted@hwc"
         assert (folder / "examples/1.webp").exists()
-        assert "fv.channel(&#39;turn@hwc&#39;), 1," in (folder / "1.html").read_text()
+        assert "fv.channel(&#39;permuted@hwc&#39;), 1," in (folder / "1.html").read_text()
 
 
-def test_photographs_of_other_weights_than_a_renderings_are_refused(photographs: Path, tmp_path: Path) -> None:
+def test_photographs_with_other_weights_are_rejected(photographs: Path, tmp_path: Path) -> None:
     module = fv.load_model("texturenet").module
     files = [tmp_path / "one.pt", tmp_path / "two.pt"]
     for file in files:
@@ -461,51 +465,51 @@ def test_photographs_of_other_weights_than_a_renderings_are_refused(photographs:
     first, second = (fv.load_model("texturenet", weights=file) for file in files)
     result = fv.render(first, "head", [1], steps=1, size=16)
     for other in (second, "texturenet"):
-        with pytest.raises(ValueError, match="texturenet is another model than the one that was rendered"):
+        with pytest.raises(ValueError, match="texturenet is not the model that was rendered"):
             build_gallery(result, tmp_path / "site", images=photographs, model=other)
     for same in (first, first.module):
         assert build_gallery(result, tmp_path / "site", images=photographs, model=same).filters == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="where names of files are text")
-def test_photographs_whose_names_are_no_text(photographs: Path, tmp_path: Path) -> None:
-    (photographs / "grey-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
-    model = fv.load_model(two_channels(), size=12)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not valid text")
+def test_photographs_whose_file_names_are_not_valid_text(photographs: Path, tmp_path: Path) -> None:
+    (photographs / "image-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
+    model = fv.load_model(red_and_blue(), size=12)
     result = fv.render(model, "0", [1], steps=1)
-    for made in (1, 0):
+    for expected in (1, 0):
         gallery = build_gallery(result, tmp_path / "site", images=photographs, model=model)
-        assert gallery.made == made
+        assert gallery.made == expected
     assert "<li>?ber.png, " in (gallery.path.parent / "layers/0/1.html").read_text()
 
 
-def test_photographs_need_the_model_by_name(photographs: Path, tmp_path: Path) -> None:
+def test_photographs_without_a_loadable_model_are_rejected(photographs: Path, tmp_path: Path) -> None:
     result = replace(toy_result("0", [1], 7), config={"layer": "0", "model": "Sequential"})
-    with pytest.raises(ValueError, match="the photographs need the model, give it: unknown model 'Sequential'"):
+    with pytest.raises(ValueError, match=r"needs the model; give it \(unknown model 'Sequential'"):
         build_gallery(result, tmp_path / "site", images=photographs)
     from_file = replace(result, config={**result.config, "weights": f"mine.pth sha256:{'0' * 64}"})
-    with pytest.raises(ValueError, match=r"rendered with the weights mine\.pth, which are not here"):
+    with pytest.raises(ValueError, match=r"rendered with the weights file 'mine\.pth', which does not exist"):
         build_gallery(from_file, tmp_path / "site", images=photographs)
     assert not (tmp_path / "site").exists()
 
 
-# --- how an image is made again -------------------------------------------------------------------------------------
+# --- reproduction --------------------------------------------------------------------------------------------------------
 
 OPTIONS = ["--steps", "3", "--size", "24x20", "--seed", "5", "--views", "lucid", "--optimizer", "adam", "--lr", "0.1"]
 
 
 @pytest.mark.parametrize("options", [[], OPTIONS, ["--image", "pixel", "--redirect", "2", "--snapshots", "2"]])
-def test_the_recipe_makes_the_same_image(options: list[str], tmp_path: Path) -> None:
+def test_reproduction_reproduces_a_rendered_image(options: list[str], tmp_path: Path) -> None:
     given = ["--steps", "2", "--device", "cpu", *options]
     command = ["render", "texturenet", "--layer", "head", "--filters", "3,5", "--out", str(tmp_path / "first"), *given]
     assert cli.main([*command, "--no-gallery"]) == 0
     first = read_result(tmp_path / "first")
-    again = recipe(first.config, "head", 5, 5 if "--seed" in options else 0)
-    assert again.command is not None
-    words = shlex.split(again.command)
+    reproduced = reproduce(first.config, "head", 5, 5 if "--seed" in options else 0)
+    assert reproduced.command is not None
+    words = shlex.split(reproduced.command)
     assert words[:2] == ["featvis", "render"]
     assert cli.main([*words[1:], "--out", str(tmp_path / "again")]) == 0
     names: dict[str, Any] = {}
-    exec(again.call, names)
+    exec(reproduced.call, names)
     for other in (read_result(tmp_path / "again"), names["result"]):
         assert other.filters == (5,)
         torch.testing.assert_close(other.images[0], first.images[1], rtol=0, atol=1e-4)
@@ -513,91 +517,91 @@ def test_the_recipe_makes_the_same_image(options: list[str], tmp_path: Path) -> 
     assert not (tmp_path / "first/gallery").exists()
 
 
-def test_the_recipe_of_a_sweep_makes_the_same_image(tmp_path: Path) -> None:
+def test_reproduction_reproduces_an_image_of_a_sweep(tmp_path: Path) -> None:
     from featvis_func.sweep import open_store, sweep
 
     sweep("texturenet", "head", [3, 5], out=tmp_path, steps=2, size=32, seed=4, image_dtype="float16")
     entry = open_store(tmp_path)["head", 5]
-    again = recipe(open_store(tmp_path).config, "head", 5, entry.seed)
-    assert again.command == "featvis render texturenet --layer head --filters 5 --steps 2 --size 32x32 --seed 4"
+    reproduced = reproduce(open_store(tmp_path).config, "head", 5, entry.seed)
+    assert reproduced.command == "featvis render texturenet --layer head --filters 5 --steps 2 --size 32x32 --seed 4"
     names: dict[str, Any] = {}
-    exec(again.call, names)
+    exec(reproduced.call, names)
     torch.testing.assert_close(names["result"].images[0], entry.image, rtol=0, atol=1e-3)
 
 
-def test_the_recipe_of_modules_and_objectives_of_ones_own(tmp_path: Path) -> None:
+def test_reproduction_of_a_custom_module_and_objective_is_python_only(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
     model = fv.load_model(module, size=12, mean=[0.5], std=[0.5])
-    goal = fv.channel("1") - 0.5 * fv.objective.diversity("1")
-    result = fv.render(model, goal, [0, 2], steps=2)
-    made = recipe(result.config, "1", 2, 0, filters=result.filters)
-    assert made.command is None
+    objective = fv.channel("1") - 0.5 * fv.objective.diversity("1")
+    result = fv.render(model, objective, [0, 2], steps=2)
+    reproduced = reproduce(result.config, "1", 2, 0, filters=result.filters)
+    assert reproduced.command is None
     names: dict[str, Any] = {"module": module}
-    exec(made.call, names)
+    exec(reproduced.call, names)
     torch.testing.assert_close(names["result"].images, result.images, rtol=0, atol=1e-5)
-    assert "your Sequential" in made.call
+    assert "your Sequential" in reproduced.call
     site = build_gallery(result, tmp_path).path.parent
     assert "featvis render" not in (site / "layers/1/2.html").read_text()
 
 
-# --- pictures and curves --------------------------------------------------------------------------------------------
+# --- images and curves ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("shape", "shown"), [((3, 4), (3, 4)), ((9,), (3, 3)), ((10,), (3, 3)), ((7,), (1, 7)), ((2,), (1, 2))]
+    ("shape", "expected"), [((3, 4), (3, 4)), ((9,), (3, 3)), ((10,), (3, 3)), ((7,), (1, 7)), ((2,), (1, 2))]
 )
-def test_maps_are_laid_out(shape: tuple[int, ...], shown: tuple[int, int]) -> None:
+def test_activation_map_arranges_values_in_rows_and_columns(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
     values = torch.arange(float(math.prod(shape))).reshape(shape)
-    found = pictures.activation_map(values)
-    assert found is not None
-    assert found.shape == shown
-    level = pixels(found.data).sum(-1)
-    assert level.shape == shown
-    assert (np.diff(level.reshape(-1)) > 0).all()  # brighter, and so is the sum of the channels
-    assert found.high == f"{values.max():.4g}"
+    drawn = activation_map(values)
+    assert drawn is not None
+    assert drawn.shape == expected
+    brightness = pixels(drawn.data).sum(-1)
+    assert brightness.shape == expected
+    assert (np.diff(brightness.reshape(-1)) > 0).all()
+    assert drawn.high == f"{values.max():.4g}"
 
 
 @pytest.mark.parametrize("values", [torch.tensor(3.0), torch.tensor([3.0])])
-def test_a_layer_without_positions_has_no_map(values: torch.Tensor) -> None:
-    assert pictures.activation_map(values) is None
+def test_activation_map_is_none_without_spatial_positions(values: torch.Tensor) -> None:
+    assert activation_map(values) is None
 
 
 @pytest.mark.parametrize("values", [torch.zeros(2, 2), torch.full((2, 2), math.nan), torch.full((2, 2), -math.inf)])
-def test_maps_without_a_range_are_dark(values: torch.Tensor) -> None:
-    found = pictures.activation_map(values)
-    assert found is not None
-    assert (pixels(found.data) == [13, 8, 45]).all()
+def test_activation_map_of_constant_or_nonfinite_values_has_the_lowest_colour(values: torch.Tensor) -> None:
+    drawn = activation_map(values)
+    assert drawn is not None
+    assert (pixels(drawn.data) == [13, 8, 45]).all()
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (5, 9)), (2, (5, 18)), (3, (5, 9)), (4, (5, 9))])
-def test_images_of_all_channels_are_shown(channels: int, shape: tuple[int, int]) -> None:
-    shown = pictures.image_files(torch.rand(channels, 5, 9))
-    assert pixels(shown.whole).shape[:2] == shape
-    assert shown.size == shape[::-1]
+def test_encode_image_accepts_any_number_of_channels(channels: int, shape: tuple[int, int]) -> None:
+    image = encode_image(torch.rand(channels, 5, 9))
+    assert pixels(image.full).shape[:2] == shape
+    assert image.size == shape[::-1]
 
 
-def test_thumbnails_are_small() -> None:
-    shown = pictures.image_files(torch.rand(3, 300, 400))
-    assert (shown.size, shown.thumb_size) == ((400, 300), (128, 96))
-    assert PIL.Image.open(io.BytesIO(shown.thumb)).size == (128, 96)
+def test_encode_image_limits_thumbnails_to_128_pixels() -> None:
+    image = encode_image(torch.rand(3, 300, 400))
+    assert (image.size, image.thumb_size) == ((400, 300), (128, 96))
+    assert PIL.Image.open(io.BytesIO(image.thumb)).size == (128, 96)
 
 
-def test_a_wide_film_has_several_rows() -> None:
+def test_snapshot_sheet_of_wide_images_has_several_rows() -> None:
     frames = torch.zeros(3, 1, 2, 7000, dtype=torch.uint8)
     frames[2] = 255
-    film = pictures.film(frames)
-    assert (film.columns, film.rows, film.frames, film.size) == (2, 2, 3, (2, 7000))
-    sheet = pixels(film.data)
-    assert sheet.shape == (4, 14000, 3)
-    assert sheet[3, 100].mean() > 250
-    assert sheet[:2].mean() < 5
+    sheet = snapshot_sheet(frames)
+    assert (sheet.columns, sheet.rows, sheet.frames, sheet.size) == (2, 2, 3, (2, 7000))
+    values = pixels(sheet.data)
+    assert values.shape == (4, 14000, 3)
+    assert values[3, 100].mean() > 250
+    assert values[:2].mean() < 5
 
 
-def test_curves_leave_gaps() -> None:
-    found = curve(torch.tensor([0.0, 1.0, math.nan, 2.0, 4.0, math.nan]))
-    assert found is not None
-    assert found.path == "M0 120L80 90M240 60L320 0"
-    assert (found.best, found.low, found.high, found.steps) == ((320.0, 0.0), 0.0, 4.0, 5)
+def test_curve_leaves_gaps_at_nonfinite_scores() -> None:
+    line = curve(torch.tensor([0.0, 1.0, math.nan, 2.0, 4.0, math.nan]))
+    assert line is not None
+    assert line.path == "M0 120L80 90M240 60L320 0"
+    assert (line.best, line.low, line.high, line.steps) == ((320.0, 0.0), 0.0, 4.0, 5)
     assert curve(torch.tensor([1.0, math.nan])) is None
     flat = curve(torch.ones(3))
     assert flat is not None
@@ -608,20 +612,20 @@ def test_curves_leave_gaps() -> None:
     ("history", "step"),
     [([1.0, 2.0, 3.0], 2), ([3.0, 2.0, 1.0], 0), ([math.nan, 0.0, 9.0, 10.0], 3), ([math.nan], -1), ([5.0, 5.0], 0)],
 )
-def test_the_step_of_convergence(history: list[float], step: int) -> None:
-    assert settled_step(torch.tensor(history)) == step
+def test_convergence_step_covers_95_percent_of_the_score_range(history: list[float], step: int) -> None:
+    assert convergence_step(torch.tensor(history)) == step
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gallery_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site = tmp_path / "site"
     assert cli.main(["gallery", str(store), "--out", str(site)]) == 0
     assert capsys.readouterr().out == f"9 filters of 2 layers, 9 of them made now: {site / 'index.html'}\n"
     assert cli.main(["validate", str(store)]) == 0
     assert cli.main(["gallery", str(store)]) == 0
-    assert cli.main(["validate", str(store)]) == 0  # a gallery within belongs there
+    assert cli.main(["validate", str(store)]) == 0  # the sweep's folder may contain a gallery
     toy_result("head", [1], 7).save(tmp_path / "one")
     capsys.readouterr()
     assert cli.main(["gallery", str(tmp_path / "one")]) == 0
@@ -630,17 +634,17 @@ def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is not the folder of a sweep" in capsys.readouterr().err
 
 
-def test_a_rendering_is_not_begun_where_its_gallery_would_not_fit(
+def test_render_command_rejects_an_occupied_gallery_folder_before_rendering(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery/mine.txt").write_text("x")
     assert cli.main(["render", "--steps", "1", "--filters", "0", "--size", "16", "--out", str(tmp_path)]) == 2
-    assert "is not empty, and no gallery" in capsys.readouterr().err
+    assert "is not empty and is not a gallery" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["gallery"]
 
 
-def test_the_templates_are_installed_with_the_package() -> None:
+def test_templates_and_assets_are_package_data() -> None:
     code = "import featvis_func.gallery.pages as p; print(*sorted(p.assets()), p.compare_page('m')[:15])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     scripts = ("compare", "filter", "filters", "grid", "main", "model", "pins", "state", "thumbs", "tools")

@@ -1,4 +1,4 @@
-"""A gallery as people use it, in a real browser: by mouse, keyboard and touch, from files and from a web server."""
+"""Browser tests of the gallery: mouse, keyboard and touch, from local files and from a web server."""
 
 import importlib
 import os
@@ -23,9 +23,9 @@ from tests.gallery_sites import (
     LONG,
     MODEL,
     QUOTED,
+    expected_order,
     folder_url,
     heavy_site,
-    numbers,
     served,
     toy_site,
 )  # fmt: skip
@@ -39,56 +39,56 @@ PAGES = {
 }
 
 
-class LayerRef(NamedTuple):
-    """Where a gallery is."""
+class Site(NamedTuple):
+    """Location of a gallery."""
 
     folder: Path
     url: str
-    """Ends with a slash."""
+    """URL of the folder, with a trailing slash."""
 
 
 class Visit:
-    """Pages of one test; notes what must not happen on any of them."""
+    """Opener of pages. Records failed requests, console messages and errors; :meth:`close` fails if there are any."""
 
-    def __init__(self, browser: Any, site: LayerRef) -> None:
+    def __init__(self, browser: Any, site: Site) -> None:
         self.site = site
-        self.wrong: list[str] = []
-        self.loaded: list[str] = []
+        self.problems: list[str] = []
+        self.requested: list[str] = []
         self.browser = browser
         self._contexts: list[Any] = []
 
     def __call__(self, path: str = "index.html", *, width: int = 1280, height: int = 800, **options: Any) -> Any:
-        """A page in a window of its own."""
+        """Open a page in a new browser context."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, **options)
         context.set_default_timeout(20_000)
         self._contexts.append(context)
-        context.on("request", self._asked)
-        context.on("requestfailed", self._failed)
-        context.on("response", lambda r: r.status < 400 or self.wrong.append(f"{r.status}: {r.url}"))
-        context.on("console", lambda m: self.wrong.append(f"console, {m.type}: {m.text}"))
-        context.on("weberror", lambda e: self.wrong.append(f"error: {e.error}"))
+        context.on("request", self._on_request)
+        context.on("requestfailed", self._on_failure)
+        context.on("response", lambda r: r.status < 400 or self.problems.append(f"{r.status}: {r.url}"))
+        context.on("console", lambda m: self.problems.append(f"console, {m.type}: {m.text}"))
+        context.on("weberror", lambda e: self.problems.append(f"error: {e.error}"))
         page = context.new_page()
-        page.on("dialog", self._dialog)
+        page.on("dialog", self._on_dialog)
         page.goto(self.site.url + path)
         return page
 
-    def _asked(self, request: Any) -> None:
-        self.loaded.append(request.url)
+    def _on_request(self, request: Any) -> None:
+        self.requested.append(request.url)
         if not request.url.startswith((self.site.url, "data:")):
-            self.wrong.append(f"asked for {request.url}")
+            self.problems.append(f"requested {request.url}")
 
-    def _failed(self, request: Any) -> None:
-        if "ERR_ABORTED" not in (request.failure or ""):  # by the way to another page
-            self.wrong.append(f"failed: {request.url}, {request.failure}")
+    def _on_failure(self, request: Any) -> None:
+        if "ERR_ABORTED" not in (request.failure or ""):  # aborted by leaving the page
+            self.problems.append(f"failed: {request.url}, {request.failure}")
 
-    def _dialog(self, dialog: Any) -> None:
-        self.wrong.append(f"dialog: {dialog.message}")
+    def _on_dialog(self, dialog: Any) -> None:
+        self.problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     def close(self) -> None:
         for context in self._contexts:
             context.close()
-        assert not self.wrong
+        assert not self.problems
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all sites; after the browser, so that none is made where there is none."""
+    """Parent folder of all sites. Depends on the browser, so that no site is built when the tests are skipped."""
     return tmp_path_factory.mktemp("sites") / "sub folder é#"
 
 
@@ -126,43 +126,45 @@ def server(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def visit(browser: Any, toy: Path) -> Iterator[Visit]:
-    """The toy gallery, from files."""
-    made = Visit(browser, LayerRef(toy, f"{toy.as_uri()}/"))
-    yield made
-    made.close()
+    """Visit of the toy gallery as local files."""
+    opener = Visit(browser, Site(toy, f"{toy.as_uri()}/"))
+    yield opener
+    opener.close()
 
 
 @pytest.fixture
 def web(browser: Any, toy: Path, server: str) -> Iterator[Visit]:
-    """The toy gallery, from a web server, where it is not at the root."""
-    made = Visit(browser, LayerRef(toy, f"{server}toy/"))
-    yield made
-    made.close()
+    """Visit of the toy gallery on a web server, below its root."""
+    opener = Visit(browser, Site(toy, f"{server}toy/"))
+    yield opener
+    opener.close()
 
 
 @pytest.fixture(params=["file", "http"])
 def anywhere(request: pytest.FixtureRequest) -> Visit:
-    """The toy gallery, from files and from a web server."""
+    """Visit of the toy gallery as local files and on a web server."""
     return request.getfixturevalue({"file": "visit", "http": "web"}[request.param])
 
 
 def grid(page: Any) -> list[int]:
-    """The filters on a layer's page."""
+    """Return the filters on a layer's page, in order."""
     return page.locator("#grid > li").evaluate_all("items => items.map(item => Number(item.dataset.n))")
 
 
 def focused(page: Any) -> int:
+    """Return the number of the filter that has the focus."""
     return page.evaluate("Number(document.activeElement.closest('li').dataset.n)")
 
 
-def is_drawn(page: Any, selector: str) -> bool:
-    """Whether all images there have arrived and can be decoded."""
-    drawn = "i => i.complete && i.naturalWidth && i.currentSrc.endsWith('.webp')"
-    page.wait_for_function(f"s => [...document.querySelectorAll(s)].every({drawn})", arg=selector)
+def images_load(page: Any, selector: str) -> bool:
+    """Wait until all images that match are loaded and decoded; return whether there is any."""
+    loaded = "i => i.complete && i.naturalWidth && i.currentSrc.endsWith('.webp')"
+    page.wait_for_function(f"s => [...document.querySelectorAll(s)].every({loaded})", arg=selector)
     return page.locator(selector).count() > 0
 
 
 def pinned(page: Any) -> list[str]:
+    """Return the names of the thumbnails in the bar of pinned filters."""
     return page.locator("#pin-list img").evaluate_all("images => images.map(image => image.alt)")
 
 
@@ -171,46 +173,46 @@ def press(page: Any, *keys: str) -> None:
         page.keyboard.press(key)
 
 
-def ends(page: Any, text: str) -> None:
-    """Waits until the address ends so."""
+def wait_for_url_ending(page: Any, text: str) -> None:
+    """Wait until the URL ends with a text."""
     page.wait_for_url(re.compile(re.escape(text) + "$"))
 
 
-# Ways through the pages.
+# Navigation.
 
 
-def test_from_the_model_to_a_filter_and_back(anywhere: Visit) -> None:
+def test_links_lead_from_the_model_to_a_filter_and_back(anywhere: Visit) -> None:
     page = anywhere()
     assert page.locator("h1").inner_text() == MODEL
     assert page.locator(".layers h2").all_inner_texts() == list(LAYERS)
-    assert is_drawn(page, ".layers li:first-child img")
+    assert images_load(page, ".layers li:first-child img")
     page.get_by_role("link", name="conv", exact=True).click()
-    ends(page, "conv/index.html")
+    wait_for_url_ending(page, "conv/index.html")
     assert grid(page) == list(range(LAYERS["conv"]))
     page.locator("#grid a").nth(12).click()
-    ends(page, "layers/conv/12.html")
+    wait_for_url_ending(page, "layers/conv/12.html")
     assert page.locator("h1").inner_text() == "conv:12"
-    assert is_drawn(page, ".views img")
+    assert images_load(page, ".views img")
     page.locator("#after").click()
-    ends(page, "/13.html")
+    wait_for_url_ending(page, "/13.html")
     page.locator("#before").click()
-    ends(page, "/12.html")
+    wait_for_url_ending(page, "/12.html")
     page.go_back()
     page.go_back()
     page.go_back()
-    ends(page, "conv/index.html")
+    wait_for_url_ending(page, "conv/index.html")
     page.go_forward()
-    ends(page, "/12.html")
+    wait_for_url_ending(page, "/12.html")
     page.locator("#up").click()
     page.wait_for_function("document.activeElement?.closest('#grid li')")
     assert focused(page) == 12
     assert "f=12" not in page.url
     page.locator("header a").first.click()
-    ends(page, "toy/index.html")
+    wait_for_url_ending(page, "toy/index.html")
 
 
-def test_every_filter_has_an_address(visit: Visit) -> None:
-    order = numbers("score", layer="wide", falling=True, dead=False)
+def test_filter_page_follows_the_sort_order_of_its_url(visit: Visit) -> None:
+    order = expected_order("score", layer="wide", descending=True, dead=False)
     index = 600
     number = order[index]
     page = visit(f"layers/wide/{number}.html#sort=score&dead=hide")
@@ -224,51 +226,51 @@ def test_every_filter_has_an_address(visit: Visit) -> None:
     assert page.locator("#grid a:focus").evaluate("a => a.getBoundingClientRect().top > 60")
 
 
-@pytest.mark.parametrize(("key", "falls"), [("score", True), ("converged", False)])
-def test_filters_are_sorted(visit: Visit, key: str, falls: bool) -> None:
+@pytest.mark.parametrize(("key", "descending"), [("score", True), ("converged", False)])
+def test_grid_is_sorted_by_score_and_convergence(visit: Visit, key: str, descending: bool) -> None:
     page = visit("layers/conv/index.html#theme=dark")
     before = page.locator("#grid i").all_inner_texts()
     page.locator("#sort").select_option(key)
-    assert grid(page) == numbers(key, falling=falls)
+    assert grid(page) == expected_order(key, descending=descending)
     assert f"sort={key}" in page.url
     page.locator("#order").click()
-    other = numbers(key, falling=not falls)
-    assert grid(page) == other
+    reversed_order = expected_order(key, descending=not descending)
+    assert grid(page) == reversed_order
     deep = visit(page.url.removeprefix(visit.site.url))
-    assert grid(deep) == other, "the address says it all"
+    assert grid(deep) == reversed_order, "the URL holds the whole state"
     page.locator("#sort").select_option("number")
-    assert page.locator("#grid i").all_inner_texts() == before, "what the script makes is what was there"
+    assert page.locator("#grid i").all_inner_texts() == before, "the script creates the same thumbnails as the HTML"
     assert "sort=" not in page.url
     page.locator("#order").click()
     assert grid(page) == list(reversed(range(LAYERS["conv"])))
 
 
-def test_an_order_is_that_of_all_pages(visit: Visit) -> None:
+def test_sorting_covers_all_pages_of_a_layer(visit: Visit) -> None:
     page = visit("layers/wide/page-3.html")
     page.locator("#sort").select_option("score")
-    order = numbers("score", layer="wide", falling=True)
+    order = expected_order("score", layer="wide", descending=True)
     assert grid(page) == order[1000:]
     page.reload()
     assert grid(page) == order[1000:]
     page.locator("#pager").get_by_text("2").click()
-    ends(page, "page-2.html#sort=score")
+    wait_for_url_ending(page, "page-2.html#sort=score")
     assert grid(page) == order[500:1000]
     page.locator("#order").click()
-    assert grid(page) == numbers("score", layer="wide")[500:1000]
+    assert grid(page) == expected_order("score", layer="wide")[500:1000]
     page.goto(f"{visit.site.url}layers/wide/page-3.html#dead=hide")
-    assert grid(page) == numbers(layer="wide", dead=False)[500:], "there is no third page then"
+    assert grid(page) == expected_order(layer="wide", dead=False)[500:], "without dead filters there are two pages"
     assert page.locator("#pager > *").all_inner_texts() == ["1", "2"]
 
 
-def test_dead_filters_are_hidden_and_shown(visit: Visit) -> None:
+def test_dead_filters_can_be_hidden(visit: Visit) -> None:
     page = visit("layers/conv/index.html")
-    assert page.locator("#grid li.dead").count() == LAYERS["conv"] - len(numbers(dead=False))
+    assert page.locator("#grid li.dead").count() == LAYERS["conv"] - len(expected_order(dead=False))
     assert page.locator("#grid li[data-n='3']").inner_text().split() == ["3", "dead", "★"]
     page.get_by_label("dead filters").uncheck()
-    assert grid(page) == numbers(dead=False)
+    assert grid(page) == expected_order(dead=False)
     assert "dead=hide" in page.url
     page.locator("#grid a").nth(3).click()
-    ends(page, "/4.html#dead=hide")
+    wait_for_url_ending(page, "/4.html#dead=hide")
     assert page.locator("#before").inner_text() == "← 2"
     page.goto(f"{visit.site.url}layers/conv/3.html#dead=hide")
     assert "Dead" in page.locator(".note").inner_text()
@@ -278,19 +280,19 @@ def test_dead_filters_are_hidden_and_shown(visit: Visit) -> None:
     assert page.locator(".facts div", has_text="Score").inner_text().split() == ["Score", "none"]
 
 
-def test_a_search_finds_numbers(visit: Visit) -> None:
+def test_layer_search_finds_numbers_and_ranges(visit: Visit) -> None:
     page = visit("layers/wide/page-3.html")
-    for text, found in [
+    for text, expected in [
         ("7", [7]),
         ("10-12, 900 1", [1, 10, 11, 12, 900]),
         ("995-", list(range(995, FILTERS))),
         ("4000", []),
     ]:
         page.locator("#q").fill(text)
-        assert grid(page) == found
-    assert page.locator("#said").inner_text() == "No filter 4000 here"
+        assert grid(page) == expected
+    assert page.locator("#said").inner_text() == "No filter matches 4000"
     page.locator("#q").fill("conv")
-    assert "is no number" in page.locator("#said").inner_text()
+    assert "is not a filter number" in page.locator("#said").inner_text()
     page.locator("#q").fill("5-6")
     assert "2 found" in page.locator("#said").inner_text()
     deep = visit(page.url.removeprefix(visit.site.url))
@@ -301,38 +303,38 @@ def test_a_search_finds_numbers(visit: Visit) -> None:
     assert grid(page) == list(range(1000, FILTERS))
     page.locator("#q").fill("1009")
     press(page, "Enter")
-    ends(page, "wide/1009.html")
+    wait_for_url_ending(page, "wide/1009.html")
     page.locator("#q").fill("4000")
     press(page, "Enter")
     assert page.locator("#q").evaluate("q => q.validationMessage") == "This layer has no filter 4000"
     page.locator("#q").fill("17")
     press(page, "Enter")
-    ends(page, "wide/17.html")
+    wait_for_url_ending(page, "wide/17.html")
 
 
-def test_a_search_finds_layers(visit: Visit) -> None:
+def test_model_search_finds_layers_and_filters(visit: Visit) -> None:
     page = visit()
     press(page, "/")
     page.keyboard.type("CRIPT")
     assert page.locator(".layers > li:visible").count() == 1
     assert page.locator("#said").inner_text() == "1 layer"
     press(page, "Enter")
-    ends(page, f"{folder_url(HOSTILE)}/index.html")
+    wait_for_url_ending(page, f"{folder_url(HOSTILE)}/index.html")
     assert page.locator("h1").inner_text() == HOSTILE
     page.goto(f"{visit.site.url}index.html#q=nothing")
-    assert page.locator("#said").inner_text() == "No layer's name has “nothing” in it"
+    assert page.locator("#said").inner_text() == "No layer name contains “nothing”"
     page.locator("#q").fill("conv:52")
     press(page, "Enter")
-    ends(page, "conv/52.html")
+    wait_for_url_ending(page, "conv/52.html")
     page.goto(visit.site.url + "index.html")
     page.locator("#q").fill("conv:60")
     press(page, "Enter")
     assert page.locator("#said").inner_text() == "conv has no filter 60"
 
 
-def test_keys_lead_everywhere(visit: Visit) -> None:
+def test_keyboard_shortcuts_navigate(visit: Visit) -> None:
     page = visit("layers/conv/index.html#sort=score")
-    order = numbers("score", falling=True)
+    order = expected_order("score", descending=True)
     columns = page.locator("#grid").evaluate("g => getComputedStyle(g).gridTemplateColumns.split(' ').length")
     press(page, "ArrowDown")
     assert focused(page) == order[0]
@@ -343,37 +345,37 @@ def test_keys_lead_everywhere(visit: Visit) -> None:
     press(page, "Tab")
     assert page.evaluate("document.activeElement.classList[0]") == "pin"
     press(page, "Shift+Tab", "Enter")
-    ends(page, f"conv/{order[1]}.html#sort=score")
+    wait_for_url_ending(page, f"conv/{order[1]}.html#sort=score")
     press(page, "ArrowRight")
-    ends(page, f"conv/{order[2]}.html#sort=score")
+    wait_for_url_ending(page, f"conv/{order[2]}.html#sort=score")
     press(page, "ArrowLeft")
-    ends(page, f"conv/{order[1]}.html#sort=score")
+    wait_for_url_ending(page, f"conv/{order[1]}.html#sort=score")
     press(page, "Escape")
-    ends(page, "conv/index.html#sort=score")
+    wait_for_url_ending(page, "conv/index.html#sort=score")
     page.wait_for_function("document.activeElement?.closest('#grid li')")
     assert focused(page) == order[1]
     page.get_by_label("dead filters").focus()
     press(page, "/")
     assert page.evaluate("document.activeElement.id") == "q"
     press(page, "Shift+ArrowRight")
-    assert page.url.endswith("conv/index.html#sort=score"), "typing in the search leads nowhere"
+    assert page.url.endswith("conv/index.html#sort=score"), "keys typed in the search field do not navigate"
     press(page, "Escape", "Shift+ArrowRight")
-    ends(page, f"{folder_url(HOSTILE)}/index.html#sort=score")
+    wait_for_url_ending(page, f"{folder_url(HOSTILE)}/index.html#sort=score")
     press(page, "Shift+ArrowLeft")
-    ends(page, "conv/index.html#sort=score")
+    wait_for_url_ending(page, "conv/index.html#sort=score")
     press(page, "Escape")
-    ends(page, "toy/index.html#sort=score")
+    wait_for_url_ending(page, "toy/index.html#sort=score")
     press(page, "Escape")
-    ends(page, "toy/index.html#sort=score")
+    wait_for_url_ending(page, "toy/index.html#sort=score")
 
 
-def test_the_focus_goes_from_top_to_bottom(visit: Visit) -> None:
+def test_tab_order_follows_the_layout(visit: Visit) -> None:
     page = visit("layers/conv/index.html")
-    seen = []
+    order = []
     for _ in range(9):
         press(page, "Tab")
-        seen.append(page.evaluate("(e => e.id || e.classList[0] || e.textContent)(document.activeElement)"))
-    assert seen == [
+        order.append(page.evaluate("(e => e.id || e.classList[0] || e.textContent)(document.activeElement)"))
+    assert order == [
         "skip",
         MODEL,
         "q",
@@ -390,10 +392,10 @@ def test_the_focus_goes_from_top_to_bottom(visit: Visit) -> None:
     assert page.url.endswith("index.html")
 
 
-# What is pinned.
+# Pinned filters.
 
 
-def test_pins_of_two_layers_stand_side_by_side(anywhere: Visit) -> None:
+def test_pins_of_two_layers_are_compared(anywhere: Visit) -> None:
     page = anywhere("layers/conv/index.html")
     press(page, "ArrowRight", "ArrowRight", "p")
     page.locator("#grid li[data-n='20']").hover()
@@ -405,7 +407,7 @@ def test_pins_of_two_layers_stand_side_by_side(anywhere: Visit) -> None:
     page.wait_for_url("**/5.html#*")
     press(page, "p")
     assert pinned(page) == ["conv:1", "conv:20", f"{HOSTILE}:5"]
-    assert is_drawn(page, "#pin-list img")
+    assert images_load(page, "#pin-list img")
     page.reload()
     assert len(pinned(page)) == 3
     press(page, "c")
@@ -413,7 +415,7 @@ def test_pins_of_two_layers_stand_side_by_side(anywhere: Visit) -> None:
     titles = page.locator("#compared h2")
     titles.nth(2).wait_for()
     assert titles.all_inner_texts() == ["conv:1", "conv:20", f"{HOSTILE}:5"]
-    assert is_drawn(page, "#compared img")
+    assert images_load(page, "#compared img")
     tops = page.locator("#compared > li").evaluate_all("items => items.map(i => i.getBoundingClientRect().top)")
     assert len(set(tops)) == 1
     deep = anywhere(page.url.removeprefix(anywhere.site.url))
@@ -431,10 +433,10 @@ def test_pins_of_two_layers_stand_side_by_side(anywhere: Visit) -> None:
     assert page.locator("#pins").is_hidden()
 
 
-def test_pins_outlive_the_way_back(anywhere: Visit) -> None:
+def test_pins_survive_going_back_in_the_history(anywhere: Visit) -> None:
     page = anywhere("layers/conv/index.html")
     page.locator("#grid a").nth(4).click()
-    ends(page, "/4.html")
+    wait_for_url_ending(page, "/4.html")
     press(page, "p")
     assert pinned(page) == ["conv:4"]
     page.go_back()
@@ -446,14 +448,14 @@ def test_pins_outlive_the_way_back(anywhere: Visit) -> None:
     page.wait_for_function("document.getElementById('pins').hidden")
     fresh = page.context.new_page()
     fresh.goto(f"{anywhere.site.url}layers/conv/index.html")
-    assert fresh.locator("#pins").is_hidden(), "an address without pins has none"
+    assert fresh.locator("#pins").is_hidden(), "a new URL without pins pins nothing"
 
 
-def test_pins_that_are_not_there_do_no_harm(visit: Visit) -> None:
-    odd = "*".join(
+def test_malformed_and_unknown_pins_are_ignored(visit: Visit) -> None:
+    malformed = "*".join(
         ["%2525E0%2525A4%2525A", "..", "..%252F..:1", "nothing:4", "conv:x", "conv:99999", ":", "conv:7", "conv:7"]
     )
-    page = visit(f"compare.html#pins={odd}&sort=%E0%A4%A&theme=%22%3E&__proto__=1")
+    page = visit(f"compare.html#pins={malformed}&sort=%E0%A4%A&theme=%22%3E&__proto__=1")
     page.locator("#compared h2").wait_for()
     assert page.locator("#compared h2").all_inner_texts() == ["conv:7"]
     page.get_by_role("button", name="Unpin all").click()
@@ -461,8 +463,8 @@ def test_pins_that_are_not_there_do_no_harm(visit: Visit) -> None:
     assert "Pin filters" in page.locator("#said").inner_text()
 
 
-def test_a_pin_whose_filter_has_gone_is_a_name(visit: Visit) -> None:
-    pins, lost = "pins=conv:1*conv:99*gone:4", f"{visit.site.url}layers/gone/thumbs/4.webp"
+def test_pins_missing_from_the_gallery_are_shown_by_name(visit: Visit) -> None:
+    pins, missing = "pins=conv:1*conv:99*gone:4", f"{visit.site.url}layers/gone/thumbs/4.webp"
     page = visit(f"layers/conv/index.html#{pins}")
     names = page.locator("#pin-list span")
     names.nth(1).wait_for()
@@ -471,13 +473,15 @@ def test_a_pin_whose_filter_has_gone_is_a_name(visit: Visit) -> None:
     assert pinned(page) == ["conv:1"]
     page.goto(f"{visit.site.url}index.html#{pins}")
     assert names.all_inner_texts() == ["conv:99", "gone:4"]
-    assert is_drawn(page, "#pin-list img")
-    assert not [url for url in visit.loaded if url.endswith("conv/thumbs/99.webp")], "its layer is known"
-    assert visit.loaded.count(lost) == 1, "by a page that knows nothing of its layer, and once"
-    visit.wrong = [line for line in visit.wrong if lost not in line and "ERR_FILE_NOT_FOUND" not in line]
+    assert images_load(page, "#pin-list img")
+    assert not [url for url in visit.requested if url.endswith("conv/thumbs/99.webp")], (
+        "the data of its layer shows that it is missing"
+    )
+    assert visit.requested.count(missing) == 1, "requested once, by the page without data of all layers"
+    visit.problems = [line for line in visit.problems if missing not in line and "ERR_FILE_NOT_FOUND" not in line]
 
 
-# What the pages show.
+# Contents of the pages.
 
 
 @pytest.mark.parametrize(
@@ -486,60 +490,62 @@ def test_a_pin_whose_filter_has_gone_is_a_name(visit: Visit) -> None:
     ids=["file-hostile", "file-quoted", "file-long", "http-quoted"],
     indirect=["anywhere"],
 )
-def test_names_are_shown_as_they_are(anywhere: Visit, layer: str) -> None:
+def test_special_characters_in_layer_names(anywhere: Visit, layer: str) -> None:
     page = anywhere()
     page.get_by_role("link", name=layer, exact=True).click()
-    ends(page, f"{folder_url(layer)}/index.html")
+    wait_for_url_ending(page, f"{folder_url(layer)}/index.html")
     assert page.locator("h1").inner_text() == layer
     assert grid(page) == list(range(LAYERS[layer]))
-    assert is_drawn(page, "#grid img")
+    assert images_load(page, "#grid img")
     page.locator("#grid a").nth(1).click()
-    ends(page, "/1.html")
+    wait_for_url_ending(page, "/1.html")
     assert page.title() == f"{layer}:1 – {MODEL}"
-    assert is_drawn(page, ".views img")
+    assert images_load(page, ".views img")
     press(page, "p")
     (name,) = pinned(page)
     assert name == f"{layer}:1" or (layer == LONG and name.startswith("trunk."))
-    assert is_drawn(page, "#pin-list img")
+    assert images_load(page, "#pin-list img")
     press(page, "c")
     page.locator("#compared h2").wait_for()
     assert page.locator("#compared h2").all_inner_texts() == [f"{layer}:1"]
-    assert is_drawn(page, "#compared img")
+    assert images_load(page, "#compared img")
     assert page.locator("#compared img.map").count() == (layer != LONG)
 
 
-def test_what_is_damaged_or_missing_is_said(visit: Visit) -> None:
+def test_damaged_and_missing_units_are_reported(visit: Visit) -> None:
     page = visit()
     assert page.locator(".problems summary").inner_text() == "1 unit left out"
     assert folder_of(DAMAGED) in page.locator(".problems li").inner_text()
     page.get_by_role("link", name=DAMAGED, exact=True).click()
-    ends(page, f"{folder_url(DAMAGED)}/index.html")
+    wait_for_url_ending(page, f"{folder_url(DAMAGED)}/index.html")
     assert grid(page) == [0, 1]
     assert "2 of 6 filters" in page.locator("main").inner_text()
     page.goto(f"{visit.site.url}layers/{folder_url(EMPTY)}/index.html")
-    assert "Nothing of this layer has been rendered yet." in page.locator("main").inner_text()
+    assert "No filter of this layer has been rendered yet." in page.locator("main").inner_text()
 
 
-def test_the_film_follows_the_slider(web: Visit) -> None:
+def test_slider_shows_the_snapshots(web: Visit) -> None:
     page = web(PAGES["filter"])
-    places = []
+    positions = []
     slider = page.get_by_role("slider")
     slider.focus()
     for key in ("ArrowLeft", "ArrowLeft", "End"):
-        places.append((page.locator("output").inner_text(), page.locator(".frame img").evaluate("i => i.style.left")))
+        positions.append(
+            (page.locator("output").inner_text(), page.locator(".frame img").evaluate("i => i.style.left"))
+        )
         press(page, key)
-    assert places == [("5", "-200%"), ("2", "-100%"), ("0", "0%")]
+    assert positions == [("5", "-200%"), ("2", "-100%"), ("0", "0%")]
     assert slider.get_attribute("aria-valuetext") == "after step 5"
     width, height = page.locator(".frame").evaluate("f => [f.clientWidth, f.clientHeight]")
     assert width / height == pytest.approx(40 / 24, rel=0.02)
-    assert "/3.html" in page.url, "its arrows lead to no other filter"
+    assert "/3.html" in page.url, "arrow keys on the slider do not navigate"
     with page.expect_download() as download:
         page.get_by_role("link", name="WEBP").click()
     assert download.value.suggested_filename == "3-moving.webp"
     assert download.value.path().read_bytes()[8:12] == b"WEBP"
 
 
-def test_the_command_is_copied_and_understood(web: Visit) -> None:
+def test_copied_command_and_python_call_are_valid(web: Visit) -> None:
     page = web(PAGES["filter"], permissions=["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the command").click()
     page.get_by_text("Copied").wait_for()
@@ -553,44 +559,44 @@ def test_the_command_is_copied_and_understood(web: Visit) -> None:
     compile(page.evaluate("navigator.clipboard.readText()"), "call", "exec")
 
 
-def test_the_theme_follows_the_system_until_it_is_chosen(visit: Visit) -> None:
-    def paper(page: Any) -> str:
+def test_theme_follows_the_system_until_one_is_chosen(visit: Visit) -> None:
+    def background(page: Any) -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
     page = visit("layers/conv/index.html", color_scheme="dark")
-    dark = paper(page)
+    dark = background(page)
     page.emulate_media(color_scheme="light")
-    light = paper(page)
+    light = background(page)
     assert light != dark
     page.get_by_role("button", name="Dark").click()
-    assert paper(page) == dark
+    assert background(page) == dark
     page.locator("#grid a").first.click()
-    ends(page, "0.html#theme=dark")
-    assert paper(page) == dark
+    wait_for_url_ending(page, "0.html#theme=dark")
+    assert background(page) == dark
     page.get_by_role("button", name="Light").click()
     page.go_back()
     page.wait_for_function("dark => getComputedStyle(document.body).backgroundColor !== dark", arg=dark)
 
 
-def test_pages_are_readable_without_scripts(visit: Visit) -> None:
+def test_pages_work_without_javascript(visit: Visit) -> None:
     page = visit(java_script_enabled=False)
     assert page.locator(".scripted:visible").count() == 0
     page.get_by_role("link", name="wide", exact=True).click()
-    ends(page, "wide/index.html")
+    wait_for_url_ending(page, "wide/index.html")
     assert page.locator("#grid > li").count() == 500
     page.locator("#pager a").last.click()
-    ends(page, "page-3.html")
+    wait_for_url_ending(page, "page-3.html")
     assert page.locator("#grid > li").count() == FILTERS - 1000
     page.locator("#grid a").last.click()
     assert page.locator("h1").inner_text() == "wide:1009"
     assert "Score" in page.locator(".facts").inner_text()
     page.locator("#before").click()
-    ends(page, "1008.html")
+    wait_for_url_ending(page, "1008.html")
     page.goto(visit.site.url + "compare.html")
     assert "needs JavaScript" in page.locator("noscript").inner_text()
 
 
-def test_fingers_pin_and_swipe(visit: Visit) -> None:
+def test_touch_pins_and_swipes(visit: Visit) -> None:
     page = visit("layers/conv/index.html", width=390, height=700, has_touch=True, is_mobile=True)
     star = page.locator("#grid li[data-n='1'] .pin")
     assert star.evaluate("s => getComputedStyle(s).opacity") == "1"
@@ -599,35 +605,37 @@ def test_fingers_pin_and_swipe(visit: Visit) -> None:
     star.tap()
     assert pinned(page) == ["conv:1"]
     page.locator("#grid a").nth(1).tap()
-    ends(page, "/1.html#pins=conv:1")
+    wait_for_url_ending(page, "/1.html#pins=conv:1")
     session = page.context.new_cdp_session(page)
-    for start, end, there in ((300, 60, "/2.html"), (60, 300, "/1.html")):
+    for start, end, target in ((300, 60, "/2.html"), (60, 300, "/1.html")):
         points = [{"x": start + (end - start) * i / 4, "y": 300} for i in range(5)]
         session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[:1]})
         for point in points[1:]:
             session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        ends(page, f"{there}#pins=conv:1")
+        wait_for_url_ending(page, f"{target}#pins=conv:1")
 
 
-# How it looks.
+# Layout, accessibility and size.
 
 
 @pytest.mark.parametrize("kind", PAGES)
-def test_nothing_is_wider_than_the_window(visit: Visit, kind: str) -> None:
-    long = PAGES[kind].replace(folder_url(HOSTILE), folder_url(LONG))
-    for path in dict.fromkeys([PAGES[kind], long]):
+def test_pages_fit_the_width_of_the_window(visit: Visit, kind: str) -> None:
+    long_name = PAGES[kind].replace(folder_url(HOSTILE), folder_url(LONG))
+    for path in dict.fromkeys([PAGES[kind], long_name]):
         page = visit(path, width=320)
         for width in (320, 768, 1440, 2560):
             page.set_viewport_size({"width": width, "height": 800})
-            wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-            assert wide[0] <= wide[1], f"{path} at {width}"
+            content, window = page.evaluate(
+                "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            )
+            assert content <= window, f"{path} at {width}"
         assert page.locator("header").evaluate("h => h.offsetHeight") < 120
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kind", PAGES)
-def test_axe_finds_nothing(visit: Visit, kind: str, theme: str) -> None:
+def test_axe_finds_no_serious_accessibility_violations(visit: Visit, kind: str, theme: str) -> None:
     try:
         axe = importlib.import_module("axe_playwright_python.sync_playwright").Axe()
     except ImportError:
@@ -636,29 +644,30 @@ def test_axe_finds_nothing(visit: Visit, kind: str, theme: str) -> None:
     if kind == "compare":
         page.locator("#compared h2").nth(1).wait_for()
     elif kind != "model":
-        press(page, "ArrowDown", "p")  # with the bar of what is pinned
+        press(page, "ArrowDown", "p")  # shows the bar of pinned filters
     for width in (1280, 320) if theme == "light" else (1280,):
         page.set_viewport_size({"width": width, "height": 800})
-        for found in axe.run(page, options={"preload": False}).response["violations"]:
-            where = [node["html"] for node in found["nodes"]][:3]
-            assert found["impact"] not in ("serious", "critical"), (found["id"], found["help"], where, width)
+        for violation in axe.run(page, options={"preload": False}).response["violations"]:
+            elements = [node["html"] for node in violation["nodes"]][:3]
+            details = (violation["id"], violation["help"], elements, width)
+            assert violation["impact"] not in ("serious", "critical"), details
 
 
-def test_the_first_view_of_500_filters_is_light(browser: Any, folder: Path, server: str) -> None:
+def test_first_view_of_500_filters_loads_less_than_1_mb(browser: Any, folder: Path, server: str) -> None:
     folder.mkdir(exist_ok=True)
-    visit = Visit(browser, LayerRef(heavy_site(folder / "heavy"), f"{server}heavy/"))
+    visit = Visit(browser, Site(heavy_site(folder / "heavy"), f"{server}heavy/"))
     page = visit("layers/conv/index.html", width=1440, height=900)
     page.wait_for_load_state("networkidle")
-    size = size_of(page)
-    print(f"first view: {size} bytes, {len(visit.loaded)} files")
-    assert is_drawn(page, "#grid li:nth-child(-n+40) img")
+    size = transferred_bytes(page)
+    print(f"first view: {size} bytes, {len(visit.requested)} files")
+    assert images_load(page, "#grid li:nth-child(-n+40) img")
     assert size < 1_000_000
     page.mouse.wheel(0, 20_000)
     page.wait_for_function("document.querySelector('#grid li:last-child img').naturalWidth")
     visit.close()
 
 
-def size_of(page: Any) -> int:
-    """Bytes of all that the page has loaded, as it came, with its headers."""
+def transferred_bytes(page: Any) -> int:
+    """Return the number of bytes that the page has transferred, including headers."""
     kinds = "['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))"
     return page.evaluate(f"{kinds}.reduce((sum, entry) => sum + entry.transferSize, 0)")

@@ -1,4 +1,4 @@
-"""Models by name, by file and as they are."""
+"""Load models by name, with weights files, and from modules."""
 
 import os
 import pickle
@@ -19,19 +19,19 @@ from featvis_func.validation import suggest
 from featvis_func.zoo import CLASSES, MEAN, SIZE, STD
 
 
-def same_values(a: nn.Module, b: nn.Module) -> bool:
+def have_equal_states(a: nn.Module, b: nn.Module) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def small(seed: int = 0) -> nn.Sequential:
+def make_small(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
 
 
 class Downloads:
-    """Stands in for torchvision's loader: hands over random values instead of fetching any."""
+    """Replacement of torchvision's download function: records the URL and returns random weights."""
 
     def __init__(self) -> None:
         self.urls: list[str] = []
@@ -41,10 +41,10 @@ class Downloads:
         del options
         self.urls.append(url)
         name = url.rsplit("/", 1)[1].partition("-")[0]
-        own = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
+        extra = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            module = torchvision.models.get_model(name, weights=None, **own)
+            module = torchvision.models.get_model(name, weights=None, **extra)
         self.states[name] = module.state_dict()
         return self.states[name]
 
@@ -59,7 +59,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> Downloads:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **options: Any) -> Any:
-        raise AssertionError("a download")
+        raise AssertionError("unexpected download")
 
     monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", refuse)
 
@@ -67,16 +67,16 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- texturenet -----------------------------------------------------------------------------------------------------
 
 
-def test_texturenet_comes_with_its_input_and_classes() -> None:
+def test_texturenet_has_its_input_and_classes() -> None:
     model = load_model("texturenet")
     assert (model.name, model.mean, model.std, model.size) == ("texturenet", MEAN, STD, (SIZE, SIZE))
     assert model.categories == tuple(CLASSES)
     assert model.channels == 3
     assert not model.module.training
-    assert same_values(model.module, load_model("texturenet").module)
+    assert have_equal_states(model.module, load_model("texturenet").module)
 
 
-def test_a_model_passes_through(texturenet: Model) -> None:
+def test_load_model_returns_a_model_unchanged(texturenet: Model) -> None:
     assert load_model(texturenet) == texturenet
     assert load_model(texturenet).module is texturenet.module
 
@@ -86,7 +86,7 @@ def test_a_model_passes_through(texturenet: Model) -> None:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "googlenet"])
-def test_random_weights_are_the_same_each_time_and_cost_no_draws(name: str) -> None:
+def test_random_weights_are_reproducible_and_keep_the_global_rng_state(name: str) -> None:
     before = torch.random.get_rng_state()
     first = load_model(f"torchvision:{name}@none")
     torch.rand(3)
@@ -94,8 +94,8 @@ def test_random_weights_are_the_same_each_time_and_cost_no_draws(name: str) -> N
     torch.random.set_rng_state(before)
     third = load_model(f"torchvision:{name}@none")
     assert torch.equal(before, torch.random.get_rng_state())
-    assert same_values(first.module, second.module)
-    assert same_values(first.module, third.module)
+    assert have_equal_states(first.module, second.module)
+    assert have_equal_states(first.module, third.module)
     assert not first.module.training
     assert first.weights == ""
     assert first.categories == ()
@@ -113,7 +113,9 @@ def test_random_weights_are_the_same_each_time_and_cost_no_draws(name: str) -> N
         ("mobilenet_v3_small", "MobileNet_V3_Small_Weights.IMAGENET1K_V1", 224),
     ],
 )
-def test_named_weights_bring_their_own_preset(downloads: Downloads, spec: str, weights: str, size: int) -> None:
+def test_named_weights_set_input_and_categories_from_their_preset(
+    downloads: Downloads, spec: str, weights: str, size: int
+) -> None:
     model = load_model(f"torchvision:{spec}")
     (url,) = downloads.urls
     enum = torchvision.models.get_weight(weights)
@@ -128,7 +130,7 @@ def test_named_weights_bring_their_own_preset(downloads: Downloads, spec: str, w
     assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
 
 
-def test_a_preset_of_other_statistics_is_used(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_and_size_come_from_the_preset(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
     class Preset:
         mean, std, crop_size = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), [96]
 
@@ -139,7 +141,7 @@ def test_a_preset_of_other_statistics_is_used(downloads: Downloads, monkeypatch:
     assert len(downloads.urls) == 1
 
 
-def test_own_mean_std_and_size_go_before_the_preset(downloads: Downloads) -> None:
+def test_mean_std_and_size_arguments_override_the_preset(downloads: Downloads) -> None:
     model = load_model("torchvision:resnet18", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=(64, 48))
     assert (model.mean, model.std, model.size) == ((0.5,) * 3, (0.25,) * 3, (64, 48))
     assert downloads.urls
@@ -152,16 +154,18 @@ def test_own_mean_std_and_size_go_before_the_preset(downloads: Downloads) -> Non
         RuntimeError('invalid hash value (expected "f37072fd", got "00")'),
     ],
 )
-def test_a_download_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_failed_download_raises_one_line_error_with_alternatives(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(*args: Any, **options: Any) -> Any:
         raise error
 
     monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", fail)
-    with pytest.raises(ValueError, match=r"could not fetch the weights ResNet18_Weights\.IMAGENET1K_V1") as caught:
+    with pytest.raises(ValueError, match=r"could not fetch the weights ResNet18_Weights\.IMAGENET1K_V1") as raised:
         load_model("torchvision:resnet18")
-    assert str(error).splitlines()[0] in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "'@none'" in str(caught.value)
+    assert str(error).splitlines()[0] in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "'@none'" in str(raised.value)
 
 
 @pytest.mark.usefixtures("offline")
@@ -179,17 +183,17 @@ def test_a_download_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatc
         ("torchvision:resnet50@IMAGENET1K_V3", r"'IMAGENET1K_V3'; it has IMAGENET1K_V1, IMAGENET1K_V2$"),
         (
             "torchvision:resnet18@ResNet50_Weights.IMAGENET1K_V2",
-            r"'ResNet50_Weights.IMAGENET1K_V2' are not of resnet18, which has IMAGENET1K_V1$",
+            r"'ResNet50_Weights.IMAGENET1K_V2' are not for resnet18, which has IMAGENET1K_V1$",
         ),
         ("torchvision:resnet18@Nothing.V1", r"no weights 'Nothing.V1'; resnet18 has IMAGENET1K_V1$"),
         ("torchvision:resnet18@ResNet18_Weights.V9", r"'ResNet18_Weights.V9'; resnet18 has IMAGENET1K_V1$"),
         ("torchvision:resnet18@a.b.c", r"no weights 'a.b.c'; resnet18 has IMAGENET1K_V1$"),
     ],
 )
-def test_unknown_names_say_what_exists(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+def test_unknown_names_raise_with_existing_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
         load_model(name)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -200,15 +204,15 @@ def test_unknown_names_say_what_exists(name: str, message: str) -> None:
         ("a", [], ""),
     ],
 )
-def test_suggest(name: str, known: list[str], expected: str) -> None:
+def test_suggest_lists_similar_names(name: str, known: list[str], expected: str) -> None:
     assert suggest(name, known) == expected
 
 
-# --- bare modules ---------------------------------------------------------------------------------------------------
+# --- user modules ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_bare_module_tells_its_channels(channels: int) -> None:
+def test_channels_are_inferred_from_the_first_convolution(channels: int) -> None:
     module = nn.Sequential(nn.Conv2d(channels, 2, 3)).train()
     model = load_model(module)
     assert model.module is module
@@ -219,14 +223,14 @@ def test_a_bare_module_tells_its_channels(channels: int) -> None:
     assert (model.name, model.size, model.categories, model.weights) == ("Sequential", (224, 224), (), "")
 
 
-def test_a_bare_transformer_tells_its_size() -> None:
+def test_size_is_inferred_from_image_size() -> None:
     with torch.random.fork_rng(devices=[]):
         module = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16)
     assert load_model(module).size == (32, 32)
     assert load_model(module, size=48).size == (48, 48)
 
 
-def test_a_module_without_convolutions_takes_three_channels() -> None:
+def test_module_without_convolution_has_three_channels() -> None:
     assert load_model(nn.Linear(3, 2)).mean == IMAGENET_MEAN
 
 
@@ -241,32 +245,32 @@ def test_a_module_without_convolutions_takes_three_channels() -> None:
         ({"size": (32, 48)}, IMAGENET_MEAN, IMAGENET_STD, (32, 48)),
     ],
 )
-def test_what_is_given_goes_first(
+def test_arguments_override_the_inferred_input(
     given: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int]
 ) -> None:
-    model = load_model(small(), **given)
+    model = load_model(make_small(), **given)
     assert (model.mean, model.std, model.size) == (mean, std, size)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": 0}, r"at least 1 x 1 pixels, got \(0, 0\)"),
+        ({"size": 0}, r"image size must be whole pixels, at least 1, .* got 0"),
         ({"size": (32, -1)}, r"got \(32, -1\)"),
         ({"mean": (0.5, 0.5), "std": (1.0,)}, r"one mean and one std above 0 per channel"),
         ({"mean": ()}, r"got mean \(\)"),
         ({"std": (1.0, 0.0, 1.0)}, r"std \(1\.0, 0\.0, 1\.0\)"),
         ({"std": (1.0, -1.0, 1.0)}, r"std above 0"),
         ({"std": (1.0, float("nan"), 1.0)}, r"std above 0"),
-        ({"weights": "w.pth"}, r"weights= goes with a model's name"),
+        ({"weights": "w.pth"}, r"weights= requires a model name, got a Sequential"),
     ],
 )
-def test_input_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_model(small(), **given)
+        load_model(make_small(), **given)
 
 
-# --- files of weights -----------------------------------------------------------------------------------------------
+# --- weights files --------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, state: Any) -> Path:
@@ -290,51 +294,51 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_weights_from_torch_files(tmp_path: Path, wrapper: str, suffix: str) -> None:
-    source, target = small(1), small(2)
+def test_load_weights_reads_wrapped_torch_files(tmp_path: Path, wrapper: str, suffix: str) -> None:
+    source, target = make_small(1), make_small(2)
     path = write(tmp_path / f"w{suffix}", WRAPPERS[wrapper](source.state_dict()))
     load_weights(target, path)
     load_weights(target, str(path))
-    assert same_values(source, target)
+    assert have_equal_states(source, target)
 
 
-def test_weights_from_safetensors(tmp_path: Path) -> None:
-    source, target = small(1), small(2)
+def test_load_weights_reads_safetensors(tmp_path: Path) -> None:
+    source, target = make_small(1), make_small(2)
     load_weights(target, write(tmp_path / "w.safetensors", source.state_dict()))
-    assert same_values(source, target)
+    assert have_equal_states(source, target)
 
 
-def test_weights_from_old_torch_files(tmp_path: Path) -> None:
-    source, target = small(1), small(2)
+def test_load_weights_reads_legacy_torch_files(tmp_path: Path) -> None:
+    source, target = make_small(1), make_small(2)
     torch.save(source.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     load_weights(target, tmp_path / "w.pth")
-    assert same_values(source, target)
+    assert have_equal_states(source, target)
 
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_named_model_with_own_weights(tmp_path: Path, suffix: str) -> None:
+def test_load_model_replaces_torchvision_weights_by_a_file(tmp_path: Path, suffix: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         source = torchvision.models.squeezenet1_1()
     path = write(tmp_path / f"mine{suffix}", source.state_dict())
     model = load_model("torchvision:squeezenet1_1", weights=path)
-    assert same_values(model.module, source)
+    assert have_equal_states(model.module, source)
     assert model.weights.startswith(f"mine{suffix} sha256:")
     assert len(model.weights.partition("sha256:")[2]) == 64
     assert not model.module.training
 
 
-def test_texturenet_with_own_weights(tmp_path: Path, texturenet: Model) -> None:
+def test_load_model_replaces_texturenet_weights_by_a_file(tmp_path: Path, texturenet: Model) -> None:
     state = {name: value + 1 for name, value in texturenet.module.state_dict().items()}
     model = load_model("texturenet", weights=write(tmp_path / "w.safetensors", state))
     assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
-    assert same_values(load_model("texturenet").module, texturenet.module)
+    assert have_equal_states(load_model("texturenet").module, texturenet.module)
 
 
 @pytest.mark.usefixtures("offline")
-def test_googlenet_with_own_weights_transforms_its_input(tmp_path: Path) -> None:
-    """As torchvision's own builder does, because published weights were converted from another framework."""
+def test_googlenet_with_weights_file_transforms_its_input(tmp_path: Path) -> None:
+    """torchvision's builder does so for its pretrained weights, which were converted from another framework."""
     with torch.random.fork_rng(devices=[]):
         source = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
     trunk = {name: value for name, value in source.state_dict().items() if not name.startswith("aux")}
@@ -344,8 +348,8 @@ def test_googlenet_with_own_weights_transforms_its_input(tmp_path: Path) -> None
     assert all(torch.equal(value, trunk[name]) for name, value in model.module.state_dict().items() if name in trunk)
 
 
-class Opens:
-    """Unpickled without care, it makes a file."""
+class CreatesFolder:
+    """An object that creates a folder when it is unpickled without restrictions."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -354,27 +358,27 @@ class Opens:
         return os.mkdir, (self.path,)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    harm = tmp_path / "harm"
-    torch.save({"0.weight": Opens(str(harm))}, tmp_path / "w.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Opens(str(harm)), protocol=2))
+def test_pickle_with_code_raises_and_is_not_run(tmp_path: Path) -> None:
+    created = tmp_path / "created"
+    torch.save({"0.weight": CreatesFolder(str(created))}, tmp_path / "w.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(CreatesFolder(str(created)), protocol=2))
     for name in ("w.pth", "plain.pth"):
-        with pytest.raises(ValueError, match="cannot be read") as caught:
-            load_weights(small(), tmp_path / name)
-        assert "\n" not in str(caught.value)
-    assert not harm.exists()
+        with pytest.raises(ValueError, match="cannot be read") as raised:
+            load_weights(make_small(), tmp_path / name)
+        assert "\n" not in str(raised.value)
+    assert not created.exists()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
-def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
-    path = write(tmp_path / f"w{suffix}", small().state_dict())
+def test_truncated_file_raises(tmp_path: Path, suffix: str, share: float) -> None:
+    path = write(tmp_path / f"w{suffix}", make_small().state_dict())
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ValueError, match="cannot be read") as caught:
-        load_weights(small(), path)
-    assert repr(str(path)) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be read") as raised:
+        load_weights(make_small(), path)
+    assert repr(str(path)) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -390,17 +394,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) 
         ("w.pth", torch.zeros(2), "no state dict of tensors"),
     ],
 )
-def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_file_without_state_dict_raises(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
-        load_weights(small(), path)
+        load_weights(make_small(), path)
 
 
-def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+def test_folder_as_weights_file_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no weights file"):
-        load_weights(small(), tmp_path)
+        load_weights(make_small(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -415,38 +419,38 @@ def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
         (lambda state: {f"x.{n}": v for n, v in state.items()}, r"no 0\.weight, no 0\.bias, .*, and \d+ more$"),
     ],
 )
-def test_weights_of_another_architecture_are_refused_and_change_nothing(
+def test_weights_of_another_architecture_raise_and_leave_the_module_unchanged(
     tmp_path: Path, change: Any, message: str
 ) -> None:
-    path = write(tmp_path / "w.safetensors", change(small(1).state_dict()))
-    target = small(2)
-    with pytest.raises(ValueError, match=message) as caught:
+    path = write(tmp_path / "w.safetensors", change(make_small(1).state_dict()))
+    target = make_small(2)
+    with pytest.raises(ValueError, match=message) as raised:
         load_weights(target, path)
-    assert "\n" not in str(caught.value)
-    assert same_values(target, small(2))
+    assert "\n" not in str(raised.value)
+    assert have_equal_states(target, make_small(2))
 
 
-def test_an_old_file_cut_anywhere(tmp_path: Path) -> None:
-    """Damaged pickles fail in many ways; each becomes one error."""
+def test_legacy_file_truncated_anywhere_raises(tmp_path: Path) -> None:
+    """Damaged pickles raise many types of exceptions; all become a ValueError."""
     path = tmp_path / "weights.pth"
-    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
+    torch.save(make_small().state_dict(), path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    for cut in range(0, 600, 7):
-        path.write_bytes(data[:cut])
+    for length in range(0, 600, 7):
+        path.write_bytes(data[:length])
         with pytest.raises(ValueError, match=r"cannot be read|hold no state dict"):
-            load_weights(small(), path)
+            load_weights(make_small(), path)
 
 
-def test_a_file_without_names(tmp_path: Path) -> None:
+def test_state_dict_with_integer_keys_raises(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({0: torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="hold no state dict of tensors"):
-        load_weights(small(), path)
+        load_weights(make_small(), path)
 
 
-def test_random_weights_fetch_no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_do_not_download_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("fetched")
+        raise AssertionError("unexpected download")
 
     monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", fail)
     assert load_model("torchvision:lraspp_mobilenet_v3_large@none").size == (224, 224)

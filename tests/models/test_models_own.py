@@ -1,4 +1,4 @@
-"""Modules of the user's own: odd ones that work, those that cannot work, and packages that are missing."""
+"""User-provided modules: unusual ones that work, ones without gradients, and missing optional packages."""
 
 import sys
 import warnings
@@ -16,13 +16,13 @@ from featvis_func.rendering.api import render
 from tests.toys import make_tiny
 
 
-def quiet(make: Callable[[], Any]) -> Any:
+def without_warnings(make: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, that quantisation and scripting are on their way out
+        warnings.simplefilter("ignore")  # torch deprecates quantisation and scripting.
         return make()
 
 
-# --- without a gradient, or without layers --------------------------------------------------------------------------
+# --- without gradients or layers ------------------------------------------------------------------------------------
 
 
 def dynamically_quantised() -> nn.Module:
@@ -38,24 +38,24 @@ def statically_quantised() -> nn.Module:
 
 
 def graph_quantised() -> nn.Module:
-    class Rounds(nn.Module):
+    class Quantise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8).dequantize()
 
-    return torch.fx.symbolic_trace(nn.Sequential(Rounds()))
+    return torch.fx.symbolic_trace(nn.Sequential(Quantise()))
 
 
-def of_bytes() -> nn.Module:
+def with_int8_weight() -> nn.Module:
     module = nn.Sequential(nn.Linear(3, 4))
     module[0].weight = nn.Parameter(torch.zeros(4, 3, dtype=torch.int8), requires_grad=False)
     return module
 
 
-def of_byte_floats() -> nn.Module:
+def with_float8_weight() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4)).to(torch.float8_e4m3fn)
 
 
-def with_a_buffer_of_bytes() -> nn.Module:
+def with_qweight_buffer() -> nn.Module:
     module = nn.Sequential(nn.Module())
     module[0].register_buffer("qweight", torch.zeros(4, dtype=torch.int32))
     return module
@@ -67,24 +67,24 @@ def with_a_buffer_of_bytes() -> nn.Module:
         (dynamically_quantised, r"layer '1' of Sequential is quantised \(torch\.ao\.nn\.quantized\.dynamic.*Linear\)"),
         (statically_quantised, r"layer '0' of Sequential is quantised \(torch\.ao\.nn\.quantized.*Quantize\)"),
         (graph_quantised, r"Sequential is quantised \(its graph calls quantize_per_tensor\)"),
-        (of_bytes, r"layer '0' of Sequential is quantised \(its weight is torch\.int8\)"),
-        (of_byte_floats, r"layer '0' of Sequential is quantised \(its weight is torch\.float8_e4m3fn\)"),
-        (with_a_buffer_of_bytes, r"layer '0' of Sequential is quantised \(its qweight is torch\.int32\)"),
+        (with_int8_weight, r"layer '0' of Sequential is quantised \(its weight is torch\.int8\)"),
+        (with_float8_weight, r"layer '0' of Sequential is quantised \(its weight is torch\.float8_e4m3fn\)"),
+        (with_qweight_buffer, r"layer '0' of Sequential is quantised \(its qweight is torch\.int32\)"),
         (lambda: torch.jit.script(make_tiny()), r"RecursiveScriptModule is scripted or traced"),
         (lambda: torch.jit.trace(make_tiny(), torch.rand(1, 3, 20, 20)), r"TopLevelTracedModule is scripted or traced"),
         (lambda: nn.Sequential(torch.jit.script(nn.Tanh())), r"layer '0' of Sequential is scripted or traced"),
     ],
 )
-def test_modules_that_cannot_work_are_refused_and_say_what_could(make: Callable[[], nn.Module], message: str) -> None:
-    module = quiet(make)
+def test_modules_without_gradients_raise_and_name_the_alternative(make: Callable[[], nn.Module], message: str) -> None:
+    module = without_warnings(make)
     for given in (module, Model(module, type(module).__name__, (0.0,) * 3, (1.0,) * 3, (8, 8))):
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(ValueError, match=message) as raised:
             load_model(given)
-        assert "made from" in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert "made from" in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
-def test_a_tensor_class_of_a_library_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantised_tensor_subclass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     class Params4bit(nn.Parameter):
         __module__ = "bitsandbytes.nn.modules"
 
@@ -95,20 +95,20 @@ def test_a_tensor_class_of_a_library_that_rounds(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5"])
-def test_torchvisions_models_that_are_ready_for_quantisation_are_floats(name: str) -> None:
+def test_torchvision_models_prepared_for_quantisation_are_accepted(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
-        module = quiet(lambda: getattr(torchvision.models.quantization, name)(weights=None, quantize=False))
+        module = without_warnings(lambda: getattr(torchvision.models.quantization, name)(weights=None, quantize=False))
     assert load_model(module).module is module
 
 
-def test_integers_beside_the_weights_are_fine() -> None:
+def test_integer_buffers_are_accepted() -> None:
     module = make_tiny()
     module.register_buffer("index", torch.arange(4))
     module.register_buffer("mask", torch.ones(4, dtype=torch.int8))
     assert load_model(module).module is module
 
 
-# --- packages that are not there ------------------------------------------------------------------------------------
+# --- missing packages -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,21 +119,21 @@ def test_integers_beside_the_weights_are_fine() -> None:
         ("transformers:google/vit-base-patch16-224", "transformers", "huggingface"),
     ],
 )
-def test_a_missing_package_says_what_to_install(
+def test_missing_package_raises_with_install_command(
     monkeypatch: pytest.MonkeyPatch, spec: str, package: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"needs the package {package}, which is not installed") as caught:
+    with pytest.raises(ValueError, match=rf"needs the package {package}, which is not installed") as raised:
         load_model(spec)
-    assert str(caught.value).endswith(f"pip install 'featvis-func[{extra}]'")
-    assert spec in str(caught.value)
+    assert str(raised.value).endswith(f"pip install 'featvis-func[{extra}]'")
+    assert spec in str(raised.value)
 
 
-# --- odd ones that work ---------------------------------------------------------------------------------------------
+# --- unusual modules that work --------------------------------------------------------------------------------------
 
 
-class Answers(nn.Module):
-    """One channel in; what comes out is no tensor."""
+class NonTensorOutput(nn.Module):
+    """A module with one input channel whose output is not a tensor."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -145,16 +145,16 @@ class Answers(nn.Module):
         x = self.conv(x).relu_()
         logits = self.head(x.mean((-2, -1)))
         if self.kind == "dict":
-            return {"logits": logits, "maps": [x], "loss": None, "name": "answers"}
+            return {"logits": logits, "maps": [x], "loss": None, "name": "output"}
         return (logits, x) if self.kind == "tuple" else None
 
 
 @pytest.mark.parametrize("kind", ["dict", "tuple", "nothing"])
 @pytest.mark.filterwarnings("error")
-def test_what_the_whole_model_returns_does_not_matter(kind: str) -> None:
+def test_models_with_non_tensor_outputs_are_supported(kind: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model(Answers(kind), size=(10, 12))
+        model = load_model(NonTensorOutput(kind), size=(10, 12))
     assert [layer.filters for layer in list_layers(model)] == [4, 2]
     assert make_features(model, ["conv", "head"]).exported
     result = render(model, "conv", [0, 3], steps=2, seed=1)
@@ -162,14 +162,14 @@ def test_what_the_whole_model_returns_does_not_matter(kind: str) -> None:
     assert bool((result.images >= 0).all() & (result.images <= 1).all())
 
 
-def test_a_model_of_another_input_size_has_it_from_its_preset() -> None:
+def test_input_size_comes_from_the_torchvision_preset() -> None:
     for name, size in (("inception_v3", 299), ("efficientnet_b1", 240)):
         preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
-        assert preset.crop_size == [size], "torchvision has another preset now"
+        assert preset.crop_size == [size], "torchvision has changed this preset"
     assert load_model("torchvision:efficientnet_b1@none").size == (240, 240)
 
 
-def test_a_transformer_of_a_fixed_size_says_which_images_it_fails_on() -> None:
+def test_transformer_with_fixed_size_raises_for_another_image_size() -> None:
     with torch.random.fork_rng(devices=[]):
         module = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16).eval()
     with pytest.raises(
@@ -178,14 +178,14 @@ def test_a_transformer_of_a_fixed_size_says_which_images_it_fails_on() -> None:
         list_layers(load_model(module, size=48))
 
 
-def test_control_flow_that_depends_on_values_takes_the_slow_road_and_says_so() -> None:
-    class Chooses(Answers):
+def test_data_dependent_control_flow_falls_back_to_hooks_with_a_warning() -> None:
+    class DataDependent(NonTensorOutput):
         def forward(self, x: Tensor) -> Any:
             return super().forward(x if x.mean() > 0 else -x)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model(Chooses("dict"), size=(10, 12))
-    with pytest.warns(UserWarning, match="Chooses runs through a hook, slower and without torch.compile"):
+        model = load_model(DataDependent("dict"), size=(10, 12))
+    with pytest.warns(UserWarning, match="DataDependent runs .* hook, slower and without torch.compile"):
         result = render(model, "conv", [0], steps=2)
     assert result.status == ("ok",)

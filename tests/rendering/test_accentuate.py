@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import featvis_func as fv
-from featvis_func.backbone.features import activations_of
+from featvis_func.rendering.activations import activations_of
 from featvis_func.image import fourier
-from featvis_func.io.image_files import read_picture
+from featvis_func.io.image_files import read_image
 from featvis_func.rendering.result import picture as as_picture
 
 
@@ -60,9 +60,9 @@ def test_a_file_is_read_and_cut_to_the_form(photograph: Tensor, tmp_path: Path) 
     as_picture(photograph).save(tmp_path / "photograph.png")
     from_file = accentuated(tmp_path / "photograph.png", steps=1)
     torch.testing.assert_close(from_file.images[0], photograph, rtol=0, atol=5e-3)
-    square = read_picture(tmp_path / "photograph.png", 48)
+    square = read_image(tmp_path / "photograph.png", 48)
     torch.testing.assert_close(square, photograph[:, :, 8:56], rtol=0, atol=5e-3)
-    assert read_picture(tmp_path / "photograph.png", 12, channels=1).shape == (1, 12, 12)
+    assert read_image(tmp_path / "photograph.png", 12, channels=1).shape == (1, 12, 12)
 
 
 def test_transparency_becomes_opacity(photograph: Tensor, tmp_path: Path) -> None:

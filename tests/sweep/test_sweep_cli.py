@@ -1,29 +1,69 @@
-"""``featvis sweep``, ``status`` and ``validate``: what they print, how they exit, and how they are stopped."""
+"""Tests of ``featvis sweep``, ``status`` and ``validate``: output, exit codes, signals and full disks."""
 
+import contextlib
+import io
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from featvis_func import models
 from featvis_func.cli import main as cli
+from featvis_func.models import load_model
 from featvis_func.sweep import api as running
 from featvis_func.sweep import launchers as engines
 from featvis_func.sweep import open_store, validate, worker
 from featvis_func.sweep.layout import open_folder
 from featvis_func.sweep.shard import read_commit
+from tests.sweep_toys import join, ready, receive, start
 
 LAYERS = ["--layers", "block1.conv,head"]
-QUICK = ["--steps", "1", "--size", "32"]
+QUICK = ["--steps", "1", "--size", "32", "--precision", "float32", "--compile", "no", "--threads", "1"]
+pytestmark = pytest.mark.usefixtures("cached_tracing")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX")
+
+
+class SmallNet(nn.Module):
+    """Network with two of TextureNet's layers, whose tracing takes less time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 24, 3, stride=2), relu=nn.ReLU()))
+        self.head = nn.Linear(24, 32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.block1(images).mean((2, 3)))
+
+
+def small_model(*_: Any, **__: Any) -> models.Model:
+    """Return the small network in place of TextureNet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return load_model(SmallNet().eval(), size=32)._replace(name="texturenet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Use the small network for all commands of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load_model", small_model)
+        yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a complete sweep of two layers."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     assert cli.main(["sweep", *LAYERS, *QUICK, "--out", str(out)]) == 0
     return out
@@ -41,7 +81,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_a_sweep_fills_a_folder_and_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_validate_describe_a_complete_sweep(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(finished)]) == 0
     assert capsys.readouterr().out == "7 of 7 units done, 56 of 56 filters\n"
     assert cli.main(["validate", str(finished)]) == 0
@@ -52,7 +92,9 @@ def test_a_sweep_fills_a_folder_and_says_so(finished: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"]], ids=str)
-def test_a_finished_sweep_renders_nothing(finished: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_sweep_renders_nothing_again(
+    finished: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("something was rendered")
 
@@ -62,26 +104,26 @@ def test_a_finished_sweep_renders_nothing(finished: Path, flags: list[str], monk
     assert results(finished) == before
 
 
-def test_a_sweep_keeps_snapshots(tmp_path: Path) -> None:
+def test_snapshots_option_stores_snapshots(tmp_path: Path) -> None:
     flags = ["--layers", "head", "--filters", "3,5", *QUICK, "--steps", "2", "--snapshots", "2"]
     assert cli.main(["sweep", *flags, "--out", str(tmp_path / "out")]) == 0
-    film = open_store(tmp_path / "out")["head", 5].snapshots
-    assert film is not None
-    assert film.shape == (2, 3, 32, 32)
+    snapshots = open_store(tmp_path / "out")["head", 5].snapshots
+    assert snapshots is not None
+    assert snapshots.shape == (2, 3, 32, 32)
 
 
-def test_another_configuration_is_refused_and_shown(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_options_are_rejected_with_their_differences(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results(finished)
-    assert cli.main(["sweep", *LAYERS, "--steps", "2", "--size", "32", "--seed", "1", "--out", str(finished)]) == 2
+    assert cli.main(["sweep", *LAYERS, *QUICK, "--steps", "2", "--seed", "1", "--out", str(finished)]) == 2
     error = capsys.readouterr().err
-    assert "holds another sweep" in error
-    assert "render.steps: 1 there, 2 asked for" in error
-    assert "render.seed: 0 there, 1 asked for" in error
+    assert "holds a sweep with other options" in error
+    assert "render.steps: 1 in the folder, 2 requested" in error
+    assert "render.seed: 0 in the folder, 1 requested" in error
     assert "render.size" not in error
     assert results(finished) == before
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_a_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert cli.main(["sweep", *LAYERS, *QUICK, "--filters", "0-9", "--out", str(out), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -115,7 +157,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_error_and_leaves_nothing(
+def test_invalid_input_prints_one_error_and_writes_nothing(
     flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("RANK", "WORLD_SIZE"):
@@ -129,12 +171,14 @@ def test_bad_input_is_one_error_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("command", ["status", "validate"])
-def test_a_folder_of_something_else(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_not_a_sweep_is_rejected(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([command, str(tmp_path / "none")]) == 2
     assert "is not the folder of a sweep" in capsys.readouterr().err
 
 
-def test_what_is_not_sound_is_named_and_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_unit_and_orphan_are_reported_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ["sweep", "--layers", "head", *QUICK, "--out", str(out)]
     assert cli.main(arguments) == 0
@@ -154,30 +198,30 @@ def test_what_is_not_sound_is_named_and_mended(tmp_path: Path, capsys: pytest.Ca
     assert [p.name for p in (out / "damaged").rglob("*.safetensors.0")] == [f"{shard.name}.0"]
 
 
-def test_units_that_fail_are_named_and_tried_again(
+def test_failed_units_are_listed_and_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["sweep", "--layers", "block2.conv", *QUICK, "--unit-size", "2", "--out", str(out)]
+    arguments = ["sweep", "--layers", "block1.conv", *QUICK, "--unit-size", "1", "--out", str(out)]
     real = worker.commit
 
     def fail(folder, unit, *args, **options):
         if 5 in unit.filters:
-            raise RuntimeError("no luck with filter 5")
+            raise RuntimeError("cannot write filter 5")
         return real(folder, unit, *args, **options)
 
     monkeypatch.setattr(worker, "commit", fail)
     assert cli.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "23 of 24 units done" in printed
-    assert "block2.conv/00004-00005 failed: RuntimeError: no luck with filter 5" in printed
+    assert "block1.conv/00005-00005 failed: RuntimeError: cannot write filter 5" in printed
     assert cli.main(["status", str(out)]) == 1
     monkeypatch.undo()
     assert cli.main(arguments) == 0
     assert validate(out).sound
 
 
-def test_a_sweep_gives_up_where_too_many_units_fail(
+def test_sweep_stops_when_too_many_units_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -193,38 +237,43 @@ def test_a_sweep_gives_up_where_too_many_units_fail(
     assert [entry["event"] for entry in logged][-1] == "gave up"
 
 
+def run_until_third_commit(connection: Connection, arguments: list[str]) -> None:
+    """Run the command line in a child process, and wait for a signal before the third unit is committed."""
+    ready(connection)
+    models.load_model = small_model
+    real, commits = worker.commit, []
+
+    def commit(*args: Any, **options: Any) -> Any:
+        if len(commits) == 2:
+            connection.send("third unit is rendered")
+            receive(connection)
+        commits.append(real(*args, **options))
+        return commits[-1]
+
+    worker.commit = commit
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        code = cli.main(arguments)
+    connection.send(error.getvalue())
+    sys.exit(code)
+
+
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
-def test_a_signal_ends_a_sweep_and_what_was_committed_stays(
+def test_signal_stops_a_sweep_and_keeps_committed_units(
     number: signal.Signals, code: int, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    script = (
-        "import sys\n"
-        "from featvis_func.cli import main as cli\n"
-        "from featvis_func.sweep import worker\n"
-        "real, count = worker.commit, []\n"
-        "def commit(*args, **options):\n"
-        "    real(*args, **options)\n"
-        "    count.append(0)\n"
-        "    print(len(count), flush=True)\n"
-        "worker.commit = commit\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
     arguments = ["sweep", *LAYERS, *QUICK, "--out", str(out)]
-    with subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for _ in range(2):
-            process.stdout.readline()
-        process.send_signal(number)
-        _, error = process.communicate(timeout=30)  # what batch systems wait before they kill
-    assert process.returncode == code
+    process, connection = start(run_until_third_commit, arguments)
+    assert receive(connection) == "third unit is rendered"
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    error = receive(connection)
+    assert join(process, connection) == code
     assert error.strip().endswith("featvis: interrupted; nothing unfinished was written")
     folder = open_folder(out)
     done = [unit for unit in folder.run.units if read_commit(folder, unit, thorough=True) is not None]
-    assert 2 <= len(done) < 7
+    assert done == list(folder.run.units[:2])
     assert not list(out.rglob(".*"))
     assert cli.main(arguments) == 0
     assert validate(out).sound
@@ -232,13 +281,16 @@ def test_a_signal_ends_a_sweep_and_what_was_committed_stays(
     assert shards == {name: data for name, data in results(finished).items() if name.endswith(".safetensors")}
 
 
+@pytest.mark.slow
 @posix
-def test_a_full_disk_is_one_error_and_leaves_nothing_partial(tmp_path: Path) -> None:
+def test_full_disk_prints_one_error_and_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``python -m featvis_func`` on TextureNet with default options, in a process that can write small files only."""
+    monkeypatch.setattr(models, "load_model", load_model)
     out = tmp_path / "out"
-    arguments = ["sweep", "--layers", "head", *QUICK, "--out", str(out)]
+    arguments = ["sweep", "--layers", "head", "--filters", "0-7", "--steps", "1", "--size", "32", "--out", str(out)]
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # bytes of one file; a shard has 25,000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # bytes per file; a shard has 25,000
 
     done = subprocess.run(
         [sys.executable, "-m", "featvis_func", *arguments],
@@ -256,7 +308,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_partial(tmp_path: Path) -> 
     assert validate(out).sound
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     for command in ("sweep", "status", "validate"):
         script = (
             "import sys\n"
@@ -270,14 +322,14 @@ def test_help_does_not_wait_for_torch() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_option_that_does_not_exist(tmp_path: Path) -> None:
+def test_unknown_option_is_a_type_error(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
         running.sweep("texturenet", out=tmp_path / "out", stepz=3)  # pyright: ignore[reportCallIssue]
     assert not (tmp_path / "out").exists()
 
 
-def test_the_bar_counts_the_filters_of_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_counts_all_filters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    running.sweep("texturenet", ["head"], out=out, steps=1, size=32, progress=True)
+    running.sweep(small_model(), ["head"], out=out, steps=1, size=32, progress=True)
     assert "32/32" in capsys.readouterr().err
     assert engines.rank_of("local") == engines.Rank()

@@ -1,4 +1,4 @@
-"""Sweeps as they are used without care: working directories, devices, models and stores that are not what they seem."""
+"""Tests of unusual input to sweeps: relative paths, missing devices, special layer names, damaged units, numpy types."""
 
 import os
 import warnings
@@ -17,11 +17,14 @@ from featvis_func.sweep import dry_run, open_store, sweep, validate
 from featvis_func.sweep.plan import plan_layers
 
 QUICK: dict[str, Any] = {"steps": 1, "size": 8}
+pytestmark = pytest.mark.usefixtures("cached_tracing")
 
 
 def model(**layers: nn.Module) -> fv.Model:
-    names = layers or {"c1": nn.Conv2d(3, 4, 3), "c2": nn.Conv2d(4, 4, 3)}
-    return fv.load_model(nn.Sequential(OrderedDict(names)), size=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        modules = layers or {"c1": nn.Conv2d(3, 4, 3), "c2": nn.Conv2d(4, 4, 3)}
+    return fv.load_model(nn.Sequential(OrderedDict(modules)), size=8)
 
 
 class Scaled(nn.Module):
@@ -32,7 +35,7 @@ class Scaled(nn.Module):
         self.register_buffer("unsaved", torch.tensor(1.0), persistent=False)
 
 
-def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_output_folder_is_resolved_when_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     net = model()
     assert sweep(net, "c1", out="here", **QUICK).complete
@@ -43,12 +46,12 @@ def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytes
     assert store.path == tmp_path / "here"
 
 
-def test_units_smaller_than_a_batch_are_rendered_in_smaller_batches() -> None:
+def test_unit_size_below_batch_size_reduces_the_batch_size() -> None:
     (plan,) = plan_layers(model(), "c1", batch_size=4, unit_size=2)
     assert (plan.batch_size, plan.unit_size) == (2, 2)
 
 
-def test_every_tensor_of_a_module_counts() -> None:
+def test_fingerprint_includes_plain_tensors_and_nonpersistent_buffers() -> None:
     net = Scaled()
     before = fingerprint(net)
     assert fingerprint(net) == before
@@ -58,24 +61,24 @@ def test_every_tensor_of_a_module_counts() -> None:
     assert len({before, other, fingerprint(net)}) == 3
 
 
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_missing_device_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no device 'gpu' here"):
         sweep(model(), "c1", out=tmp_path / "out", device="gpu", **QUICK)
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_mean_something_else_elsewhere(tmp_path: Path) -> None:
+def test_layer_names_with_colon_or_brackets_are_taken_literally(tmp_path: Path) -> None:
     net = model(**{"conv:1": nn.Conv2d(3, 2, 3), "a[0]": nn.Conv2d(2, 2, 3)})
     assert sweep(net, ["conv:1", "a[0]"], out=tmp_path, **QUICK).complete
     assert open_store(tmp_path).layers == ("conv:1", "a[0]")
 
 
-def test_one_damaged_unit_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_store_skips_a_damaged_unit_with_a_warning(tmp_path: Path) -> None:
     sweep(model(), "c1", out=tmp_path, unit_size=2, **QUICK)
     shard = sorted(tmp_path.rglob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])
     store = open_store(tmp_path)
-    with pytest.warns(UserWarning, match="left out: .* is damaged"):
+    with pytest.warns(UserWarning, match="unit 'c1/00000-00001' is left out: .* is damaged.*; run the sweep again"):
         assert store.filters("c1") == (2, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,9 +89,9 @@ def test_one_damaged_unit_does_not_hide_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "says"), [("c1", "expected a layer and the number of a filter"), (("c1", 9), "no filter 9")]
+    ("which", "says"), [("c1", "expected a layer and a filter number"), (("c1", 9), "no filter 9")]
 )
-def test_what_a_store_cannot_be_asked(tmp_path: Path, which: Any, says: str) -> None:
+def test_store_rejects_invalid_keys_and_takes_any_integer_type(tmp_path: Path, which: Any, says: str) -> None:
     sweep(model(), "c1", out=tmp_path, **QUICK)
     store = open_store(tmp_path)
     assert store["c1", torch.tensor(2)].filter == store["c1", np.int64(2)].filter == 2  # type: ignore[index]
@@ -96,7 +99,7 @@ def test_what_a_store_cannot_be_asked(tmp_path: Path, which: Any, says: str) -> 
         store[which]
 
 
-def test_sizes_of_numpy_and_parts_of_ones_own(tmp_path: Path) -> None:
+def test_numpy_sizes_are_accepted_and_custom_objects_and_files_rejected(tmp_path: Path) -> None:
     assert sweep(model(), "c1", out=tmp_path / "a", steps=1, size=(np.int64(8), np.int64(9))).complete  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a sweep takes optimizer by name, one of default, published"):
         sweep(model(), "c1", out=tmp_path / "b", optimizer=fv.default_optimizer(3), **QUICK)  # type: ignore[arg-type]
@@ -107,24 +110,23 @@ def test_sizes_of_numpy_and_parts_of_ones_own(tmp_path: Path) -> None:
         open_store(tmp_path / "file")
 
 
-def test_snapshots_belong_to_the_configuration_only_where_there_are_any(tmp_path: Path) -> None:
+def test_configuration_has_snapshots_only_if_there_are_any(tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps": 3, "size": 8, "unit_size": 2}
     sweep(model(), "c1", out=tmp_path / "plain", **options)
     config = open_store(tmp_path / "plain").config
-    assert set(config["render"]) == {  # as ever: folders from before there were snapshots go on
+    assert set(config["render"]) == {  # no snapshots: folders of earlier versions can be resumed
         *("steps", "size", "seed", "views", "lr", "image", "optimizer", "tolerance", "redirect", "precision"),
         *("compile", "deterministic"),
     }
-    torch.manual_seed(0)
     net = model()
     for count in (None, 0):
         assert sweep(net, "c1", out=tmp_path / "none", **dict(options, snapshots=count)).complete
-    with pytest.raises(ValueError, match=r"render\.snapshots: null there, 3 asked for"):
+    with pytest.raises(ValueError, match=r"render\.snapshots: null in the folder, 3 requested"):
         sweep(net, "c1", out=tmp_path / "none", **dict(options, snapshots=3))
     assert "snapshots" not in open_store(tmp_path / "none").config["render"]
 
 
-def test_a_sweep_with_snapshots_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_sweep_with_snapshots_can_be_resumed(tmp_path: Path) -> None:
     net = model()
     options: dict[str, Any] = {"steps": 4, "size": 8, "unit_size": 2, "snapshots": 3}
     assert sweep(net, "c1", out=tmp_path, **options).complete
@@ -139,27 +141,27 @@ def test_a_sweep_with_snapshots_goes_on_where_it_was(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     assert store.config["render"]["snapshots"] == 3
     expected = fv.render(net, "c1", steps=4, size=8, batch_size=2, snapshots=3)
-    found = store.layer("c1").snapshots
+    stored = store.layer("c1").snapshots
     assert expected.snapshots is not None
-    assert found is not None
-    assert torch.equal(found, expected.snapshots)
-    with pytest.raises(ValueError, match=r"render\.snapshots: 3 there, 2 asked for"):
+    assert stored is not None
+    assert torch.equal(stored, expected.snapshots)
+    with pytest.raises(ValueError, match=r"render\.snapshots: 3 in the folder, 2 requested"):
         sweep(net, "c1", out=tmp_path, **dict(options, snapshots=2))
 
 
-def test_the_bytes_of_snapshots_are_told_beforehand() -> None:
-    def told(**options: Any) -> int:
+def test_dry_run_includes_the_bytes_of_snapshots() -> None:
+    def estimated(**options: Any) -> int:
         return dry_run(model(), "c1", steps=4, size=8, **options).estimate.bytes
 
-    assert told(snapshots=5) - told() == 4 * 5 * 3 * 8 * 8
-    assert told(snapshots=5, image="alpha") - told(image="alpha") == 4 * 5 * 4 * 8 * 8
+    assert estimated(snapshots=5) - estimated() == 4 * 5 * 3 * 8 * 8
+    assert estimated(snapshots=5, image="alpha") - estimated(image="alpha") == 4 * 5 * 4 * 8 * 8
 
 
 @pytest.mark.parametrize(
     ("count", "says"),
     [(-1, "snapshots must be at least 0"), (7, "snapshots must be 0 to 2, as 1 steps have so many images, got 7")],
 )
-def test_snapshots_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path, count: int, says: str) -> None:
+def test_invalid_snapshots_are_rejected_before_anything_is_written(tmp_path: Path, count: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         sweep(model(), "c1", out=tmp_path / "out", snapshots=count, **QUICK)
     assert not (tmp_path / "out").exists()
@@ -174,7 +176,7 @@ class Pair(nn.Module):
         return self.first(x), self.second(x)
 
 
-def test_one_of_several_outputs_is_no_pattern() -> None:
+def test_brackets_that_select_an_output_are_not_a_pattern() -> None:
     model = fv.load_model(nn.Sequential(OrderedDict(two=Pair())).eval(), size=12)
     for name in ("two[1]", "two[1]@chw"):
         assert [(plan.layer, len(plan.filters)) for plan in plan_layers(model, name)] == [(name, 5)]

@@ -1,5 +1,6 @@
-"""A sweep's folder outlives kills, failing and full disks, damage and company; and what can be read from it."""
+"""Tests of a sweep's folder: kills, failing and full disks, damage, concurrent runs, and reading of the results."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -11,7 +12,7 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,33 +26,57 @@ import torch
 from PIL import Image
 
 from featvis_func.io import atomic as files
-from featvis_func.sweep import shard as store
+from featvis_func.sweep import shard
 from featvis_func.sweep.launchers import Rank, TooManyFailedError
-from featvis_func.sweep.layout import Folder, Run, open_folder, set_aside, start_folder
+from featvis_func.sweep.layout import DamagedError, Folder, Run, open_folder, sealed, set_aside, start_folder
 from featvis_func.sweep.plan import Unit, folder_of
 from featvis_func.sweep.shard import commit, read_commit
 from featvis_func.sweep.store import open_store
 from featvis_func.sweep.validate import read_status, validate
 from featvis_func.sweep.worker import Worker
-from tests.sweep_toys import PROCESSES, STEPS, Toy, content, fill, filling, join, ready, start, toy_result, toy_run
+from tests.sweep_toys import (
+    HANG_SECONDS,
+    PROCESSES,
+    STEPS,
+    Toy,
+    content,
+    fill,
+    fill_in_child,
+    join,
+    ready,
+    receive,
+    start,
+    toy_result,
+    toy_run,
+)
 
-KILLS = 200
+KILLS = 60
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: these tests create and delete thousands of small files."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="featvis-", dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 def committed(folder: Folder) -> set[Unit]:
-    """The units that are done; every byte of these is checked."""
+    """Return the units that are done, after verifying every checksum."""
     return {unit for unit in folder.run.units if read_commit(folder, unit, thorough=True) is not None}
 
 
 def sound_units(folder: Folder) -> set[Unit]:
-    """The same where some are known to be damaged."""
-    found = set()
+    """Return the units that are done and undamaged."""
+    units = set()
     for unit in folder.run.units:
         try:
-            found |= {unit} if read_commit(folder, unit, thorough=True) is not None else set()
-        except ValueError:
+            units |= {unit} if read_commit(folder, unit, thorough=True) is not None else set()
+        except DamagedError:
             continue
-    return found
+    return units
 
 
 def temporaries(path: Path) -> set[Path]:
@@ -59,94 +84,107 @@ def temporaries(path: Path) -> set[Path]:
 
 
 def loose_shards(path: Path) -> set[str]:
-    """Shards that no sidecar names."""
+    """Return the names of the shards that no sidecar names."""
     named = {json.loads(file.read_bytes())["sha256"][:12] for file in path.glob("units/*/*[0-9].json")}
     return {file.name for file in path.glob("units/*/*.safetensors") if file.stem[-12:] not in named}
 
 
 @pytest.fixture
 def unsynchronised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing waits for the disk."""
+    """Skip fsync, to save time."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process counts as one that is no more, where its own temporary files are concerned."""
-    monkeypatch.setattr(files, "_runs", lambda process: False)
+    """Treat the temporary files of this process as those of a process that has ended."""
+    monkeypatch.setattr(files, "_is_running", lambda process: False)
 
 
 # Kills.
 
 
-def test_two_hundred_kills_lose_nothing(tmp_path: Path) -> None:
+def test_kills_at_any_event_lose_no_committed_unit(tmp_path: Path) -> None:
+    """Kill one process, or two at work in one folder, at random events until several runs are complete."""
     chance = random.Random(0)
-    run = toy_run({"a.conv": 40, "b.conv": 41})
-    fill(tmp_path / "whole", run, Toy())
-    whole = content(tmp_path / "whole")
-    toy = Toy(tmp_path / "log", pause=0.001)
+    run = toy_run({"a.conv": 10, "b.conv": 11})
+    fill(tmp_path / "undisturbed", run, Toy())
+    expected = content(tmp_path / "undisturbed")
+    toy = Toy(tmp_path / "log")
     seen: Counter[str] = Counter()
-    cycles = 0
     folder = Folder(tmp_path / "0", run)
     before: set[Unit] = set()
-    while cycles < KILLS:
-        workers = 1 + cycles % 2
-        first = len(toy.rendered())
-        torn = temporaries(folder.path)
-        arguments = (folder.path, run, toy)
-        running = [start(filling, *arguments, Rank(number, workers), False, True) for number in range(workers)]
+    while seen["kills"] < KILLS:
+        ranks = 1 + chance.randrange(2)
+        lines_before = len(toy.rendered())
+        abandoned = temporaries(folder.path)
+        running = [
+            start(fill_in_child, folder.path, run, toy, Rank(number, ranks), False, chance.randrange(1, 40 // ranks))
+            for number in range(ranks)
+        ]
         for _, connection in running:
             connection.send("go")
-        for process, _ in running:
-            time.sleep(chance.uniform(0, 0.06 / workers))
-            process.kill()
-        codes = []
-        for process, connection in running:
-            process.join()
-            codes.append(process.exitcode)
-            connection.close()
-            process.close()
-        assert set(codes) <= {-signal.SIGKILL, 0}
-        cycles += -signal.SIGKILL in codes
-        seen["processes killed"] += codes.count(-signal.SIGKILL)
-
+        codes = [join(*child) for child in running]
+        assert set(codes) <= {-signal.SIGKILL, 0}  # 0: its share had fewer events
         after = committed(folder)
-        assert before <= after, "lost"
-        lines = toy.rendered()[first:]
+        assert before <= after, "a committed unit is lost"
+        lines = toy.rendered()[lines_before:]
         redone = len(lines) - len(after - before)
-        assert 0 <= redone <= workers
-        assert not set(lines) & {f"{unit.layer} {unit.filters[0]}" for unit in before}, "done again"
+        assert 0 <= redone <= codes.count(-signal.SIGKILL), "more than one unit per killed process has to be redone"
+        assert not set(lines) & {f"{unit.layer} {unit.filters[0]}" for unit in before}, "a committed unit is redone"
         if after > before:
-            assert not torn & temporaries(folder.path), "abandoned files stay"
-            seen["temporary files removed"] += len(torn)
-        seen["units rendered twice"] += redone
+            assert not abandoned & temporaries(folder.path), "abandoned temporary files are not removed"
+            seen["temporary files removed"] += len(abandoned)
+        seen["kills"] += codes.count(-signal.SIGKILL)
+        seen["units rendered and not committed"] += redone
         seen["kills that left temporary files"] += bool(temporaries(folder.path))
         seen["kills between a shard and its sidecar"] += bool(loose_shards(folder.path))
+        seen["kills before run.json was written"] += not (folder.path / "run.json").exists()
         seen["units committed"] += len(after - before)
         before = after
         if len(after) == len(run.units):
             assert fill(folder.path, run, toy).complete
-            assert content(folder.path) == whole
+            assert content(folder.path) == expected
             seen["runs completed"] += 1
-            folder, before = Folder(tmp_path / str(cycles), run), set()
+            folder, before = Folder(tmp_path / str(seen["runs completed"]), run), set()
     assert fill(folder.path, run, toy).complete
-    assert content(folder.path) == whole
+    assert content(folder.path) == expected
     assert validate(folder.path).sound
-    print(f"{cycles} times killed:", dict(seen))
-    assert seen["kills that left temporary files"]
-    assert seen["kills between a shard and its sidecar"]
-    assert seen["runs completed"]
+    print(dict(seen))
+    for what in ("temporary files", "between a shard", "before run.json", "runs completed", "files removed"):
+        assert any(count for name, count in seen.items() if what in name), f"no kill tested: {what}"
+
+
+@pytest.mark.slow
+def test_kill_at_each_event_in_turn_leaves_a_folder_that_can_be_completed(tmp_path: Path) -> None:
+    run = toy_run({"a": 2, "b": 1})
+    fill(tmp_path / "undisturbed", run, Toy())
+    expected = content(tmp_path / "undisturbed")
+    code, number = -signal.SIGKILL, 0
+    while code:
+        number += 1
+        folder = Folder(tmp_path / str(number), run)
+        process, connection = start(fill_in_child, folder.path, run, Toy(), Rank(), False, number)
+        connection.send("go")
+        code = join(process, connection)
+        assert code in (-signal.SIGKILL, 0)
+        committed(folder)
+        shutil.copytree(folder.path, folder.path.with_suffix(".killed"), dirs_exist_ok=True)
+        assert fill(folder.path, run, Toy()).complete
+        assert content(folder.path) == expected
+        assert validate(folder.path).sound
+    assert number > 2 * 7, "each unit has seven events"
 
 
 # A disk that fails.
 
 Kind = Literal["once", "after", "for good", "full"]
-"""The call fails; it fails, though it did what it should; it and all later ones fail; from there on, the disk is full,
-and the first write still finds room for half of its bytes."""
+"""``once``: one call fails. ``after``: one call takes effect and then fails. ``for good``: this and all later calls
+fail. ``full``: from this call on the disk is full; the first write still has room for half of its bytes."""
 
 
 class Disk:
-    """Counts the calls that concern the files below a folder, and lets the n-th fail."""
+    """Count the calls that concern the files below a folder, and make the n-th fail."""
 
     def __init__(self, folder: Path, number: int, kind: Kind = "once") -> None:
         self.calls: list[str] = []
@@ -159,7 +197,7 @@ class Disk:
         return any(str(name).startswith(self.folder) for name in names if isinstance(name, str | os.PathLike))
 
     def fails(self, call: str) -> bool:
-        """Whether the call that is next does."""
+        """Record a call, and return whether it fails."""
         self.calls.append(call)
         late = len(self.calls) > self.number
         if self.kind == "full":
@@ -179,7 +217,7 @@ class Disk:
 
     @contextmanager
     def attached(self) -> Iterator["Disk"]:
-        """Stands between Python and the disk; fsync is counted, and not done."""
+        """Intercept the calls of Python to the file system; fsync is counted but skipped."""
         real = {name: getattr(os, name) for name in ("open", "write", "close", "fsync")}
 
         def of_path(name: str) -> Callable[..., Any]:
@@ -253,7 +291,7 @@ class Disk:
 
 
 def damage(folder: Folder) -> set[bytes]:
-    """Damages what can be; returns what the bad files hold."""
+    """Damage files of each kind; return the content of the damaged files."""
     first, second, third, *_ = folder.run.units
     bad = set()
     for path in (folder.path / "run.json", folder.sidecar(first), shard_of(folder, first), shard_of(folder, second)):
@@ -273,14 +311,15 @@ def shard_of(folder: Folder, unit: Unit) -> Path:
 @pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("scene", ["new", "damaged", "failing"])
 @pytest.mark.usefixtures("gone", "unsynchronised")
-def test_a_failure_at_each_call_in_turn_commits_nothing_bad(tmp_path: Path, scene: str, kind: Kind) -> None:
+def test_error_at_each_file_system_call_commits_no_bad_unit(tmp_path: Path, scene: str, kind: Kind) -> None:
+    """Let each call fail in turn: nothing bad is committed, nothing is lost, and the next run completes the folder."""
     run = toy_run({"a": 3, "b": 4} if scene == "damaged" else {"a": 2, "b": 1})
-    fill(tmp_path / "whole", run, Toy())
-    whole = content(tmp_path / "whole")
+    fill(tmp_path / "undisturbed", run, Toy())
+    expected = content(tmp_path / "undisturbed")
     origin = tmp_path / "origin"
     bad: set[bytes] = set()
     if scene == "damaged":
-        shutil.copytree(tmp_path / "whole", origin)
+        shutil.copytree(tmp_path / "undisturbed", origin)
         bad = damage(Folder(origin, run))
     else:
         origin.mkdir()
@@ -292,7 +331,7 @@ def test_a_failure_at_each_call_in_turn_commits_nothing_bad(tmp_path: Path, scen
             work = Worker(start_folder(path, run), Toy(broken=(1,)), seed=7)
             first, second = (work(unit).outcome for unit in run.units)
             assert first == "failed"
-            assert second in ("rendered", "found")  # it was, though the disk said that it could not be
+            assert second in ("rendered", "found")  # found: its commit took effect although a call failed
         else:
             fill(path, run, Toy())
 
@@ -318,12 +357,12 @@ def test_a_failure_at_each_call_in_turn_commits_nothing_bad(tmp_path: Path, scen
         present = {file.read_bytes() for file in folder.path.rglob("*") if file.is_file()}
         assert bad <= present, disk.calls
         if scene == "damaged":
-            assert good <= sound_units(folder), "lost"
+            assert good <= sound_units(folder), "an undamaged unit is lost"
         else:
             committed(folder)
         assert disk.calls[:number] == calls[:number]
         assert fill(folder.path, run, Toy()).complete
-        assert content(folder.path) == whole, disk.calls
+        assert content(folder.path) == expected, disk.calls
         assert validate(folder.path).sound
         aside = {file.read_bytes() for file in (folder.path / "damaged").rglob("*") if file.is_file()}
         assert bad <= aside, disk.calls
@@ -333,7 +372,7 @@ def test_a_failure_at_each_call_in_turn_commits_nothing_bad(tmp_path: Path, scen
     assert outcomes["ended"]
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_returns(tmp_path: Path) -> None:
+def test_write_file_syncs_the_data_before_renaming_and_the_folder_before_returning(tmp_path: Path) -> None:
     with Disk(tmp_path, 0).attached() as disk:
         files.write_file(tmp_path / "a", b"new")
         replacing, disk.calls = disk.calls, []
@@ -348,24 +387,24 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_ca
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_a_disk_that_writes_some_bytes_at_a_time_gets_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = toy_run()
-    fill(tmp_path / "whole", run, Toy())
+    fill(tmp_path / "undisturbed", run, Toy())
     real = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: real(handle, bytes(data[:100])))
     fill(tmp_path / "slow", run, Toy())
     monkeypatch.undo()
-    assert content(tmp_path / "slow") == content(tmp_path / "whole")
+    assert content(tmp_path / "slow") == content(tmp_path / "undisturbed")
 
 
 # A disk that is full.
 
 
-def filling_a_little(connection: Connection, path: Path, run: Run, toy: Toy, most: int | None) -> None:
-    """Tells of the error, and ends with it; no file may be larger than ``most``."""
+def fill_and_send_error(connection: Connection, path: Path, run: Run, toy: Toy, max_bytes: int | None) -> None:
+    """Call :func:`fill` in a child process in which no file may exceed ``max_bytes``, and send its error message."""
     ready(connection)
-    if most is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    if max_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
     try:
         fill(path, run, toy)
     except OSError as error:
@@ -374,26 +413,22 @@ def filling_a_little(connection: Connection, path: Path, run: Run, toy: Toy, mos
     connection.send("")
 
 
-def test_files_that_grow_too_large_end_the_run_and_nothing_is_partial(tmp_path: Path) -> None:
+def test_file_size_limit_ends_the_run_without_partial_files(tmp_path: Path) -> None:
     run = toy_run()
-    fill(tmp_path / "whole", run, Toy(side=64))
+    fill(tmp_path / "undisturbed", run, Toy(side=64))
     toy = Toy(tmp_path / "log", side=64)
-    process, connection = start(filling_a_little, tmp_path / "out", run, toy, 20_000)
-    message = connection.recv()
-    join(process, connection, code=1)
-    print(message)
-    assert "File too large" in message
-    assert len(toy.rendered()) == 1, "went on, though there was no use"
+    process, connection = start(fill_and_send_error, tmp_path / "out", run, toy, 20_000)
+    assert "File too large" in receive(connection)
+    assert join(process, connection) == 1
+    assert len(toy.rendered()) == 1, "other units are tried although they cannot be written either"
     assert not content(tmp_path / "out").keys() - {"run.json"}
-    process, connection = start(filling_a_little, tmp_path / "out", run, toy, None)
-    assert connection.recv() == ""
-    join(process, connection)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert fill(tmp_path / "out", run, toy).complete
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB, where one may be mounted."""
+    """A file system of 1 MiB, if this user may mount one."""
     place = tmp_path / "small"
     place.mkdir()
     try:
@@ -410,32 +445,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(tmp_path: Path, small_disk: Path) -> None:
+def test_full_disk_ends_the_run_which_can_be_resumed_with_more_space(tmp_path: Path, small_disk: Path) -> None:
     run = toy_run({"a": 60, "b": 60})
-    fill(tmp_path / "whole", run, Toy(side=64))
+    fill(tmp_path / "undisturbed", run, Toy(side=64))
     toy = Toy(tmp_path / "log", side=64)
     folder = Folder(small_disk / "out", run)
-    process, connection = start(filling_a_little, folder.path, run, toy, None)
-    message = connection.recv()
-    join(process, connection, code=1)
+    process, connection = start(fill_and_send_error, folder.path, run, toy, None)
+    assert "No space left on device" in receive(connection)
+    assert join(process, connection) == 1
     done = committed(folder)
-    print(f"{message}; {len(done)} of {len(run.units)} units were committed")
-    assert "No space left on device" in message
     assert 0 < len(done) < len(run.units)
     assert len(toy.rendered()) == len(done) + 1
     assert not temporaries(folder.path)
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    process, connection = start(filling_a_little, folder.path, run, toy, None)
-    assert connection.recv() == ""
-    join(process, connection)
-    assert content(folder.path) == content(tmp_path / "whole")
+    assert fill(folder.path, run, toy).complete
+    assert content(folder.path) == content(tmp_path / "undisturbed")
 
 
 # Damage.
 
 
 def change(path: Path, edit: Callable[[bytearray], None], *, keep_time: bool = False) -> list[bytes]:
-    """Edits a file in its place, and returns what it holds then."""
+    """Edit a file in place, and return its new content."""
     state = path.stat()
     data = bytearray(path.read_bytes())
     edit(data)
@@ -462,9 +493,9 @@ def empty(data: bytearray) -> None:
 
 
 def next_digit(data: bytearray) -> None:
-    """Changes one digit of a number, so that the file is still JSON."""
-    place = data.index(b'"score": ') + 13
-    data[place] = ord("0") + (data[place] - ord("0") + 1) % 10
+    """Change one digit of a number, so that the file is still valid JSON."""
+    index = data.index(b'"score": ') + 13
+    data[index] = ord("0") + (data[index] - ord("0") + 1) % 10
     json.loads(data)
 
 
@@ -488,8 +519,8 @@ DAMAGES: dict[str, Callable[[Folder, Unit], list[bytes]]] = {
     "truncated sidecar": lambda f, u: change(f.sidecar(u), shorten),
     "empty sidecar": lambda f, u: change(f.sidecar(u), empty),
     "sidecar with another digit": lambda f, u: change(f.sidecar(u), next_digit),
-    "sidecar with no number": lambda f, u: change(f.sidecar(u), not_a_number),
-    "sidecar that is no object": lambda f, u: change(f.sidecar(u), lambda data: data.__init__(b"[1]")),
+    "sidecar with NaN": lambda f, u: change(f.sidecar(u), not_a_number),
+    "sidecar that is not an object": lambda f, u: change(f.sidecar(u), lambda data: data.__init__(b"[1]")),
     "sidecar of another unit": lambda f, u: change(
         f.sidecar(u), lambda data: data.__init__(f.sidecar(f.run.units[0]).read_bytes())
     ),
@@ -499,13 +530,13 @@ DAMAGES: dict[str, Callable[[Folder, Unit], list[bytes]]] = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.usefixtures("unsynchronised")
-def test_damage_is_found_and_mended_and_what_was_damaged_is_kept(tmp_path: Path, kind: str) -> None:
+def test_damaged_unit_is_detected_rendered_again_and_kept_aside(tmp_path: Path, kind: str) -> None:
     run = toy_run()
     toy = Toy(tmp_path / "log")
     fill(tmp_path / "out", run, toy)
     folder = Folder(tmp_path / "out", run)
     assert validate(folder.path).sound
-    whole, rendered = content(folder.path), toy.rendered()
+    expected, rendered = content(folder.path), toy.rendered()
     unit = run.units[2]
     bad = DAMAGES[kind](folder, unit)
     report = validate(folder.path)
@@ -513,13 +544,12 @@ def test_damage_is_found_and_mended_and_what_was_damaged_is_kept(tmp_path: Path,
     assert not report.sound
     assert not report.status.complete
     assert not report.orphans
-    print(report.status.damaged)
     status = fill(folder.path, run, toy)
     assert status.complete
     assert not status.damaged
     assert toy.rendered()[len(rendered) :] == ["block1.conv 4"]
     assert validate(folder.path).sound
-    assert content(folder.path) == whole
+    assert content(folder.path) == expected
     aside = [file.read_bytes() for file in (folder.path / "damaged").rglob("*") if file.is_file()]
     assert all(data in aside for data in bad)
 
@@ -527,32 +557,54 @@ def test_damage_is_found_and_mended_and_what_was_damaged_is_kept(tmp_path: Path,
 @pytest.mark.parametrize(
     "edit",
     [shorten, flip, empty, lambda data: data.replace(b"7", b"NaN"), lambda data: data.__init__(b"7")],
-    ids=["truncated", "flipped", "empty", "no number", "no object"],
+    ids=["truncated", "flipped", "empty", "NaN", "not an object"],
 )
 @pytest.mark.usefixtures("unsynchronised")
-def test_a_damaged_run_json_is_found_and_written_anew_and_kept(
+def test_damaged_run_json_is_detected_written_again_and_kept_aside(
     tmp_path: Path, edit: Callable[[bytearray], bytearray | None]
 ) -> None:
     run = toy_run()
     toy = Toy(tmp_path / "log")
     path = tmp_path / "out"
     fill(path, run, toy)
-    whole, rendered = content(path), toy.rendered()
+    expected, rendered = content(path), toy.rendered()
     data = bytearray((path / "run.json").read_bytes())
     bad = bytes(edit(data) or data)
     (path / "run.json").write_bytes(bad)
     for read in (validate, open_store):
-        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        with pytest.raises(DamagedError, match=r"run\.json is damaged"):
             read(path)
     assert fill(path, run, toy).complete
     assert toy.rendered() == rendered
-    assert content(path) == whole
+    assert content(path) == expected
     assert (path / "damaged" / "run.json.0").read_bytes() == bad
     assert validate(path).sound
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_no_flipped_bit_in_a_sidecar_or_in_run_json_goes_unseen(tmp_path: Path) -> None:
+def test_error_that_mentions_damage_in_another_context_is_not_taken_for_damage(tmp_path: Path) -> None:
+    path = tmp_path / "run.json is damaged"
+    fill(path, toy_run(), Toy())
+    before = (path / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"is damaged' holds a sweep with other options") as caught:
+        start_folder(path, toy_run(model="the weights is damaged"))
+    assert not isinstance(caught.value, DamagedError)
+    (path / "run.json").write_bytes(sealed({"format": 99}))
+    with pytest.raises(ValueError, match=r"run\.json is damaged/run\.json' has format 99") as caught:
+        start_folder(path, toy_run())
+    assert not isinstance(caught.value, DamagedError)
+    (path / "run.json").write_bytes(before)
+    assert not (path / "damaged").exists()
+    assert validate(path).sound
+    not_a_folder = tmp_path / "this is damaged"
+    not_a_folder.touch()
+    with pytest.raises(ValueError, match="is a file") as caught:
+        start_folder(not_a_folder, toy_run())
+    assert not isinstance(caught.value, DamagedError)
+
+
+@pytest.mark.usefixtures("unsynchronised")
+def test_every_flipped_bit_in_a_sidecar_or_run_json_is_detected(tmp_path: Path) -> None:
     run = toy_run({"a": 2})
     fill(tmp_path, run, Toy())
     (unit,) = run.units
@@ -562,24 +614,19 @@ def test_no_flipped_bit_in_a_sidecar_or_in_run_json_goes_unseen(tmp_path: Path) 
         tmp_path / "run.json": lambda: open_folder(tmp_path),
     }
     chance = random.Random(0)
-    flips = 0
     for path, function in read.items():
         data, value = path.read_bytes(), function()
-        for place in range(len(data)):
+        for index in range(len(data)):
             bad = bytearray(data)
-            bad[place] ^= 1 << chance.randrange(8)
+            bad[index] ^= 1 << chance.randrange(8)
             path.write_bytes(bad)
-            try:
+            with contextlib.suppress(DamagedError):
                 assert function() == value, bad
-                assert json.loads(bad) == json.loads(data), bad  # as 1e-05 and 1E-05
-            except ValueError as error:
-                assert "damaged" in str(error)  # noqa: PT017
-            flips += 1
+                assert json.loads(bad) == json.loads(data), bad  # an equal value in another form, such as 1E-05
         path.write_bytes(data)
-    print(f"{flips} flipped bits")
 
 
-def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
+def test_set_aside_replaces_no_file(tmp_path: Path) -> None:
     for text in ("first", "second", "third"):
         (tmp_path / "a").write_text(text)
         moved = set_aside(tmp_path, tmp_path / "a", tmp_path / "missing")
@@ -588,7 +635,7 @@ def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
-def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_file_system_without_hard_links_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def link(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -603,28 +650,40 @@ def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "damaged").rglob("*.json.*"))) == 2
 
 
-# Company.
+# Concurrent processes.
 
 
-@pytest.mark.parametrize("jitter", [False, True], ids=["equal numbers", "numbers of its own"])
+class MeetOnce:
+    """Let each process wait for the other one when it begins its first unit."""
+
+    def __init__(self, barrier: Any) -> None:
+        self.barrier = barrier
+        self.met = False
+
+    def __call__(self) -> None:
+        if not self.met:
+            self.met = True
+            self.barrier.wait(HANG_SECONDS)
+
+
+@pytest.mark.parametrize("jitter", [False, True], ids=["equal results", "other rounding"])
 @pytest.mark.parametrize("backwards", [False, True], ids=["same order", "from both ends"])
 @pytest.mark.parametrize("damaged", [False, True], ids=["new folder", "all damaged"])
-def test_two_runs_in_one_folder_do_no_damage(tmp_path: Path, jitter: bool, backwards: bool, damaged: bool) -> None:
-    run = toy_run({"a": 31, "b/c": 20})
-    fill(tmp_path / "whole", run, Toy())
-    whole = content(tmp_path / "whole")
+def test_two_concurrent_runs_complete_one_folder(tmp_path: Path, jitter: bool, backwards: bool, damaged: bool) -> None:
+    run = toy_run({"a": 21, "b/c": 10})
+    fill(tmp_path / "undisturbed", run, Toy())
+    expected = content(tmp_path / "undisturbed")
     folder = Folder(tmp_path / "out", run)
     if damaged:
-        shutil.copytree(tmp_path / "whole", folder.path)
+        shutil.copytree(tmp_path / "undisturbed", folder.path)
         for unit in run.units:
             change(folder.sidecar(unit), shorten)
-    toy = Toy(tmp_path / "log", jitter=jitter, pause=0.002)
-    running = [start(filling, folder.path, run, toy, Rank(), back, True) for back in (False, backwards)]
+    toy = Toy(tmp_path / "log", jitter=jitter, begin=MeetOnce(PROCESSES.Barrier(2)))
+    running = [start(fill_in_child, folder.path, run, toy, Rank(), back, None) for back in (False, backwards)]
     numbers = [process.pid for process, _ in running]
     for _, connection in running:
         connection.send("go")
-    for process, connection in running:
-        join(process, connection)
+    assert [join(*child) for child in running] == [0, 0]
     assert committed(folder) == set(run.units)
     assert read_status(folder, thorough=True).complete
     assert not temporaries(folder.path)
@@ -638,61 +697,56 @@ def test_two_runs_in_one_folder_do_no_damage(tmp_path: Path, jitter: bool, backw
             stored = torch.stack([results[unit.layer, number].image for number in unit.filters])
             assert any(torch.allclose(stored, images, atol=0.51 / 255) for images in possible)
     else:
-        assert content(folder.path) == whole
+        assert content(folder.path) == expected
         assert validate(folder.path).sound
     lines = Counter(toy.rendered())
-    print(f"{sum(n > 1 for n in lines.values())} of {len(lines)} units were rendered twice,", end=" ")
-    print(f"{len(loose_shards(folder.path))} shards are not the ones that count")
     assert set(lines) == {f"{unit.layer} {unit.filters[0]}" for unit in run.units}
+    assert backwards or max(lines.values()) == 2, "both runs begin with the first unit, at the same time"
 
 
-def starting(connection: Connection, path: Path, runs: list[Run], meet: Any) -> None:
-    """Starts a folder after another, each at the same moment as others do."""
+def start_folders(connection: Connection, path: Path, runs: list[Run], barrier: Any) -> None:
+    """Start one folder after another, each at the same time as the other processes do; send the hashes or errors."""
     ready(connection)
-    told = []
+    answers = []
     for number, run in enumerate(runs):
-        meet.wait()
+        barrier.wait(HANG_SECONDS)
         try:
-            told.append(start_folder(path / str(number), run).run.hash)
+            answers.append(start_folder(path / str(number), run).run.hash)
         except ValueError as error:
-            told.append(str(error))
-    connection.send(told)
+            answers.append(str(error))
+    connection.send(answers)
 
 
-@pytest.mark.parametrize("others", [False, True], ids=["one sweep", "two sweeps"])
-def test_who_starts_at_once_agrees_on_one_configuration(tmp_path: Path, others: bool) -> None:
-    meet = PROCESSES.Barrier(4)
-    runs = [[toy_run(seed=number % 2 if others else 0)] * 20 for number in range(4)]
-    running = [start(starting, tmp_path, own, meet) for own in runs]
-    told = [connection.recv() for _, connection in running]
-    for process, connection in running:
-        join(process, connection)
-    first = Counter()
+@pytest.mark.parametrize("different", [False, True], ids=["one configuration", "two configurations"])
+def test_processes_that_start_at_the_same_time_agree_on_one_configuration(tmp_path: Path, different: bool) -> None:
+    barrier = PROCESSES.Barrier(4)
+    runs = [[toy_run(seed=number % 2 if different else 0)] * 20 for number in range(4)]
+    running = [start(start_folders, tmp_path, own, barrier) for own in runs]
+    answers = [receive(connection) for _, connection in running]
+    assert [join(*child) for child in running] == [0] * 4
     for number in range(20):
         path = tmp_path / str(number)
         kept = open_folder(path).run
         assert [file.name for file in path.rglob("*")] == ["run.json"]
-        for own, answers in zip(runs, told, strict=True):
+        for own, answer in zip(runs, answers, strict=True):
             if own[number].config == kept.config:
-                assert answers[number] == kept.hash
+                assert answer[number] == kept.hash
             else:
-                assert "holds another sweep:\n  seed: " in answers[number]
-        first[kept.config["seed"]] += 1
-    print(f"the seeds that were first: {dict(first)}")
+                assert "holds a sweep with other options:\n  seed: " in answer[number]
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_another_configuration_is_refused_and_the_difference_shown(tmp_path: Path) -> None:
+def test_other_configuration_is_rejected_with_its_differences(tmp_path: Path) -> None:
     fill(tmp_path, toy_run(), Toy())
     before = content(tmp_path)
     other = toy_run({"block1.conv": 5, "tail": 4}, model="toyer", render={"seed": 7, "steps": 6})
-    with pytest.raises(ValueError, match=r"holds another sweep") as caught:
+    with pytest.raises(ValueError, match=r"holds a sweep with other options") as caught:
         fill(tmp_path, other, Toy())
     assert str(caught.value).splitlines()[1:-1] == [
-        "  layers.head: 4 there, null asked for",
-        "  layers.tail: null there, 4 asked for",
-        '  model: "toy" there, "toyer" asked for',
-        "  render.steps: 5 there, 6 asked for",
+        "  layers.head: 4 in the folder, null requested",
+        "  layers.tail: null in the folder, 4 requested",
+        '  model: "toy" in the folder, "toyer" requested',
+        "  render.steps: 5 in the folder, 6 requested",
     ]
     assert content(tmp_path) == before
 
@@ -701,26 +755,33 @@ def test_another_configuration_is_refused_and_the_difference_shown(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_a_finished_run_of_ten_thousand_units_renders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "pack", lambda unit, *_, **__: unit.name.encode())  # which is what takes time
-    run = toy_run({f"layer{number}": 100 for number in range(100)}, unit_size=1)
-    assert len(run.units) == 10_000
+def test_finished_run_reads_each_sidecar_twice_and_renders_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work of restarting a finished run is linear in the number of units."""
+    monkeypatch.setattr(shard, "pack", lambda unit, *_, **__: unit.name.encode())
+    run = toy_run({f"layer{number}": 40 for number in range(10)}, unit_size=1)
     folder = start_folder(tmp_path / "out", run)
     for unit in run.units:
         commit(folder, unit, toy_result("", unit.filters, 7, side=2), [7], seconds=0.0)
-    again = Toy(tmp_path / "log", side=2)
-    begun = time.perf_counter()
-    assert fill(tmp_path / "out", run, again).complete
-    answered = time.perf_counter() - begun
-    begun = time.perf_counter()
+    reads: Counter[str] = Counter()
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        reads[str(path)] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    toy = Toy(tmp_path / "log", side=2)
+    assert fill(tmp_path / "out", run, toy).complete
+    assert toy.rendered() == []
+    assert [reads[str(folder.sidecar(unit))] for unit in run.units] == [2] * 400
     assert validate(tmp_path / "out").sound
-    validated = time.perf_counter() - begun
-    print(f"10,000 units, started again: {answered:.2f} s; validated: {validated:.2f} s")
-    assert again.rendered() == []
+    assert [reads[str(folder.sidecar(unit))] for unit in run.units] == [4] * 400
 
 
-def weighing(connection: Connection, path: Path, run: Run) -> None:
-    """Tells how much memory the process takes after each unit, and after each filter that is read."""
+def measure_memory(connection: Connection, path: Path, run: Run) -> None:
+    """Send the memory of the process in MiB after each unit that is written, and after each filter that is read."""
     ready(connection)
     os.fsync = lambda fd: None
     side, page = 64, os.sysconf("SC_PAGE_SIZE")
@@ -729,27 +790,24 @@ def weighing(connection: Connection, path: Path, run: Run) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20
 
     work = Worker(start_folder(path, run), Toy(side=side), seed=7)
-    weights = []
+    sizes = []
     for unit in run.units:
         assert work(unit).outcome == "rendered"
-        weights.append(resident())
-    connection.send(weights)
+        sizes.append(resident())
+    connection.send(sizes)
     connection.send([resident() for entry in open_store(path) if entry.image.sum() > 0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-def test_a_long_sweep_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
-    run = toy_run({"a": 1000, "b": 1000})
-    assert len(run.units) == 1000
-    process, connection = start(weighing, tmp_path, run)
-    written, read = connection.recv(), connection.recv()
-    join(process, connection)
-    assert len(written) == 1000
-    assert len(read) == 2000
-    print(f"MiB after 200 and 1000 units: {written[200]:.1f}, {written[-1]:.1f};", end=" ")
-    print(f"after 400 and 2000 filters were read: {read[400]:.1f}, {read[-1]:.1f}")
-    assert written[-1] - written[200] < 5  # the images of the 800 between them are 75 MiB
-    assert read[-1] - read[400] < 5
+def test_memory_does_not_grow_with_the_number_of_units(tmp_path: Path) -> None:
+    run = toy_run({"a": 300, "b": 300})
+    process, connection = start(measure_memory, tmp_path, run)
+    written, read = receive(connection), receive(connection)
+    assert join(process, connection) == 0
+    assert len(written) == 300
+    assert len(read) == 600
+    assert written[-1] - written[100] < 5  # the images of the 200 units between them are 19 MiB
+    assert read[-1] - read[200] < 5
 
 
 # Reading.
@@ -757,7 +815,7 @@ def test_a_long_sweep_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 @pytest.mark.usefixtures("unsynchronised")
-def test_what_is_read_is_what_was_rendered(tmp_path: Path, dtype: str) -> None:
+def test_store_returns_the_rendered_results(tmp_path: Path, dtype: str) -> None:
     run = toy_run(image_dtype=dtype)
     fill(tmp_path, run, Toy())
     results = open_store(tmp_path)
@@ -774,35 +832,35 @@ def test_what_is_read_is_what_was_rendered(tmp_path: Path, dtype: str) -> None:
     for layer in results.layers:
         numbers = results.filters(layer)
         expected = toy_result(layer, numbers, 7)
-        found = results.layer(layer)
-        assert found.images.dtype == torch.float32
-        torch.testing.assert_close(found.images, expected.images, atol=tolerance, rtol=0)
+        stored = results.layer(layer)
+        assert stored.images.dtype == torch.float32
+        torch.testing.assert_close(stored.images, expected.images, atol=tolerance, rtol=0)
         for name in ("activations", "scores", "best_step", "history", "steps"):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=0, rtol=0)
-        assert (found.filters, found.status) == (expected.filters, expected.status)
-        assert found.config == {**run.config, "layer": layer}
+            torch.testing.assert_close(getattr(stored, name), getattr(expected, name), atol=0, rtol=0)
+        assert (stored.filters, stored.status) == (expected.filters, expected.status)
+        assert stored.config == {**run.config, "layer": layer}
         for row, number in enumerate(numbers):
             entry = results[layer, number]
-            torch.testing.assert_close(entry.image, found.images[row], atol=0, rtol=0)
-            torch.testing.assert_close(entry.activation, found.activations[row], atol=0, rtol=0)
-            torch.testing.assert_close(entry.history, found.history[:, row], atol=0, rtol=0)
+            torch.testing.assert_close(entry.image, stored.images[row], atol=0, rtol=0)
+            torch.testing.assert_close(entry.activation, stored.activations[row], atol=0, rtol=0)
+            torch.testing.assert_close(entry.history, stored.history[:, row], atol=0, rtol=0)
             assert (entry.layer, entry.filter, entry.steps, entry.seed) == (layer, number, STEPS, 7)
-            assert (entry.score, entry.best_step) == (found.scores[row].item(), found.best_step[row].item())
-            assert entry.status == found.status[row]
+            assert (entry.score, entry.best_step) == (stored.scores[row].item(), stored.best_step[row].item())
+            assert entry.status == stored.status[row]
             assert any(torch.equal(entry.image, other.image) for other in entries)
     assert read_status(Folder(tmp_path, run)).odd == {"dead": 2}
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_equal_results_are_equal_bytes_and_every_shard_says_what_it_is(tmp_path: Path) -> None:
+def test_equal_results_give_equal_bytes_and_shards_describe_themselves(tmp_path: Path) -> None:
     import safetensors
 
     run = toy_run()
     for name in ("a", "b"):
         fill(tmp_path / name, run, Toy())
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    with safetensors.safe_open(shard_of(Folder(tmp_path / "a", run), run.units[0]), framework="pt") as shard:
-        assert shard.metadata() == {
+    with safetensors.safe_open(shard_of(Folder(tmp_path / "a", run), run.units[0]), framework="pt") as file:
+        assert file.metadata() == {
             "featvis": json.dumps(
                 {
                     "config": run.hash,
@@ -813,11 +871,11 @@ def test_equal_results_are_equal_bytes_and_every_shard_says_what_it_is(tmp_path:
                 separators=(",", ":"),
             )
         }
-        assert shard.get_tensor("filters").tolist() == [0, 1]
+        assert file.get_tensor("filters").tolist() == [0, 1]
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_seeds_and_scores_at_their_limits_are_kept(tmp_path: Path) -> None:
+def test_largest_seed_and_infinite_scores_are_stored(tmp_path: Path) -> None:
     run = toy_run({"a": 3}, unit_size=3, render={"seed": 2**64 - 1})
 
     def make(plan: Any) -> Callable[..., Any]:
@@ -826,7 +884,7 @@ def test_seeds_and_scores_at_their_limits_are_kept(tmp_path: Path) -> None:
             if seed is None:
                 object.__setattr__(result, "status", ("ok", "nonfinite", "nonfinite"))
                 result.scores[:] = -torch.inf
-            else:  # the second chance, which one of the two takes
+            else:  # with the next seed, one of the two filters succeeds
                 object.__setattr__(result, "status", ("ok", "nonfinite"))
             return result
 
@@ -845,17 +903,17 @@ def test_seeds_and_scores_at_their_limits_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_snapshots_are_kept_and_those_of_a_second_chance_are_its_own(tmp_path: Path) -> None:
+def test_snapshots_are_stored_and_replaced_with_the_result_of_the_second_seed(tmp_path: Path) -> None:
     run = toy_run({"a": 3, "b": 2}, unit_size=3)
 
-    def filmed(layer: str, filters: Any, seed: int) -> Any:
-        films = [[[(f * 50 + k * 7 + seed) % 256] * 3 for k in range(4)] for f in filters]
-        snapshots = torch.tensor(films, dtype=torch.uint8)[..., None, None].expand(-1, -1, -1, 8, 8)
+    def with_snapshots(layer: str, filters: Any, seed: int) -> Any:
+        colors = [[[(f * 50 + k * 7 + seed) % 256] * 3 for k in range(4)] for f in filters]
+        snapshots = torch.tensor(colors, dtype=torch.uint8)[..., None, None].expand(-1, -1, -1, 8, 8)
         return replace(toy_result(layer, filters, seed), snapshots=snapshots)
 
     def make(plan: Any) -> Callable[..., Any]:
         def render(filters: Any, /, *, seed: int | None = None) -> Any:
-            result = filmed(plan.layer, filters, 7 if seed is None else seed)
+            result = with_snapshots(plan.layer, filters, 7 if seed is None else seed)
             return replace(result, status=("ok", "nonfinite", "ok")[: len(filters)]) if seed is None else result
 
         return render
@@ -864,44 +922,44 @@ def test_snapshots_are_kept_and_those_of_a_second_chance_are_its_own(tmp_path: P
     assert {work(unit).outcome for unit in run.units} == {"rendered"}
     results = open_store(tmp_path / "out")
     for entry in results:
-        expected = filmed(entry.layer, [entry.filter], 8 if entry.filter == 1 else 7).snapshots[0]
+        expected = with_snapshots(entry.layer, [entry.filter], 8 if entry.filter == 1 else 7).snapshots[0]
         assert entry.snapshots is not None
         assert entry.snapshots.dtype == torch.uint8
         assert torch.equal(entry.snapshots, expected)
-    whole, ones = results.layer("a").snapshots, [results["a", number].snapshots for number in range(3)]
-    assert whole is not None
-    assert all(one is not None and torch.equal(one, own) for one, own in zip(ones, whole, strict=True))
-    with Image.open(results.animate("a", 2, tmp_path / "two.gif")) as film:
-        assert getattr(film, "n_frames", 1) == 4
+    stored, each = results.layer("a").snapshots, [results["a", number].snapshots for number in range(3)]
+    assert stored is not None
+    assert all(one is not None and torch.equal(one, other) for one, other in zip(each, stored, strict=True))
+    with Image.open(results.animate("a", 2, tmp_path / "two.gif")) as animation:
+        assert getattr(animation, "n_frames", 1) == 4
     exported = {path.name for path in results.export(tmp_path / "png", "b")}
     assert {"filter-0000.webp", "filter-0001.webp"} <= exported
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_a_sweep_without_snapshots_has_none(tmp_path: Path) -> None:
+def test_sweep_without_snapshots_cannot_be_animated(tmp_path: Path) -> None:
     fill(tmp_path, toy_run(), Toy())
     results = open_store(tmp_path)
     assert results["head", 1].snapshots is None
     assert results.layer("head").snapshots is None
-    with pytest.raises(ValueError, match="this sweep has no snapshots; sweep with snapshots="):
+    with pytest.raises(ValueError, match="this sweep has no snapshots; sweep with snapshots=N"):
         results.animate("head", 1, tmp_path / "one.gif")
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_layers_filters_and_units_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not the folder of a sweep: it has no run\.json"):
         open_store(tmp_path)
     run = toy_run()
     folder = start_folder(tmp_path, run)
     results = open_store(tmp_path)
-    with pytest.raises(ValueError, match=r"nothing of layer 'head' has been rendered yet"):
+    with pytest.raises(ValueError, match=r"no filter of layer 'head' has been rendered yet"):
         results.layer("head")
     assert (len(results), list(results), results.filters("head"), results.export(tmp_path / "png")) == (0, [], (), [])
     work = Worker(folder, Toy(broken=(3,)), seed=7)
     outcomes = [work(unit) for unit in run.units if unit.layer == "head"]
     assert [done.outcome for done in outcomes] == ["rendered", "failed"]
     assert outcomes[1].error == "RuntimeError: these cannot be rendered"
-    assert results.filters("head") == (0, 1), "the store looks again for what was not there"
+    assert results.filters("head") == (0, 1), "the store does not look again for units that were not done"
     assert results.layer("head").filters == (0, 1)
     for function in (results.layer, results.filters):
         with pytest.raises(ValueError, match=r"the sweep has no layer 'haed'; did you mean 'head'\?"):
@@ -920,18 +978,18 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_files_that_belong_to_no_unit_are_told(tmp_path: Path) -> None:
-    path = tmp_path / "units" / "run"  # a folder's own name is no part of its files'
+def test_files_that_belong_to_no_unit_are_reported_as_orphans(tmp_path: Path) -> None:
+    path = tmp_path / "units" / "run"  # names above the folder must not be confused with names in it
     run = toy_run()
     fill(path, run, Toy())
     folder = Folder(path, run)
     assert validate(path).sound
-    shard = shard_of(folder, run.units[0])
+    first = shard_of(folder, run.units[0])
     strangers = [
         path / "notes.txt",
         path / "units" / "tail" / "00000-00001.json",
         folder.sidecar(run.units[0]).with_name(".00000-00001.json.elsewhere.1.abcd.tmp"),
-        shard.with_name(f"{run.units[0].name.split('/')[1]}-0123456789ab.safetensors"),
+        first.with_name(f"{run.units[0].name.split('/')[1]}-0123456789ab.safetensors"),
     ]
     for stranger in strangers:
         stranger.parent.mkdir(exist_ok=True)
@@ -941,28 +999,28 @@ def test_files_that_belong_to_no_unit_are_told(tmp_path: Path) -> None:
     assert not report.sound
     assert set(report.orphans) == {str(stranger.relative_to(path)) for stranger in strangers}
     change(folder.sidecar(run.units[0]), shorten)
-    report = validate(path)  # whose shard the others are cannot be told
+    report = validate(path)  # without a sidecar, none of the unit's shards is known to be an orphan
     assert set(report.orphans) == {str(stranger.relative_to(path)) for stranger in strangers[:3]}
     assert set(report.status.damaged) == {run.units[0].name}
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_a_whole_shard_that_no_sidecar_names_does_no_harm_and_is_told(tmp_path: Path) -> None:
+def test_undamaged_shard_that_no_sidecar_names_is_reported_as_spare(tmp_path: Path) -> None:
     run = toy_run()
     fill(tmp_path, run, Toy())
-    shard = shard_of(Folder(tmp_path, run), run.units[0])
-    data = shard.read_bytes() + b"?"
-    spare = shard.with_name(f"{shard.stem.rpartition('-')[0]}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors")
+    path = shard_of(Folder(tmp_path, run), run.units[0])
+    data = path.read_bytes() + b"?"
+    spare = path.with_name(f"{path.stem.rpartition('-')[0]}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors")
     spare.write_bytes(data)
     report = validate(tmp_path)
     assert report.sound
     assert report.spares == (str(spare.relative_to(tmp_path)),)
-    spare.write_bytes(data[:-1])  # another one than its name says
+    spare.write_bytes(data[:-1])  # its checksum is not the one in its name
     assert validate(tmp_path).orphans == report.spares
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_pngs_of_all_layers_or_of_some(tmp_path: Path) -> None:
+def test_export_writes_pngs_of_all_or_some_layers(tmp_path: Path) -> None:
     run = toy_run({"a/b": 2, "head": 3})
     fill(tmp_path / "out", run, Toy())
     results = open_store(tmp_path / "out")
@@ -1002,7 +1060,7 @@ ODD = (
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_odd_names_of_layers_are_names_of_folders(tmp_path: Path) -> None:
+def test_unusual_layer_names_give_valid_folder_names(tmp_path: Path) -> None:
     assert len({folder_of(name) for name in ODD}) == len(ODD)
     assert folder_of("layer.0.conv") == "layer.0.conv"
     assert (folder_of("."), folder_of("..")) == ("%2E", "%2E%2E")
@@ -1025,7 +1083,7 @@ def test_odd_names_of_layers_are_names_of_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002, 0o077], ids=oct)
-def test_modes_are_those_of_any_new_file(tmp_path: Path, mask: int) -> None:
+def test_file_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         run = toy_run({"a": 3})
@@ -1033,15 +1091,15 @@ def test_modes_are_those_of_any_new_file(tmp_path: Path, mask: int) -> None:
         assert [work(unit).outcome for unit in run.units] == ["rendered", "failed"]
     finally:
         os.umask(before)
-    found = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
-    suffixes = Counter(path.suffix for path in found if path.is_file())
+    paths = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    suffixes = Counter(path.suffix for path in paths if path.is_file())
     assert suffixes == {".json": 3, ".safetensors": 1, ".jsonl": 1}
-    for path in found:
+    for path in paths:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_every_event_is_a_line_of_json(tmp_path: Path) -> None:
+def test_event_log_has_one_json_object_per_line(tmp_path: Path) -> None:
     run = toy_run({'a"\n': 3})
     fill(tmp_path, run, Toy())
     change(Folder(tmp_path, run).sidecar(run.units[1]), shorten)

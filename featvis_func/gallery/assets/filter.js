@@ -1,14 +1,14 @@
 "use strict";
-// A filter's page: its neighbours in the order that the URL says, the film of its run, what can be copied.
+// Filter page: links to the previous and next filter in the URL's sort order, snapshot slider, copy buttons.
 ((featvis) => {
-  const { at, here, go, listed } = featvis;
+  const { byId, pageData, follow, listedFilters } = featvis;
 
   function show() {
-    const filters = listed();
-    const index = filters.findIndex((f) => f[0] === Number(here().number));
-    if (index < 0) return; // hidden by the URL's own words: the neighbours by number stay
+    const filters = listedFilters();
+    const index = filters.findIndex((f) => f[0] === Number(pageData().number));
+    if (index < 0) return; // hidden by dead=hide in the URL: keep the links of the HTML page
     for (const [id, other] of [["before", filters[index - 1]], ["after", filters[index + 1]]]) {
-      const anchor = at(id);
+      const anchor = byId(id);
       anchor.hidden = !other;
       if (!other) {
         anchor.removeAttribute("href");
@@ -19,9 +19,9 @@
     }
   }
 
-  // --- the images over the run lie in rows on one sheet, which moves behind a frame ---------------------------------
+  // --- snapshot slider: one image holds all snapshots in rows, and a frame shows one of them -------------------------
 
-  function startFilm(figure) {
+  function startSnapshots(figure) {
     const [columns, rows] = [Number(figure.dataset.columns), Number(figure.dataset.rows)];
     const range = figure.querySelector("input");
     const frame = figure.querySelector(".frame");
@@ -30,46 +30,46 @@
     frame.style.aspectRatio = `${width} / ${height}`;
     sheet.style.width = `${columns * 100}%`;
     const steps = range.dataset.steps.split(" ");
-    const turn = () => {
+    const showFrame = () => {
       const i = Number(range.value);
       sheet.style.left = `${-(i % columns) * 100}%`;
       sheet.style.top = `${-Math.floor(i / columns) * 100}%`;
       figure.querySelector("output").textContent = steps[i];
       range.setAttribute("aria-valuetext", `after step ${steps[i]}`);
     };
-    range.addEventListener("input", turn);
-    turn();
+    range.addEventListener("input", showFrame);
+    showFrame();
   }
 
-  // --- fingers and keys lead to the neighbours ----------------------------------------------------------------------
+  // --- swipes and arrow keys lead to the previous or next filter -----------------------------------------------------
 
-  function swipe(views) {
-    let begun = null;
+  function startSwipe(views) {
+    let touch = null;
     views.addEventListener("touchstart", (event) => {
-      const zoomed = window.visualViewport && visualViewport.scale > 1.01; // then it moves what is seen
-      const moves = event.touches.length === 1 && event.target.tagName !== "INPUT" && !zoomed;
-      begun = moves ? event.touches[0] : null;
+      const zoomed = window.visualViewport && visualViewport.scale > 1.01; // then a swipe scrolls the page
+      const isSwipe = event.touches.length === 1 && event.target.tagName !== "INPUT" && !zoomed;
+      touch = isSwipe ? event.touches[0] : null;
     }, { passive: true });
     views.addEventListener("touchend", (event) => {
-      if (!begun) return;
+      if (!touch) return;
       const end = event.changedTouches[0];
-      const [x, y] = [end.clientX - begun.clientX, end.clientY - begun.clientY];
-      if (Math.abs(x) > 50 && Math.abs(x) > 2 * Math.abs(y)) go(at(x > 0 ? "before" : "after"));
+      const [x, y] = [end.clientX - touch.clientX, end.clientY - touch.clientY];
+      if (Math.abs(x) > 50 && Math.abs(x) > 2 * Math.abs(y)) follow(byId(x > 0 ? "before" : "after"));
     }, { passive: true });
   }
 
   function key(event) {
-    if (event.key === "p") featvis.pin(`${here().folder}:${here().number}`);
-    else if (event.key === "ArrowLeft") go(at("before"));
-    else if (event.key === "ArrowRight") go(at("after"));
+    if (event.key === "p") featvis.pin(`${pageData().folder}:${pageData().number}`);
+    else if (event.key === "ArrowLeft") follow(byId("before"));
+    else if (event.key === "ArrowRight") follow(byId("after"));
     else return false;
     return true;
   }
 
   function search(text) {
-    if (featvis.open(text).length === 1) return;
-    at("q").setCustomValidity(`This layer has no filter ${text}`);
-    at("q").reportValidity();
+    if (featvis.openIfSingle(text).length === 1) return;
+    byId("q").setCustomValidity(`This layer has no filter ${text}`);
+    byId("q").reportValidity();
   }
 
   async function copy(button) {
@@ -89,8 +89,8 @@
   }
 
   function start() {
-    document.querySelectorAll(".film").forEach(startFilm);
-    swipe(document.querySelector(".views"));
+    document.querySelectorAll(".film").forEach(startSnapshots);
+    startSwipe(document.querySelector(".views"));
   }
 
   featvis.page = { show, start, search, key, click };

@@ -1,62 +1,62 @@
 "use strict";
-// What happens on all pages: what is shown, and what keys, clicks and searches do.
+// Behaviour shared by all pages: display, keyboard shortcuts, clicks and the search form.
 ((featvis) => {
-  const { at, here, go, page, set } = featvis;
-  // A filter's page opens what is sought; on the others the search is a part of what they show.
-  const keepsSearch = () => here().page !== "filter";
+  const { byId, pageData, follow, page, setState } = featvis;
+  // On a filter's page a search opens another page; on the others it filters the contents, and the URL keeps it.
+  const keepsSearch = () => pageData().page !== "filter";
 
   function show() {
-    featvis.theme();
-    at("theme").textContent = featvis.dark() ? "Light" : "Dark";
+    featvis.applyTheme();
+    byId("theme").textContent = featvis.isDark() ? "Light" : "Dark";
     page.show();
     featvis.showPins();
-    for (const anchor of document.querySelectorAll("a[href]")) featvis.link(anchor);
+    for (const anchor of document.querySelectorAll("a[href]")) featvis.carryState(anchor);
     const { q } = featvis.state;
     if (!q) return;
     for (const anchor of document.querySelectorAll("a[data-keep]")) {
-      anchor.setAttribute("href", anchor.getAttribute("href").split("#")[0] + featvis.carried({ q }));
+      anchor.setAttribute("href", anchor.getAttribute("href").split("#")[0] + featvis.carriedHash({ q }));
     }
   }
 
-  function up() {
+  function goUp() {
     const anchors = document.querySelectorAll("header nav a");
-    go(anchors[anchors.length - 1]);
+    follow(anchors[anchors.length - 1]);
   }
 
-  function escape(field) {
-    if (!field) up();
+  function handleEscape(field) {
+    if (!field) goUp();
     else field.blur();
     if (!field || field.id !== "q") return;
     field.value = "";
-    if (keepsSearch()) set({ q: "" });
+    if (keepsSearch()) setState({ q: "" });
   }
 
-  function keys(event) {
+  function handleKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const field = event.target.closest("input:not([type=checkbox]), select");
     if (event.key === "Escape") {
-      escape(field);
+      handleEscape(field);
       return;
     }
     if (field && (field.id === "q" || event.key !== "/")) return;
-    if (event.key === "/" && at("q")) {
-      at("q").focus();
-      at("q").select();
-    } else if (event.key === "c" && featvis.pins().length) go(at("compare"));
+    if (event.key === "/" && byId("q")) {
+      byId("q").focus();
+      byId("q").select();
+    } else if (event.key === "c" && featvis.pins().length) follow(byId("compare"));
     else if (!page.key || !page.key(event)) return;
     event.preventDefault();
   }
 
-  function clicks(event) {
+  function handleClick(event) {
     const button = event.target.closest("button");
     if (event.target.closest("a.skip")) {
       event.preventDefault();
-      at("main").focus();
+      byId("main").focus();
     }
     if (!button) return;
-    if (button.classList.contains("pin")) featvis.pin(featvis.starred(button));
-    else if (button.id === "theme") set({ theme: featvis.dark() ? "light" : "dark" });
-    else if (button.id === "unpin" || button.id === "unpin-here") set({ pins: "" });
+    if (button.classList.contains("pin")) featvis.pin(featvis.pinName(button));
+    else if (button.id === "theme") setState({ theme: featvis.isDark() ? "light" : "dark" });
+    else if (button.id === "unpin" || button.id === "unpin-here") setState({ pins: "" });
     else if (page.click) page.click(button);
   }
 
@@ -67,24 +67,24 @@
     });
     field.addEventListener("input", () => {
       field.setCustomValidity("");
-      if (keepsSearch()) set({ q: field.value });
+      if (keepsSearch()) setState({ q: field.value });
     });
   }
 
   document.addEventListener("DOMContentLoaded", () => {
-    document.addEventListener("keydown", keys);
-    document.addEventListener("click", clicks);
+    document.addEventListener("keydown", handleKey);
+    document.addEventListener("click", handleClick);
     window.addEventListener("hashchange", () => {
-      featvis.reread();
+      featvis.reloadState();
       show();
     });
     window.addEventListener("pageshow", (event) => {
       if (!event.persisted) return;
-      featvis.recall();
+      featvis.restoreSession();
       show();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
-    if (at("search")) startSearch(at("search"), at("q"));
+    if (byId("search")) startSearch(byId("search"), byId("q"));
     if (page.start) page.start();
     show();
   });

@@ -1,66 +1,67 @@
 "use strict";
-// What is pinned: its names are in the URL, its thumbnails in a bar.
+// Pinned filters: their names are in the URL, their thumbnails in a bar at the bottom of the page.
 ((featvis) => {
-  const { at, here, make, place } = featvis;
+  const { byId, pageData, createElement, layerUrl } = featvis;
 
   function pins() {
-    const known = new Set();
-    for (const word of (featvis.state.pins || "").split("*")) {
-      const [, folder, n] = /^(.+):(\d+)$/.exec(word) || [];
-      // A name of a folder here is percent-quoted: it has no slash, and is not a way up.
-      if (folder && !/[\\/:*?"<>|]/.test(folder) && !/^\.+$/.test(folder)) known.add(`${folder}:${Number(n)}`);
+    const names = new Set();
+    for (const entry of (featvis.state.pins || "").split("*")) {
+      const [, folder, n] = /^(.+):(\d+)$/.exec(entry) || [];
+      // Folder names in a gallery are percent-encoded. Skip anything else, above all slashes and parent folders.
+      if (folder && !/[\\/:*?"<>|]/.test(folder) && !/^\.+$/.test(folder)) names.add(`${folder}:${Number(n)}`);
     }
-    return [...known];
+    return [...names];
   }
 
   function pin(name) {
-    const now = pins();
-    featvis.set({ pins: (now.includes(name) ? now.filter((other) => other !== name) : [...now, name]).join("*") });
+    const current = pins();
+    const changed = current.includes(name) ? current.filter((other) => other !== name) : [...current, name];
+    featvis.setState({ pins: changed.join("*") });
   }
 
-  // The name of what a star pins.
-  function starred(button) {
-    return `${button.dataset.folder || here().folder}:${button.dataset.n || button.closest("li").dataset.n}`;
+  // The name, "folder:number", of the filter that a star button pins.
+  function pinName(button) {
+    return `${button.dataset.folder || pageData().folder}:${button.dataset.n || button.closest("li").dataset.n}`;
   }
 
-  // --- a gallery that was made anew may lack a filter that is pinned: its name stands in the bar --------------------
+  // --- a rebuilt gallery may lack a pinned filter: the bar then shows its name, not its thumbnail --------------------
 
-  const missed = new Set();
+  const failedImages = new Set();
 
-  // Whether a pinned filter is not in the gallery, as far as this page can tell.
-  function gone(name) {
-    if (missed.has(name)) return true;
+  // Return whether the data on this page shows that a pinned filter is not in the gallery.
+  function isMissing(name) {
+    if (failedImages.has(name)) return true;
     const [folder, n] = name.split(":");
     const layer = featvis.layer(folder);
     if (layer) return !layer.filters.some((f) => f[0] === Number(n));
     return featvis.site !== undefined &&
-      !featvis.every().some((other) => other.folder === folder && other.filters.includes(Number(n)));
+      !featvis.allLayers().some((other) => other.folder === folder && other.filters.includes(Number(n)));
   }
 
-  function pinned(name) {
+  function pinItem(name) {
     const [folder, n] = name.split(":");
-    const title = `${featvis.named(folder)}:${n}`;
-    const text = make("span", { title: `${title} is not in this gallery` }, title);
-    if (gone(name)) return make("li", {}, text);
-    const image = make("img", { src: `${place(folder)}thumbs/${n}.webp`, alt: title });
-    const anchor = make("a", { href: `${place(folder)}${n}.html`, title }, image);
+    const title = `${featvis.layerName(folder)}:${n}`;
+    const text = createElement("span", { title: `${title} is not in this gallery` }, title);
+    if (isMissing(name)) return createElement("li", {}, text);
+    const image = createElement("img", { src: `${layerUrl(folder)}thumbs/${n}.webp`, alt: title });
+    const anchor = createElement("a", { href: `${layerUrl(folder)}${n}.html`, title }, image);
     image.addEventListener("error", () => {
-      missed.add(name);
+      failedImages.add(name);
       anchor.replaceWith(text);
     });
-    return make("li", {}, anchor);
+    return createElement("li", {}, anchor);
   }
 
   function showPins() {
-    const now = pins();
-    const items = here().page === "compare" ? [] : now; // there they stand anyway
-    at("pins").hidden = items.length === 0;
-    at("compare").textContent = `Compare ${now.length}`;
-    at("pin-list").replaceChildren(...items.map(pinned));
+    const current = pins();
+    const items = pageData().page === "compare" ? [] : current; // which shows the filters themselves
+    byId("pins").hidden = items.length === 0;
+    byId("compare").textContent = `Compare ${current.length}`;
+    byId("pin-list").replaceChildren(...items.map(pinItem));
     for (const button of document.querySelectorAll("button.pin")) {
-      button.setAttribute("aria-pressed", String(now.includes(starred(button))));
+      button.setAttribute("aria-pressed", String(current.includes(pinName(button))));
     }
   }
 
-  Object.assign(featvis, { pins, pin, starred, showPins });
+  Object.assign(featvis, { pins, pin, pinName, showPins });
 })(window.featvis);

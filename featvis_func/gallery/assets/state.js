@@ -1,103 +1,106 @@
 "use strict";
-// What a page shows is in the part of its URL behind "#", and every link within the gallery carries it on:
-// sort, order, dead, q (of grids), pins ("folder:number", joined by "*"), theme, f (the filter that one comes from).
-// On the way back, pins and theme are those of the session, not those of then.
+// The state of a page is in its URL after "#", and every link within the gallery carries it on: sort, order, dead,
+// q (search text of grids), pins ("folder:number", joined by "*"), theme, and f (the filter that a link to a grid comes
+// from). Going back in the history keeps the current pins and theme instead of those in the older URL.
 //
-// All scripts share the object `featvis`. Each adds what others use of it; `data.js` and `site.js` add `layers` and
-// `site`. The script of a kind of page sets `featvis.page`: `show` what the state says, and, where it has them, `start`
-// once the document is there, `search` on Enter, `key` (whether it is spent) and `click` of a button.
+// All scripts share the object `featvis`, to which each adds the functions that others use; `data.js` and `site.js` add
+// `layers` and `site`. The script of each kind of page sets `featvis.page`, an object with `show` (display the state)
+// and optionally `start` (called once the document is loaded), `search` (called on Enter in the search field), `key`
+// (returns whether it handled a key) and `click` (called for a clicked button).
 ((featvis) => {
   const root = document.documentElement;
   root.classList.add("script");
   const CARRIED = ["sort", "order", "dead", "pins", "theme"];
 
-  function read() {
+  function parseHash() {
     const state = {};
     for (const pair of location.hash.slice(1).split("&")) {
-      const at = pair.indexOf("=");
-      if (at < 1) continue;
+      const separator = pair.indexOf("=");
+      if (separator < 1) continue;
       try {
-        state[decodeURIComponent(pair.slice(0, at))] = decodeURIComponent(pair.slice(at + 1));
-      } catch { /* not of this page's making */ }
+        state[decodeURIComponent(pair.slice(0, separator))] = decodeURIComponent(pair.slice(separator + 1));
+      } catch { /* malformed percent-encoding: ignore */ }
     }
     return state;
   }
 
-  function write(state) {
-    const said = Object.entries(state).filter(([, value]) => value);
-    const words = said.map(([key, value]) => `${key}=${encodeURIComponent(value).replace(/%3A/g, ":")}`);
-    return words.length ? "#" + words.join("&") : "";
+  function toHash(state) {
+    const entries = Object.entries(state).filter(([, value]) => value);
+    const pairs = entries.map(([key, value]) => `${key}=${encodeURIComponent(value).replace(/%3A/g, ":")}`);
+    return pairs.length ? "#" + pairs.join("&") : "";
   }
 
-  featvis.state = read();
+  featvis.state = parseHash();
 
-  function replace() {
-    history.replaceState(null, "", location.pathname + location.search + write(featvis.state));
-    remember();
+  function replaceAddress() {
+    history.replaceState(null, "", location.pathname + location.search + toHash(featvis.state));
+    saveSession();
   }
 
-  function set(changes) {
+  function setState(changes) {
     featvis.state = { ...featvis.state, ...changes };
-    replace();
+    replaceAddress();
     featvis.show();
   }
 
-  // The address was changed by hand, or by a link to this page.
-  function reread() {
-    featvis.state = read();
-    remember();
+  // Called when the URL was edited by hand or changed by a link to this page.
+  function reloadState() {
+    featvis.state = parseHash();
+    saveSession();
   }
 
-  // --- the way back leads to an address from before: what was pinned since stays pinned, and the theme chosen -------
+  // --- history: a page reached by going back keeps the pins and the theme of the session -----------------------------
 
-  const MEMORY = document.currentScript.src;
+  const STORAGE_KEY = document.currentScript.src;
 
-  function remember() {
+  function saveSession() {
     const { pins = "", theme = "" } = featvis.state;
     try {
-      sessionStorage.setItem(MEMORY, JSON.stringify({ pins, theme }));
-    } catch { /* not allowed here: then the address is all there is */ }
+      sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ pins, theme }));
+    } catch { /* storage is not allowed: the URL alone holds the state */ }
   }
 
-  function recall() {
+  function restoreSession() {
     try {
-      featvis.state = { ...featvis.state, ...JSON.parse(sessionStorage.getItem(MEMORY)) };
-    } catch { /* likewise */ }
-    replace();
+      featvis.state = { ...featvis.state, ...JSON.parse(sessionStorage.getItem(STORAGE_KEY)) };
+    } catch { /* storage is not allowed, as above */ }
+    replaceAddress();
   }
 
-  if (performance.getEntriesByType("navigation").some((entry) => entry.type === "back_forward")) recall();
-  else remember();
+  if (performance.getEntriesByType("navigation").some((entry) => entry.type === "back_forward")) restoreSession();
+  else saveSession();
 
   // --- links --------------------------------------------------------------------------------------------------------
 
-  function carried(extra = {}) {
+  function carriedHash(extra = {}) {
     const kept = {};
     for (const key of CARRIED) if (featvis.state[key]) kept[key] = featvis.state[key];
-    return write({ ...kept, ...extra });
+    return toHash({ ...kept, ...extra });
   }
 
-  function link(anchor) {
+  function carryState(anchor) {
     const href = anchor.getAttribute("href");
     if (!href || anchor.hasAttribute("download") || anchor.classList.contains("skip")) return;
     const [path, hash = ""] = href.split("#");
-    const own = /(?:^|&)f=(\d+)/.exec(hash);
-    anchor.setAttribute("href", path + carried(own ? { f: own[1] } : {}));
+    const origin = /(?:^|&)f=(\d+)/.exec(hash);
+    anchor.setAttribute("href", path + carriedHash(origin ? { f: origin[1] } : {}));
   }
 
-  // --- the theme, before anything is drawn --------------------------------------------------------------------------
+  // --- theme, applied before the first paint -------------------------------------------------------------------------
 
-  function theme() {
+  function applyTheme() {
     const chosen = featvis.state.theme;
     if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
     else delete root.dataset.theme;
   }
 
-  function dark() {
+  function isDark() {
     if (root.dataset.theme) return root.dataset.theme === "dark";
     return matchMedia("(prefers-color-scheme: dark)").matches;
   }
 
-  theme();
-  Object.assign(featvis, { write, replace, set, reread, recall, carried, link, theme, dark });
+  applyTheme();
+  Object.assign(featvis, {
+    toHash, replaceAddress, setState, reloadState, restoreSession, carriedHash, carryState, applyTheme, isDark,
+  });
 })(window.featvis ||= {});

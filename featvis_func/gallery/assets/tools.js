@@ -1,39 +1,39 @@
 "use strict";
-// Small things that several scripts use.
+// Helper functions of several scripts.
 ((featvis) => {
-  const at = (id) => document.getElementById(id);
-  // What the page says of itself: its kind, the way to the gallery's root, its layer's folder, its number.
-  const here = () => document.body.dataset;
+  const byId = (id) => document.getElementById(id);
+  // Data attributes of the page: its kind, the path to the gallery's root, its layer's folder, its number.
+  const pageData = () => document.body.dataset;
 
-  function make(tag, attributes, ...children) {
+  function createElement(tag, attributes, ...children) {
     const node = document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     node.append(...children);
     return node;
   }
 
-  function say(text) {
-    const said = at("said");
-    if (said && said.textContent !== text) said.textContent = text;
+  function setStatus(text) {
+    const status = byId("said");
+    if (status && status.textContent !== text) status.textContent = text;
   }
 
-  function go(anchor) {
+  function follow(anchor) {
     if (anchor && !anchor.hidden && anchor.getAttribute("href")) anchor.click();
   }
 
-  // --- layers, as far as this page has been told of them ------------------------------------------------------------
+  // --- layers whose data this page has loaded ------------------------------------------------------------------------
 
-  // A filter is a list: its number, score, best step, steps, status, and the step at which it converged, or -1.
+  // A filter is an array: number, score, best step, steps, status, and the step of convergence or -1.
   const layer = (folder) => (featvis.layers || {})[folder];
-  const own = () => layer(here().folder);
-  // All layers: their names, folders and filters' numbers.
-  const every = () => (featvis.site ? featvis.site.layers : []);
+  const ownLayer = () => layer(pageData().folder);
+  // All layers of the gallery: names, folders and filter numbers.
+  const allLayers = () => (featvis.site ? featvis.site.layers : []);
 
-  const quoted = (folder) => folder.split("/").map(encodeURIComponent).join("/");
-  const place = (folder) => `${here().root}layers/${quoted(folder)}/`;
+  const quotePath = (folder) => folder.split("/").map(encodeURIComponent).join("/");
+  const layerUrl = (folder) => `${pageData().root}layers/${quotePath(folder)}/`;
 
-  // A folder's name that was too long is cut off, and may end within a letter.
-  function named(folder) {
+  // The name of a layer from its folder. A long folder name is cut off, possibly within an encoded character.
+  function layerName(folder) {
     try {
       return decodeURIComponent(folder);
     } catch {
@@ -41,13 +41,15 @@
     }
   }
 
-  // To four digits, as the pages are written.
-  function number(value) {
+  // Format a number with four significant digits, like `format_number` in manifest.py.
+  function formatNumber(value) {
     if (value === null) return "none";
     const [digits, power] = value.toExponential(3).split("e");
     if (value && (power < -4 || power > 6)) return `${Number(digits)}e${power[0]}${power.slice(1).padStart(2, "0")}`;
     return String(Number(value.toPrecision(4)));
   }
 
-  Object.assign(featvis, { at, here, make, say, go, layer, own, every, place, named, number });
+  Object.assign(featvis, {
+    byId, pageData, createElement, setStatus, follow, layer, ownLayer, allLayers, layerUrl, layerName, formatNumber,
+  });
 })(window.featvis);
