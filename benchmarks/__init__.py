@@ -1,1 +1,1 @@
-"""Baselines, evaluators and timings. Not part of the installed package."""
+"""Published baseline, evaluator and timings; see ``benchmarks/README.md``. Not part of the installed package."""

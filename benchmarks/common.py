@@ -1,4 +1,4 @@
-"""What every benchmark needs: fair timing, the machine's description, and a table beside the JSON."""
+"""What the benchmarks share: interleaved timing, the measured models, a description of the machine, and reports."""
 
 import json
 import os
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 import featvis_func as fv
 from benchmarks.evaluate import load_squeezenet
+from featvis_func.validation import check_int
 
 RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    """Seconds of one call."""
+    """Seconds per call."""
 
     median: float
     iqr: float
-    """Between the quartiles."""
+    """Interquartile range; 0 for a single sample."""
     samples: list[float]
 
 
@@ -41,64 +42,67 @@ class Case(NamedTuple):
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
-    """Times several functions in turn, round by round, so that whatever else the machine does meets all of them.
+    """Time several functions alternately, so that other load on the machine affects all of them alike.
 
-    Each round has an order of its own, from seed 0, so that none always runs behind the same other one.
+    Each round calls every function once, in a random order (seed 0), so that no function always follows the same other
+    one.
 
     Args:
-        calls: name -> what is timed.
-        rounds: timed calls of each, at least 2.
-        warmup: untimed calls of each, first.
+        calls: name -> function to time.
+        rounds: number of timed calls of each function, at least 1.
+        warmup: number of untimed calls of each function before them.
 
     Raises:
-        ValueError: fewer than 2 rounds.
+        ValueError: fewer than 1 round.
     """
-    if rounds < 2:
-        raise ValueError(f"an interquartile range needs at least 2 rounds, got {rounds}")
+    check_int("rounds", rounds, 1)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffler = list(calls), random.Random(0)
     for number in range(warmup + rounds):
         shuffler.shuffle(order)
         for name in order:
-            _wait()
+            _synchronize()
             start = time.perf_counter()
             calls[name]()
-            _wait()
+            _synchronize()
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: timing(samples) for name, samples in seconds.items()}
 
 
 def timing(samples: Sequence[float]) -> Timing:
-    """Median and interquartile range of at least 2 samples."""
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    """Return the median and the interquartile range of at least 1 sample."""
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (0.0, 0.0, 0.0)
     return Timing(statistics.median(samples), high - low, list(samples))
 
 
 def cases(names: Sequence[str], device: str) -> list[Case]:
-    """The models of the timings; SqueezeNet trained where its weights are there, the others with random weights."""
+    """Load the timed models: SqueezeNet with its trained weights if their file exists, all others with random weights.
+
+    The speed of a step does not depend on the values of the weights.
+    """
     layers = {
         "googlenet": "inception4c.branch4.1.conv",
         "resnet18": "layer3.1.conv2",
         "squeezenet1_0": "features.9.expand3x3",
         "vit_b_16": "encoder.layers.encoder_layer_5.mlp",
     }
-    found = []
+    loaded = []
     for name in names:
         model = fv.load_model(f"torchvision:{name}@none")
         trained = load_squeezenet() if name == "squeezenet1_0" else None
         module: nn.Module = trained or model.module
-        found.append(Case(name, model._replace(module=module.to(device)), layers[name], trained is not None))
-    return found
+        loaded.append(Case(name, model._replace(module=module.to(device)), layers[name], trained is not None))
+    return loaded
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where and with what something was measured."""
+    """Describe the machine and the versions that something was measured with."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_after": os.getloadavg()[0],  # of the last minute; the benchmark's own is in it
+        "load_after": os.getloadavg()[0],  # average of the last minute, including the benchmark itself
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -106,11 +110,11 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def peak_memory(device: str) -> float:
-    """Bytes: the most that torch has held on a CUDA device, or this process in main memory, so far."""
+    """Return the largest number of bytes allocated so far: by torch on a CUDA device, or by this process on the CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
-        # Not getrusage's: on Linux a process inherits that from the one that started it.
+        # Not getrusage: on Linux its value is inherited from the parent process.
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -120,9 +124,14 @@ def peak_memory(device: str) -> float:
 def report(
     name: str, device: str, data: Mapping[str, Any], table: Sequence[Sequence[object]], *, measured_here: bool = True
 ) -> None:
-    """Prints a table (first row: headings) and writes the data to ``results/NAME-DEVICE.json``.
+    """Print a table and write the data, with a description of the machine, to ``results/NAME-DEVICE.json``.
 
-    With them go the machine, and this process's peak memory if what was measured ran in it.
+    Args:
+        name: of the benchmark.
+        device: that it ran on.
+        data: what was measured, as JSON holds it.
+        table: rows of cells; the first row holds the headings.
+        measured_here: whether it ran in this process, whose peak memory is then part of the report.
     """
     rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -137,16 +146,16 @@ def report(
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device}.json"
     peak = {"peak_memory_mb": peak_memory(device) / 1e6} if measured_here else {}
-    whole = {"machine": machine(device), "seed": 0, **peak, **data}
-    path.write_text(json.dumps(whole, indent=1) + "\n")
+    content = {"machine": machine(device), "seed": 0, **peak, **data}
+    path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
-def sheet(images: Tensor, *, rows: int) -> PIL.Image.Image:
-    """Images ``(n, c, h, w)`` on one sheet, as many in each row."""
+def contact_sheet(images: Tensor, *, rows: int) -> PIL.Image.Image:
+    """Arrange images ``(n, c, h, w)`` in a grid of ``rows`` rows of equal length."""
     count = len(images)
     blank = torch.zeros(count)
-    everything = fv.Result(
+    result = fv.Result(
         images=images.cpu(),
         activations=blank,
         scores=blank,
@@ -156,11 +165,11 @@ def sheet(images: Tensor, *, rows: int) -> PIL.Image.Image:
         history=blank[None],
         steps=blank.long(),
     )
-    return everything.grid(columns=count // rows)
+    return result.grid(columns=count // rows)
 
 
-def _processor() -> str:
-    """The processor's name; platform.processor() is empty on Linux."""
+def _processor_name() -> str:
+    """The processor's name; on Linux platform.processor() is empty."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -168,6 +177,6 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

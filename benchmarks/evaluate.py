@@ -1,7 +1,7 @@
-"""One yardstick for every method: how much finished images excite their filters.
+"""Scores of finished images: how strongly they activate their filters.
 
-The score is the mean over positions of the positive part of the filter's map, which is what the published
-script's hook sees where a ReLU follows. Run it alike on the images of every method that is compared.
+The score is the mean over positions of the positive part of the filter's map, which is what the published script
+maximises if an in-place ReLU follows the layer. It is computed in the same way for every method that is compared.
 """
 
 import math
@@ -22,9 +22,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INPUT_SIZE = 224  # px
 WEIGHTS_FILE = "squeezenet1_0-imagenet.safetensors"
 
-# (degrees counter-clockwise, scale, px to the right, px down), each value spread over its range so that
-# every quarter of the plane of shifts, both turns and both zooms occur. The px are those of a 224 px image.
-VIEWS = (
+# (degrees counter-clockwise, scale, px to the right, px down), each value spread over its range so that shifts into all
+# four quadrants, rotations in both directions, enlarging and shrinking occur. Pixels are those of a 224 px image.
+FIXED_TRANSFORMS = (
     (-5.0, 0.98, 3.0, -7.0),
     (4.0, 1.05, -8.0, 2.0),
     (-2.0, 1.02, 7.0, 6.0),
@@ -37,23 +37,23 @@ VIEWS = (
 
 
 class Score(NamedTuple):
-    """How good n images are; floats are means over the filters."""
+    """Scores of n images; floats are means over the filters."""
 
-    plain: float  # of the images as they are
-    robust: float  # mean over the fixed views
+    plain: float  # of the unchanged images
+    robust: float  # mean over the fixed transforms
     saturation: float  # share of values below 0.02 or above 0.98
     plain_per_filter: Tensor  # (n,)
     robust_per_filter: Tensor  # (n,)
     saturation_per_filter: Tensor  # (n,)
 
 
-def fixed_view(images: Tensor, degrees: float, scale: float, right: float, down: float) -> Tensor:
-    """Turn, zoom and shift images about their centre; what comes in from outside is 0.5.
+def fixed_transform(images: Tensor, degrees: float, scale: float, right: float, down: float) -> Tensor:
+    """Rotate and scale images about their centre, then shift them; pixels from outside of the frame are 0.5.
 
     Args:
         images: (n, c, h, w) in [0, 1].
         degrees: Rotation, counter-clockwise.
-        scale: Zoom, above 1 enlarges.
+        scale: Factor; above 1 enlarges.
         right: Shift to the right in px.
         down: Shift downwards in px.
 
@@ -62,11 +62,11 @@ def fixed_view(images: Tensor, degrees: float, scale: float, right: float, down:
     """
     height, width = images.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
-    # Maps a px of the view, counted from the centre with y downwards, to a px of the image:
-    # inverse rotation and zoom of what the shift is first taken off.
+    # Maps a pixel of the output, counted from the centre with y downwards, to one of the input: the inverse rotation
+    # and scale, after the shift is subtracted.
     inverse = ((cos, -sin, -cos * right + sin * down), (sin, cos, -sin * right - cos * down))
     theta = images.new_tensor(inverse)
-    # To the normalised coordinates of `grid_sample`, in which the image is 2 wide and 2 high.
+    # In the normalised coordinates of grid_sample, in which the image is 2 wide and 2 high.
     half = images.new_tensor((width / 2, height / 2))
     theta = theta * torch.cat([half, half.new_ones(1)]) / half[:, None]
     grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
@@ -75,7 +75,7 @@ def fixed_view(images: Tensor, degrees: float, scale: float, right: float, down:
 
 @contextmanager
 def rectified(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the positive part of a module's outputs, copied before anything in place can follow.
+    """Collect the positive part of a module's outputs, copied before an in-place operation can follow.
 
     Args:
         module: The module to hook; the hook is removed at the end of the block.
@@ -87,7 +87,7 @@ def rectified(module: nn.Module) -> Iterator[list[Tensor]]:
 
     def hook(source: nn.Module, inputs: object, output: Tensor) -> None:
         del source, inputs
-        caught.append(output.detach().relu())  # a new tensor: what follows in place cannot reach it
+        caught.append(output.detach().relu())  # a new tensor, which in-place operations do not change
 
     handle = module.register_forward_hook(hook)
     try:
@@ -105,7 +105,7 @@ def filter_means(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Mean positive part of channel `filters[i]` for image `i`.
+    """Return the mean positive part of channel ``filters[i]`` for image ``i``.
 
     Args:
         images: (n, 3, h, w) in [0, 1], at the model's input size.
@@ -115,7 +115,7 @@ def filter_means(
         mean, std: Normalisation of the model's input, per channel.
 
     Returns:
-        (n,) means over the positions.
+        (n,), means over the positions.
     """
     center, spread = (images.new_tensor(v)[:, None, None] for v in (mean, std))
     with torch.no_grad(), rectified(model.get_submodule(layer)) as caught:
@@ -125,14 +125,14 @@ def filter_means(
 
 
 def check_input(input_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Check what a model is said to expect as its input.
+    """Check the input size and the normalisation of a model.
 
     Args:
         input_size: Height and width in px, at least 2.
-        mean, std: Three numbers each, `std` above 0.
+        mean, std: Three numbers each, ``std`` above 0.
 
     Raises:
-        ValueError: If something is out of range.
+        ValueError: If one of them is out of range.
     """
     if input_size < 2:
         raise ValueError(f"input_size {input_size}: expected at least 2 px")
@@ -150,26 +150,26 @@ def evaluate(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Score:
-    """Score images by the positive part of their filters: as they are, and under eight fixed views.
+    """Score images by the positive part of their filters' maps: unchanged, and under eight fixed transforms.
 
-    The images are resized to the model's input size first (antialiased bilinear), so that a shift in px means
-    the same for images of every size; for models of other sizes than 224 px the shifts are multiplied by
-    `input_size / 224`. Saturation is of the images as given.
+    The images are first resized to the model's input size (antialiased bilinear), so that a shift in px means the same
+    for images of every size; for models of another input size than 224 px the shifts are multiplied by
+    ``input_size / 224``. Saturation is that of the images as given.
 
     Args:
         images: (n, 3, h, w) in [0, 1].
         model: A model of square three-channel images, in eval mode, on the images' device.
         layer: Full name of the module, with output (n, c, h', w').
-        filters: The n channels that the images are of.
+        filters: The channels of the n images.
         input_size: Height and width of the model's input in px.
         mean, std: Normalisation of the model's input, per channel; ImageNet's by default.
 
     Returns:
-        The `Score`.
+        A :class:`Score`.
 
     Raises:
-        ValueError: If the images are not (n, 3, h, w) in [0, 1] with one filter each, the model is in
-            training mode, or has no such layer; or as `check_input`.
+        ValueError: If the images are not (n, 3, h, w) in [0, 1] with one filter each, the model is in training mode or
+            has no such layer; or as for :func:`check_input`.
     """
     check_input(input_size, mean, std)
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(filters):
@@ -189,20 +189,23 @@ def evaluate(
     def means(batch: Tensor) -> Tensor:
         return filter_means(batch, model, layer, filters, mean=mean, std=std)
 
-    unit = input_size / INPUT_SIZE  # px of this model's input in a px of 224
+    unit = input_size / INPUT_SIZE  # px of this model's input per px of a 224 px image
     plain = means(resized)
-    views = [means(fixed_view(resized, turn, zoom, right * unit, down * unit)) for turn, zoom, right, down in VIEWS]
-    robust = torch.stack(views).mean(dim=0)
+    transformed = [
+        means(fixed_transform(resized, degrees, scale, right * unit, down * unit))
+        for degrees, scale, right, down in FIXED_TRANSFORMS
+    ]
+    robust = torch.stack(transformed).mean(dim=0)
     saturation = ((images < 0.02) | (images > 0.98)).float().mean(dim=(1, 2, 3))
     return Score(plain.mean().item(), robust.mean().item(), saturation.mean().item(), plain, robust, saturation)
 
 
 def load_squeezenet(path: str | Path | None = None) -> nn.Module | None:
-    """SqueezeNet 1.0 with its ImageNet weights, if they are there.
+    """Load SqueezeNet 1.0 with its ImageNet weights, if their file exists.
 
     Args:
-        path: The weights' file, or its folder. None: the environment variable FEATVIS_WEIGHTS, or else the
-            folder `../shared/weights` beside the repository.
+        path: File of the weights, or its folder. None: the value of the environment variable FEATVIS_WEIGHTS, or
+            else the folder ``../shared/weights`` beside the repository.
 
     Returns:
         The model in eval mode on the CPU, or None if there is no such file.
@@ -215,7 +218,7 @@ def load_squeezenet(path: str | Path | None = None) -> nn.Module | None:
         file = file / WEIGHTS_FILE
     if not file.is_file():
         return None
-    with torch.random.fork_rng(devices=[]):  # the initial values are overwritten: let them cost no draws
+    with torch.random.fork_rng(devices=[]):  # the initial values are overwritten
         model = squeezenet1_0()
     model.load_state_dict(load_file(file))
     return model.eval()

@@ -1,40 +1,41 @@
-"""The published eager script as a baseline: faithful in its result and in its cost.
+"""The published eager script as a baseline: faithful in its results and in its cost.
 
-`reference` runs it to the end; `make_reference_step` gives single iterations, for timings that interleave
-several methods. Nothing here is meant to be fast, and nothing of the library is used.
+:func:`reference` runs it to the end; :func:`make_reference_step` returns single iterations, for timings that alternate
+between several methods. Nothing here is optimised, and nothing of the library is used.
 
 Quirks of the published script that are kept on purpose, because results or cost depend on them:
 
-1.  One draw of the random view serves the whole batch, and the gradient norm, the noise and the clip are
-    over the whole batch: a filter's image depends on the filters that share its batch.
-2.  Each of the four random steps is a `RandomAffine` of its own: four nearest-neighbour resamplings, each
-    with an angle drawn (even if it can only be 0). Pixels that leave the frame come back as 0 (black), not
-    as the 0.5 of the pad. Translations are fractions `8 / W` and `4 / W`, which torchvision multiplies by
-    the padded width, so 224 px images move by up to 9 and 5 px, not 8 and 4.
-3.  The view is resized to 256 px, then the weights' preset (resize 256: no change; centre-crop 224) throws
-    the rim away: without a shift the model sees the central 196 of 224 px. The border gets hardly a
-    gradient and stays paler and smoother. It does not stay as it began: Adam works on frequencies, each of
+1.  One draw of the random transform serves the whole batch, and the gradient norm, the noise and the clip are over the
+    whole batch: a filter's image depends on the other filters in its batch.
+2.  Each of the four random steps is a ``RandomAffine`` of its own: four nearest-neighbour resamplings, each with an
+    angle drawn (even if it can only be 0). Pixels from outside of the frame are 0 (black), not the 0.5 of the pad.
+    Translations are fractions ``8 / W`` and ``4 / W``, which torchvision multiplies by the padded width, so that images
+    of 224 px move by up to 9 and 5 px, not 8 and 4.
+3.  The transformed image is resized to 256 px; then the preset of the weights (resize to 256 px: no change; centre crop
+    of 224 px) cuts the border off: without a shift the model sees the central 196 of 224 px. The border gets hardly any
+    gradient and stays paler and smoother. It does not keep its initial values, since Adam works on frequencies, each of
     which covers the whole image.
-4.  The model runs to its last layer, although nothing above the target layer is used.
-5.  The layer is caught by a global forward hook that does not clone. Where an in-place ReLU follows, the
-    objective sees the rectified map, with zero gradients where the map is negative.
-6.  Gradients of all weights (that require one) are computed and thrown away.
+4.  The model runs to its last layer, although nothing after the target layer is used.
+5.  The layer's output is taken by a global forward hook that does not clone it. If an in-place ReLU follows, the
+    objective is that of the rectified map, with zero gradients where the map is negative.
+6.  Gradients of all weights that require one are computed and not used.
 7.  The gradient is divided by its norm, and then clipped to norm 0.1: the clip always acts.
-8.  The image is decoded a second time in every step, and every image's objective is fetched with `.item()`.
-9.  `objective="layer"` takes channel `i` for image `i`, not the whole layer.
+8.  The image is decoded a second time in every step, and every image's objective is read with ``.item()``.
+9.  ``objective="layer"`` maximises channel ``i`` for image ``i``, not the whole layer.
 
 Deviations, none of which changes a result:
 
-*   The hook lives only during the forward pass of a step, and weight gradients never reach `.grad`: the
-    model is left as it was found.
-*   The global random state is forked: the script draws from the global generator.
-*   Three-channel images only. For others the script skips the sigmoid and then fails on its own bounds check.
-    The check itself is left out: a sigmoid cannot fail it.
+*   The hook exists only during the forward pass of a step, and gradients of weights are not stored in ``.grad``: the
+    model is not changed.
+*   The global random state is forked; the published script draws from the global generator.
+*   Only images of three channels are supported. For others the published script skips the sigmoid and then fails on its
+    own check of bounds. The check itself is left out: the output of a sigmoid always passes it.
 
-One deviation concerns models of another input than 224 px and ImageNet's normalisation, for which there is no
-published script: with `k = input_size / 224`, the pad is `round(16 k)` px and the translations `8 k / W` and
-`4 k / W`, the view is resized to `round(256 k)` px, and the preset crops `input_size` and takes the model's own
-mean and std. So as much of the image is seen, and it moves as far, as at 224 px, up to the rounding.
+A further deviation concerns models with another input size than 224 px or another normalisation than ImageNet's, for
+which there is no published script: with ``k = input_size / 224``, the pad is ``round(16 k)`` px and the translations
+``8 k / W`` and ``4 k / W``, the transformed image is resized to ``round(256 k)`` px, and the preset crops
+``input_size`` and uses the model's own mean and std. As much of the image is visible, and it moves as far, as at 224
+px, up to rounding.
 """
 
 import time
@@ -51,37 +52,38 @@ from torchvision.transforms import v2
 from benchmarks.evaluate import IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZE, check_input
 
 INIT_SCALE = 0.01  # standard deviation of the initial spectrum
-DECAY = 1.0  # power of the frequency that the amplitude falls with
-MAGIC = 4.0  # the published script takes it over from Lucid
-COLOR = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))  # Lucid's SVD square root of the
-COLOR_NORM = 0.46195  # ImageNet colour correlation, and the largest norm of its columns
+DECAY = 1.0  # the amplitude is the frequency to the power of -DECAY
+MAGIC = 4.0  # from Lucid, as in the published script
+# Lucid's SVD square root of ImageNet's colour correlation, and the largest norm of its columns.
+COLOR = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
+COLOR_NORM = 0.46195
 PAD = 16  # px on each side, filled with 0.5
 SHIFTS = (8, 4)  # px, before and after scale and rotation
-RESIZE = 256  # px, before the centre-crop to the input size
+RESIZE = 256  # px, before the centre crop to the input size
 GRADIENT_EPSILON = 1e-8
-GRADIENT_NOISE = 1e-6  # the standard deviation; as the variance it lowers the scores by a quarter
+GRADIENT_NOISE = 1e-6  # standard deviation; as a variance it would lower the scores by a quarter
 GRADIENT_CLIP = 0.1
 
 
 class Best(NamedTuple):
-    """The best of one filter so far."""
+    """The best image of one filter so far."""
 
-    image: Tensor  # (3, h, w) in [0, 1], decoded without the view
-    activation: Tensor  # (h', w'), the map of the maximised channel, under that step's view
+    image: Tensor  # (3, h, w) in [0, 1], without the random transform
+    activation: Tensor  # (h', w'), map of the maximised channel, with that step's transform
     score: float  # that step's objective
     step: int  # counted from 0
 
 
 class Progress(NamedTuple):
-    """What one iteration reports."""
+    """Report of one iteration."""
 
     step: int  # counted from 0
     values: list[float]  # n objectives of this step
-    best: list[Best]  # n bests up to and with this step
+    best: list[Best]  # of each of the n filters, up to and including this step
 
 
 class ReferenceResult(NamedTuple):
-    """What the published script gives for n filters."""
+    """Results of the published script for n filters."""
 
     images: Tensor  # (n, 3, h, w) in [0, 1], each from its filter's best step
     activations: Tensor  # (n, h', w') of the maximised channel at the best step
@@ -92,7 +94,7 @@ class ReferenceResult(NamedTuple):
 
 
 def spectrum_scale(height: int, width: int) -> Tensor:
-    """Amplitude of each frequency, `1 / max(f, 1 / max(height, width)) ** decay`.
+    """Return the amplitude of each frequency, ``1 / max(f, 1 / max(height, width)) ** decay``.
 
     Args:
         height: Image height in px.
@@ -109,13 +111,13 @@ def spectrum_scale(height: int, width: int) -> Tensor:
 
 
 def decode(spectrum: Tensor, scale: Tensor, color: Tensor, width: int) -> Tensor:
-    """Images of spectra: scaled inverse Fourier transform, colour matrix, sigmoid.
+    """Decode spectra into images: scaled inverse Fourier transform, colour matrix, sigmoid.
 
     Args:
         spectrum: (n, 3, h, columns, 2) float32; the last axis is real, imaginary.
-        scale: (h, columns) of `spectrum_scale`.
+        scale: (h, columns), see :func:`spectrum_scale`.
         color: (3, 3), rows are red, green, blue.
-        width: Image width in px; crops the extra column of odd widths.
+        width: Image width in px; crops the extra column if it is odd.
 
     Returns:
         (n, 3, h, width) in [0, 1].
@@ -126,21 +128,21 @@ def decode(spectrum: Tensor, scale: Tensor, color: Tensor, width: int) -> Tensor
 
 
 def resize_size(input_size: int) -> int:
-    """Side in px of what the centre-crop to the input size is taken from: 256 for 224."""
+    """Return the image size before the centre crop to the input size, in px: 256 for 224."""
     return round(RESIZE * input_size / INPUT_SIZE)
 
 
-def random_view(size: int, *, input_size: int = INPUT_SIZE) -> Callable[[Tensor], Tensor]:
-    """The published chain of random steps, up to and with the resize to 256 px.
+def random_transform(size: int, *, input_size: int = INPUT_SIZE) -> Callable[[Tensor], Tensor]:
+    """Return the published chain of random transforms, up to and including the resize to 256 px.
 
-    Draws from the global generator, once for the whole batch.
+    It draws from the global generator, once for the whole batch.
 
     Args:
         size: Height and width of the image in px.
         input_size: Height and width of the model's input in px; pad, shifts and resize are proportional to it.
 
     Returns:
-        A function (n, 3, size, size) -> (n, 3, r, r) with r of `resize_size`.
+        A function (n, 3, size, size) -> (n, 3, r, r), where r is that of :func:`resize_size`.
     """
     unit = input_size / INPUT_SIZE
     first, second = (shift * unit / size for shift in SHIFTS)
@@ -164,7 +166,7 @@ def preset(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Callable[[Tensor], Tensor]:
-    """The torchvision preset of ImageNet weights: resize 256, centre-crop 224, normalise.
+    """Return torchvision's preset of ImageNet weights: resize to 256 px, centre crop of 224 px, normalise.
 
     Args:
         input_size: Height and width of the model's input in px; the resize is proportional to it.
@@ -180,38 +182,38 @@ def preset(
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
-    """The module whose name is, or else ends with, `layer`.
+    """Return the module whose name is ``layer``, or else ends with it.
 
     Args:
-        model: The model to look in.
-        layer: A module's full name, or an ending that only one module's name has.
+        model: The model that contains it.
+        layer: Full name of a module, or an ending of only one module's name.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: If no module's name or several modules' names end so.
+        ValueError: If no module's name, or more than one, ends with ``layer``.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if layer in modules:
         return modules[layer]
     names = [name for name in modules if layer and name.endswith(layer)]
     if len(names) != 1:
-        found = f"these do: {names}" if names else f"the model has: {list(modules)}"
-        raise ValueError(f"layer {layer!r}: expected the end of one module's name; {found}")
+        known = f"these end with it: {names}" if names else f"the model has: {list(modules)}"
+        raise ValueError(f"layer {layer!r}: expected the end of one module's name; {known}")
     return modules[names[0]]
 
 
 @contextmanager
 def catch(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the outputs of a module with a global forward hook, not cloned.
+    """Collect the outputs of a module with a global forward hook, without cloning them.
 
     Args:
         module: The module whose outputs to collect.
 
     Yields:
-        A list that each forward pass of the module appends to. An in-place operation that follows changes
-        what is in it, as in the published script.
+        A list that each forward pass of the module appends to. An in-place operation that follows changes its tensors,
+        as in the published script.
     """
     caught: list[Tensor] = []
 
@@ -231,15 +233,15 @@ RandomState = tuple[Tensor, Tensor | None]
 
 
 @contextmanager
-def own_random(device: torch.device, state: RandomState | None = None) -> Iterator[Callable[[], RandomState]]:
-    """Fork the global random state, of the CPU and of the device, and go on from `state`.
+def forked_random_state(device: torch.device, state: RandomState | None = None) -> Iterator[Callable[[], RandomState]]:
+    """Fork the global random state of the CPU and of the device, and continue from ``state``.
 
     Args:
-        device: Where noise is drawn besides the CPU.
-        state: What the yielded function returned earlier, or None to leave the state as it is.
+        device: Device on which noise is drawn, besides the CPU.
+        state: Return value of an earlier block's yielded function, or None to start from the current state.
 
     Yields:
-        A function that returns the state to go on from later.
+        A function that returns the state from which a later block continues.
     """
     is_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_cuda else []):
@@ -263,11 +265,10 @@ def make_reference_step(
     seed: int = 0,
     objective: str = "channel",
 ) -> Callable[[], Progress]:
-    """One iteration of the published script, as a callable with a state of its own.
+    """Return one iteration of the published script, as a callable that holds its state.
 
-    Two such callables, or one and anything else, may be called in turns: neither the model, nor the global
-    random state, nor the global hooks differ after a call. The first call is slower, as any first call of
-    a model is.
+    Calls may alternate with anything else, such as another such callable: after a call the model, the global random
+    state and the global hooks are as before. The first call is slower, like any first call of a model.
 
     Args:
         model: A classifier of (n, 3, input_size, input_size) normalised images, in eval mode.
@@ -277,16 +278,16 @@ def make_reference_step(
         input_size: Height and width of the model's input in px.
         mean, std: Normalisation of the model's input, per channel; ImageNet's by default.
         lr: Learning rate of Adam.
-        seed: Seed of the initial spectrum, the views and the noise.
-        objective: "channel" (mean over the map), "neuron" (its centre), or "layer" (in the script: channel
-            `i` for image `i`, whatever the filters).
+        seed: Seed of the initial spectrum, the random transforms and the noise.
+        objective: "channel" (mean over the map), "neuron" (its centre), or "layer" (in the published script: channel
+            ``i`` for image ``i``, whatever the filters).
 
     Returns:
-        A function without arguments that runs one iteration and returns its `Progress`.
+        A function without arguments that runs one iteration and returns its :class:`Progress`.
 
     Raises:
-        ValueError: If an argument is out of range, no single layer has the name, or the model is in training
-            mode. The callable raises it if the layer's output has not four axes or too few channels.
+        ValueError: If an argument is out of range, the name does not determine a layer, or the model is in training
+            mode. The callable raises it if the layer's output does not have four axes, or has too few channels.
     """
     if model.training:
         raise ValueError("model is in training mode: expected eval mode (call model.eval())")
@@ -297,7 +298,7 @@ def make_reference_step(
     if side < 2:
         raise ValueError(f"size {side}: expected at least 2 px")
     if not filters or min(filters) < 0:
-        raise ValueError(f"filters {list(filters)}: expected one or more channel numbers from 0 on")
+        raise ValueError(f"filters {list(filters)}: expected one or more channel numbers, at least 0")
 
     target = find_layer(model, layer)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -306,8 +307,9 @@ def make_reference_step(
 
     color = (torch.tensor(COLOR) / COLOR_NORM).to(device)
     scale = spectrum_scale(side, side).to(device)
-    view, normalise = random_view(side, input_size=input_size), preset(input_size=input_size, mean=mean, std=std)
-    with own_random(device) as save:
+    transform = random_transform(side, input_size=input_size)
+    normalise = preset(input_size=input_size, mean=mean, std=std)
+    with forked_random_state(device) as save:
         torch.manual_seed(seed)
         noise = torch.randn(len(channels), 3, *scale.shape, 2)
         random_state = save()
@@ -327,7 +329,7 @@ def make_reference_step(
     def iterate() -> list[float]:
         image = decode(spectrum, scale, color, side)
         with catch(target) as caught:
-            model(normalise(view(image)))
+            model(normalise(transform(image)))
         if not caught:
             raise ValueError(f"layer {layer!r}: the model's forward pass does not call it")
         maps = maps_of(caught[-1])
@@ -336,11 +338,11 @@ def make_reference_step(
         else:
             values = [m.mean() for m in maps]
 
-        # The weights' gradients cost what they cost in the script, and are dropped here.
+        # Also the gradients of the weights, which the published script computes; they are not used.
         gradient = torch.autograd.grad(torch.stack(values).sum(), [spectrum, *weights], allow_unused=True)[0]
         gradient = gradient / (gradient.norm() + GRADIENT_EPSILON)  # norm over the whole batch
         spectrum.grad = gradient + GRADIENT_NOISE * torch.randn_like(gradient)
-        with torch.no_grad():  # before the update: the very image whose objective was measured
+        with torch.no_grad():  # before the update: the image whose objective was computed
             decoded = decode(spectrum, scale, color, side)
         nn.utils.clip_grad_norm_([spectrum], GRADIENT_CLIP)
         optimizer.step()
@@ -356,11 +358,11 @@ def make_reference_step(
 
     def run() -> Progress:
         nonlocal random_state, step
-        with torch.enable_grad(), own_random(device, random_state) as save:
+        with torch.enable_grad(), forked_random_state(device, random_state) as save:
             values = iterate()
             random_state = save()
         step += 1
-        return Progress(step - 1, values, [found for found in best if found is not None])
+        return Progress(step - 1, values, [entry for entry in best if entry is not None])
 
     return run
 
@@ -390,14 +392,14 @@ def reference(
         input_size: Height and width of the model's input in px.
         mean, std: Normalisation of the model's input, per channel; ImageNet's by default.
         lr: Learning rate of Adam.
-        seed: Seed of the initial spectrum, the views and the noise.
-        objective: "channel", "neuron" or "layer"; see `make_reference_step`.
+        seed: Seed of the initial spectrum, the random transforms and the noise.
+        objective: "channel", "neuron" or "layer"; see :func:`make_reference_step`.
 
     Returns:
-        The `ReferenceResult`, on the model's device; all but the images and activations on the CPU.
+        A :class:`ReferenceResult`. Images and activations are on the model's device, the rest on the CPU.
 
     Raises:
-        ValueError: If `steps` is less than 1, and as `make_reference_step`.
+        ValueError: If ``steps`` is less than 1, or as for :func:`make_reference_step`.
     """
     if steps < 1:
         raise ValueError(f"steps {steps}: expected at least 1")
@@ -417,15 +419,15 @@ def reference(
     seconds: list[float] = []
     best: list[Best] = []
     for _ in range(steps):
-        start = time.perf_counter()  # the `.item()` calls, last in a step, wait for the device
+        start = time.perf_counter()  # the .item() calls at the end of a step wait for the device
         _, values, best = run()
         seconds.append(time.perf_counter() - start)
         history.append(values)
     return ReferenceResult(
-        images=torch.stack([found.image for found in best]),
-        activations=torch.stack([found.activation for found in best]),
-        scores=torch.tensor([found.score for found in best]),
-        best_step=torch.tensor([found.step for found in best]),
+        images=torch.stack([entry.image for entry in best]),
+        activations=torch.stack([entry.activation for entry in best]),
+        scores=torch.tensor([entry.score for entry in best]),
+        best_step=torch.tensor([entry.step for entry in best]),
         history=torch.tensor(history),
         seconds_per_step=seconds,
     )

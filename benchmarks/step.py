@@ -1,10 +1,11 @@
-"""Seconds per step of the published script, of this library, and of the floor that no method can pass.
+"""Seconds per step of the published script, of this library, and of a lower bound ("floor").
 
-The floor is the forward pass of the truncated, folded backbone and the backward pass to its input, alone: same batch,
-dtype and memory layout; eager or compiled with torch's own convolutions, or compiled with those of our compiled step,
-whichever is fastest. All take turns, round by round; the time to compile stands apart. On the CPU the script has a
-process of its own, since memory is kept here as :func:`run_batched` keeps it, for the library and the floor alike, and a
-process that did so once is not as it was before.
+The floor is only the forward pass of the truncated backbone, with folded batch norms, and its backward pass to the
+input, for the same batch, dtype and memory layout. It is measured eagerly and compiled with torch's own convolutions,
+and compiled with the packed weights that the compiled step uses. All methods run alternately, in rounds of random
+order; compile time is reported separately. On the CPU the process retains the memory that a step frees
+(:func:`featvis_func.kept_memory`), for the library and the floor alike. That changes the allocator of the whole
+process, so the published script runs in a process of its own; only one of the two processes computes at a time.
 """
 
 import multiprocessing
@@ -26,34 +27,39 @@ from featvis_func.backbone.layers import LayerRef
 from featvis_func.transform import chain, normalize
 from featvis_func.types import Weights
 
-METHODS = ("baseline", "ours eager", "ours compiled", "floor eager", "floor compiled", "floor as ours")
+METHODS = ("published script", "eager", "compiled", "floor eager", "floor compiled", "floor packed")
 MODELS = ("googlenet", "resnet18", "squeezenet1_0", "vit_b_16")
 FILTERS = range(8)
 
 
-class OurStep:
-    """One step of the library as ``render`` runs it, on its own state."""
+class LibraryStep:
+    """A step of this library with the options that ``render`` uses by default, and the state that it advances.
+
+    Args:
+        case: model and layer.
+        device: to run on.
+        steps: length of the run, which determines the learning rate.
+        compiled: whether the step is compiled.
+    """
 
     def __init__(self, case: Case, device: str, *, steps: int = 32, compiled: bool = False) -> None:
-        model, goal = case.model, fv.channel(case.layer)
-        self.features = fv.make_features(model, goal.layers, device=device)
-        image = fv.fourier(model.size, device=device)
-        view = fv.views("default", image=model.size, size=model.size)
-        optimizer = fv.default_optimizer(steps)
-        self.step = fv.make_step(
-            self.features, image, chain(view, normalize(model.mean, model.std, device=device)), goal, optimizer
+        model, objective = case.model, fv.channel(case.layer)
+        self.features = fv.make_features(model, objective.layers, device=device)
+        transform = chain(
+            fv.named_transform("default", image=model.size, size=model.size),
+            normalize(model.mean, model.std, device=device),
         )
-
-        self.weights = self.features.weights
+        image, optimizer = fv.fourier(model.size, device=device), fv.default_optimizer(steps)
+        ascent = fv.make_ascent(self.features, image, transform, objective, optimizer)
+        self.step, self.weights = ascent.step, self.features.weights
         if compiled:
             self.step, self.weights = fv.compile_step(self.step), fv.compiled_weights(self.features)
 
-        def begin(filters: Sequence[int]) -> fv.State:
-            keys = fv.filter_keys(0, case.layer, filters, device=device)
-            return fv.init_state(self.features, image, goal, optimizer, keys)
+        def init(filters: Sequence[int]) -> fv.State:
+            return ascent.init(fv.filter_keys(0, case.layer, filters, device=device))
 
-        self.begin = begin
-        self.start = self.state = begin(FILTERS)
+        self.init = init
+        self.initial = self.state = init(FILTERS)
         self.target = torch.tensor(list(FILTERS), device=device)
 
     def __call__(self) -> None:
@@ -61,79 +67,79 @@ class OurStep:
 
 
 def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
-    """Times one model."""
-    torch._dynamo.reset()  # it gives a function up after some compilations, of whatever models
-    eager, compiled = OurStep(case, device), OurStep(case, device, compiled=True)
+    """Time one model."""
+    torch._dynamo.reset()  # it stops compiling a function after some number of compilations, whatever the model
+    eager, compiled = LibraryStep(case, device), LibraryStep(case, device, compiled=True)
     features = eager.features
     images = torch.randn(len(FILTERS), 3, *case.model.size, device=device)
 
     def total(x: Tensor, weights: Weights) -> Tensor:
         return features.apply(weights, x)[case.layer].sum()
 
-    # With the value: of a gradient alone the compiler leaves out the last convolution's forward pass.
+    # With the value: for the gradient alone the compiler would leave out the last convolution's forward pass.
     floor = grad_and_value(total)
     compiled_floor = torch.compile(floor, fullgraph=True, dynamic=False)
-    # Of the module itself: the graph's first convolution is padded to more channels, which is no useful work.
+    # FLOPs of the module itself: the first convolution of the rewritten graph is padded to more channels.
     plain = hook_backbone(private_copy(case.model.module, None), {LayerRef(case.layer): 1})
     with FlopCounterMode(display=False) as counter:
         plain.apply(plain.weights, images.clone().requires_grad_())[case.layer].sum().backward()
     seconds_to_compile = {
-        "ours": _seconds(compiled),
-        "floor": _seconds(lambda: compiled_floor(images, compiled.weights)),
-        "floor of torch's convolutions": _seconds(lambda: compiled_floor(images, eager.weights)),
+        "compiled": _seconds(compiled),
+        "floor packed": _seconds(lambda: compiled_floor(images, compiled.weights)),
+        "floor compiled": _seconds(lambda: compiled_floor(images, eager.weights)),
     }
     calls: dict[str, Callable[[], object]] = {
-        "ours eager": eager,
-        "ours compiled": compiled,
+        "eager": eager,
+        "compiled": compiled,
         "floor eager": lambda: floor(images, eager.weights),
         "floor compiled": lambda: compiled_floor(images, eager.weights),
     }
     if features.packed:
-        calls["floor as ours"] = lambda: compiled_floor(images, compiled.weights)
+        calls["floor packed"] = lambda: compiled_floor(images, compiled.weights)
     with ExitStack() as stack:
-        if len(features.shapes[case.layer]) == 3:  # the script knows no tokens
-            calls["baseline"] = stack.enter_context(script(case, device))
+        if len(features.shapes[case.layer]) == 3:  # the published script does not support tokens
+            calls["published script"] = stack.enter_context(published_step(case, device))
         stack.enter_context(fv.kept_memory(device == "cpu"))
         times = interleave(calls, rounds=rounds)
     median = {name: t.median for name, t in times.items()}
-    ours = min(median["ours eager"], median["ours compiled"])
-    usual = min(median["floor eager"], median["floor compiled"])
-    lowest = min(usual, median.get("floor as ours", usual))
+    step = min(median["eager"], median["compiled"])
+    torch_floor = min(median["floor eager"], median["floor compiled"])
+    lowest = min(torch_floor, median.get("floor packed", torch_floor))
     return {
         "layer": case.layer,
         "trained": case.trained,
         "filters": len(FILTERS),
         "seconds": {name: t._asdict() for name, t in times.items()},
         "seconds_to_compile": seconds_to_compile,
-        "ours/floor": ours / lowest,
-        "ours/floor of torch's convolutions": ours / usual,
-        "ours eager/floor eager": median["ours eager"] / median["floor eager"],
-        "baseline/ours": median["baseline"] / ours if "baseline" in median else None,
+        "step/floor": step / lowest,
+        "step/torch floor": step / torch_floor,
+        "eager/floor eager": median["eager"] / median["floor eager"],
+        "published script/step": median["published script"] / step if "published script" in median else None,
         "floor_gflop": counter.get_total_flops() / 1e9,
-        "ours_gflop_per_second": counter.get_total_flops() / 1e9 / ours,
+        "step_gflop_per_second": counter.get_total_flops() / 1e9 / step,
     }
 
 
 @contextmanager
-def script(case: Case, device: str) -> Iterator[Callable[[], object]]:
-    """A step of the published script; on the CPU in a process of its own, of which only one or the other works."""
+def published_step(case: Case, device: str) -> Iterator[Callable[[], object]]:
+    """A step of the published script; on the CPU in another process, for which the call waits."""
     if device != "cpu":
         yield make_reference_step(case.model.module, case.layer, list(FILTERS), size=case.model.size[0])
         return
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, case.name), daemon=True)
+    connection, child_connection = context.Pipe()
+    process = context.Process(target=_serve, args=(child_connection, case.name), daemon=True)
     process.start()
-    theirs.close()
+    child_connection.close()
 
     def call() -> None:
-        ours.send(True)
-        ours.recv()
+        connection.send(True)
+        connection.recv()
 
     try:
         yield call
     finally:
-        ours.close()
+        connection.close()
         process.join()
 
 
@@ -145,7 +151,7 @@ def _serve(connection: Connection, name: str) -> None:
             step()
             connection.send(True)
     except EOFError:
-        return  # nobody asks any more
+        return  # the parent process has closed the connection
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -155,9 +161,9 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def main(device: str, rounds: int) -> None:
-    """Prints and writes the timings of all models."""
+    """Print and write the timings of all models."""
     data = {case.name: measure(case, device, rounds) for case in cases(MODELS, device)}
-    ratios = ("ours/floor", "ours/floor of torch's convolutions", "baseline/ours", "ours_gflop_per_second")
+    ratios = ("step/floor", "step/torch floor", "published script/step", "step_gflop_per_second")
     table: list[list[object]] = [["model", *METHODS, *ratios]]
     for name, d in data.items():
         seconds: dict = d["seconds"]  # type: ignore[assignment]

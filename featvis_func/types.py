@@ -1,12 +1,14 @@
-"""The contracts: NamedTuples of pure functions, and of the state they pass on.
+"""The interfaces between the parts of the library: NamedTuples of pure functions, and of the state that they pass on.
 
 Axes, in einops notation:
 
     n  filters (the ``torch.func.vmap`` axis)     c h w  channels, rows, columns of one image
-    v  views of one image in one step             t d    tokens, features of a transformer
+    v  transformed copies of one image per step   t d    tokens, features of a transformer
 
-Everything in the functional core is written for ONE image; only :mod:`featvis_func.engine.step` adds ``n``.
-Tensors vary between calls; Python values are static, and a new one compiles anew.
+A parameterisation, transform, objective or optimizer is written for ONE image; :func:`featvis_func.make_ascent` maps
+them over ``n`` filters. Two functions receive all filters at once, because they couple them: ``Image.share_params`` and
+``Objective.batch_score``. Tensors may change from call to call; Python values are static, and another value compiles
+anew.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +20,13 @@ Key: TypeAlias = Tensor
 """int64 ``(2,)``, each word in ``[0, 2**32)``: see :mod:`featvis_func.random`."""
 
 Params: TypeAlias = Any
-"""A pytree of float tensors: what the optimiser moves."""
+"""A pytree of float tensors: the parameters of an image, which the optimizer changes."""
 
 OptState: TypeAlias = Any
-"""A pytree of tensors: what an optimiser carries."""
+"""A pytree of tensors: the state of an optimizer."""
 
 Draw: TypeAlias = Any
-"""A pytree of tensors: one sample of a random view."""
+"""A pytree of tensors: the random numbers of one application of a transform."""
 
 Target: TypeAlias = Any
 """A pytree of tensors that tells the filters of one run apart; for the built-in objectives the filter number,
@@ -38,44 +40,45 @@ Activations: TypeAlias = Mapping[str, Tensor]
 
 
 class Image(NamedTuple):
-    """A parameterisation: which tensors stand for an image, and the image that they stand for."""
+    """A parameterisation: maps parameters to an image."""
 
     init: Callable[[Key], Params]
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
-    """parameters -> ``(c, h, w)`` float, inside the valid range whatever the parameters."""
+    """parameters -> ``(c, h, w)`` float, in the valid range for any parameters."""
     share_params: Callable[[Params], Params] | None = None
-    """Where filters have a part in common: parameters, or updates, with the leading axis ``n`` -> the same, with that
-    part averaged over ``n``. Such filters are rendered together."""
+    """Average the part of the parameters that all filters share: parameters, or updates, with the leading axis ``n`` ->
+    the same, with that part averaged over ``n``. Such filters are rendered in one batch."""
     encode: Callable[[Tensor], Params] | None = None
-    """image ``(c, h, w)`` in ``[0, 1]`` -> parameters that decode to it; ``None``: there is no such way."""
+    """image ``(c, h, w)`` in ``[0, 1]`` -> parameters that decode to it; ``None`` if there is no such function."""
 
 
 class Transform(NamedTuple):
-    """A random view of an image. The randomness is in ``draw``; ``apply`` is deterministic."""
+    """A random transform of an image. The randomness is in ``draw``; ``apply`` is deterministic."""
 
     draw: Callable[[Key], Draw]
-    """key -> a sample."""
+    """key -> random numbers."""
     apply: Callable[[Tensor, Draw], Tensor]
-    """(image ``(c, h, w)``, sample) -> view ``(c, h', w')``, or several views ``(v, c, h', w')``."""
+    """(image ``(c, h, w)``, random numbers) -> transformed image ``(c, h', w')``, or several transformed copies
+    ``(v, c, h', w')``."""
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation that ASCENDS. ``update`` returns (what to add to the parameters, state)."""
+    """A gradient transformation for gradient ASCENT: ``update`` returns what is added to the parameters."""
 
     init: Callable[[Params, Key], OptState]
-    """(parameters, key) -> state; the key serves optimisers that draw noise."""
+    """(parameters, key) -> state; the key is for optimizers that draw noise."""
     update: Callable[[Params, OptState, Params], tuple[Params, OptState]]
     """(gradients, state, parameters) -> (updates, state)."""
 
 
 class Best(NamedTuple):
-    """The best that each filter has shown so far, over the steps whose score and gradient were finite."""
+    """The step of the highest score so far, per filter, among the steps with a finite score and gradient."""
 
     score: Tensor
     """``(n,)``, ``-inf`` before the first finite step."""
     image: Tensor
-    """``(n, c, h, w)``: decoded, without the view."""
+    """``(n, c, h, w)``: decoded, before the random transform."""
     activation: Tensor
     """``(n, h', w')``, ``(n, t)`` or ``(n,)``: the objective's activation map at that step."""
     step: Tensor
@@ -83,27 +86,28 @@ class Best(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the next step needs. Every leaf has the leading axis ``n``."""
+    """The state of a run between two steps. Every leaf has the leading axis ``n``."""
 
     params: Params
     opt: OptState
     key: Key
-    """int64 ``(n, 2)``: constant over the run; a step folds its number in."""
+    """int64 ``(n, 2)``: constant over the run; each step folds its own number in."""
     step: Tensor
-    """int64 ``(n,)``: the number of the step to come."""
+    """int64 ``(n,)``: number of the next step."""
     best: Best
     saliency: Any = ()
-    """``(n, h, w)``, or nothing if not wanted: how much the score's gradient was at each pixel, over all steps."""
+    """``(n, h, w)``: sum over all steps of the magnitude of the score's gradient at each pixel; empty if not
+    requested."""
 
 
 class Info(NamedTuple):
-    """What one step reports, each ``(n,)``; :func:`featvis_func.run` stacks them to ``(steps, n)``."""
+    """The report of one step, each ``(n,)``; :func:`featvis_func.run` stacks them to ``(steps, n)``."""
 
     score: Tensor
-    """The objective under this step's view, before the update."""
+    """The objective under this step's random transform, before the update."""
     grad_norm: Tensor
-    """The norm of the parameters' raw gradient."""
+    """The norm of the gradient with respect to the parameters, before the optimizer."""
     alive: Tensor
-    """bool: some gradient was not zero, and none was redirected."""
+    """bool: whether the gradient was nonzero without being redirected."""
     finite: Tensor
-    """bool: the score and the gradient were finite; where not, the filter stood still."""
+    """bool: whether the score and the gradient were finite; otherwise the parameters were not changed."""

@@ -1,4 +1,4 @@
-"""Models that several test modules share."""
+"""Settings of the test processes, and models that several test modules share."""
 
 import os
 
@@ -11,7 +11,7 @@ from tests.toys import TINY_SIZE, make_tiny
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers that share the cores take one each, and so does what they start."""
+    """Give each pytest-xdist worker, and the processes that it starts, a single thread."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,32 +19,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every processor computes in float32 by default, so that equal tests hold on all of them."""
+    """Hide bfloat16 instructions, so that ``precision="auto"`` means float32 on every machine."""
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
 
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
-    """torch.compile remembers sizes by code object and makes them symbolic at the second: no test sees another's."""
+    """Reset torch.compile, which would make a size symbolic if the same code had another size in an earlier test."""
     torch._dynamo.reset()
 
 
 @pytest.fixture
 def tiny() -> Model:
-    """Made anew for each test, so that a test may change it."""
+    """A small random CNN, made anew for each test, which may therefore change it."""
     return load_model(make_tiny(), size=TINY_SIZE)
 
 
 @pytest.fixture(scope="session")
 def texturenet() -> Model:
+    """The built-in texturenet."""
     return load_model("texturenet")
 
 
 @pytest.fixture(scope="session")
 def squeezenet() -> Model:
-    """SqueezeNet 1.0 with its ImageNet weights; tests that need it are skipped where the file is not there."""
+    """SqueezeNet 1.0 with its ImageNet weights; tests that need it are skipped if the file is missing."""
     module = load_squeezenet()
     if module is None:
-        pytest.skip("no SqueezeNet weights: neither FEATVIS_WEIGHTS nor ../shared/weights leads to them")
+        pytest.skip("no SqueezeNet weights at FEATVIS_WEIGHTS or in ../shared/weights")
     return load_model(module)

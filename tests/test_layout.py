@@ -1,9 +1,10 @@
-"""The shape of the package: which module may import which, and what an import costs."""
+"""The layout of the package: which room may import which, and what an import costs."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -12,41 +13,39 @@ import pytest
 import featvis_func
 
 PACKAGE = Path(featvis_func.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
-# What each module of the functional core may import from the package.
-CORE: dict[str, set[str]] = {
-    "types": set(),
-    "random": {"types"},
-    "color": {"types", "random"},
-    "image": {"types", "random", "color", "image"},
-    "transform": {"types", "random", "transform", "messages"},
-    "objective": {"types", "random", "objective", "messages"},
-    "optimizer": {"types", "random", "optimizer"},
-}
-# From the bottom up; a module imports from its own level and from those below.
-LEVELS: tuple[set[str], ...] = (
-    {*CORE, "animation", "files", "inductor", "layers", "memory", "messages", "numbers", "ops", "photographs"}
-    | {"pictures", "redirect", "rewrites", "snapshots", "statistics", "weights", "winograd", "zoo"},
-    {"models", "presets"},
-    {"options"},
-    {"capture"},
-    {"export", "verification"},
-    {"features"},
-    {"fields", "scoring", "result"},
-    {"step", "loggers"},
-    {"execution"},
-    {"slots"},
-    {"renderer"},
-    {"rendering"},
-    {"accentuation", "examples", "sweep"},
-    {"gallery"},
-    {"arguments", "commands", "cli", "__main__"},
+# The sentence that orders the house: each room imports only leftwards, plus the rooms that everyone may use.
+SENTENCE = "core -> backbone -> engine -> rendering -> sweep, dataset -> gallery -> cli"
+FOR_EVERYONE = {"models", "io", "validation"}
+CORE = {"types", "random", "color", "tree", "image", "transform", "objective", "optimizer"}
+FLOORS = [{*CORE} if floor == "core" else set(floor.split(", ")) for floor in SENTENCE.split(" -> ")]
+ROOMS = sorted(
+    {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 )
+ROOMS = [room for room in ROOMS if not room.startswith("__")]
+
+
+def allowed(room: str) -> set[str]:
+    """The other rooms that a room may import."""
+    if room == "validation":
+        return set()
+    if room in CORE:  # one image, pure: the shared types and generators, never each other
+        return {"types", "random", "tree", "validation"} | ({"color"} if room == "image" else set())
+    if room == "zoo":
+        return {"validation"}
+    if room == "models":
+        return {"validation", "io", "zoo"}
+    if room == "io":
+        return {"validation"}
+    if room == "cpu":  # which only backbone/hardware.py imports
+        return {"types"}
+    (floor,) = [number for number, rooms in enumerate(FLOORS) if room in rooms]
+    left = set[str]().union(*FLOORS[:floor]) | FOR_EVERYONE
+    return left | ({"cpu"} if room == "backbone" else set())
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of the package that a file imports, at its top or inside a function."""
+    """The modules of the package that a file imports, at its top or inside a function, such as ``engine.step``."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -56,22 +55,55 @@ def imported(path: Path) -> Iterator[str]:
             names = [f"{module}.{alias.name}" for alias in node.names] if module == "featvis_func" else [module]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("featvis_func."))
+        yield from (name.removeprefix("featvis_func.") for name in names if name.startswith("featvis_func."))
 
 
-def files_of(module: str) -> list[Path]:
-    folder = PACKAGE / module
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{module}.py"]
+def files_of(room: str) -> list[Path]:
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
 
 
-def level_of(module: str) -> int:
-    levels = [i for i, level in enumerate(LEVELS) if module in level]
-    assert levels, f"{module} stands on no level: give it one"
-    return levels[0]
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_imports_only_leftwards(room: str) -> None:
+    others = {name.split(".")[0] for path in files_of(room) for name in imported(path)} - {room}
+    assert others <= allowed(room), f"{room} imports {sorted(others - allowed(room))}; the order is: {SENTENCE}"
 
 
-# Imports each module first, in a child of a process that has torch and of this package nothing; prints which failed.
-# Not by multiprocessing's fork server: of that, a process has but one, and other tests say what it imports.
+def test_one_module_imports_the_cpu_folder() -> None:
+    importing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for name in imported(path)
+        if name.split(".")[0] == "cpu" and not path.is_relative_to(PACKAGE / "cpu")
+    }
+    assert importing - {"__init__.py"} == {"backbone/hardware.py"}
+
+
+def test_one_module_imports_the_private_pytree() -> None:
+    naming = [path.name for path in PACKAGE.rglob("*.py") if "_pytree" in path.read_text(encoding="utf-8")]
+    assert naming == ["tree.py"]
+
+
+def test_the_modules_of_a_room_import_each_other_without_a_cycle() -> None:
+    arrows = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): {
+            name for name in imported(path) if (PACKAGE / f"{name.replace('.', '/')}.py").exists()
+        }
+        for path in PACKAGE.rglob("*.py")
+        if path.stem != "__init__"
+    }
+    assert list(TopologicalSorter(arrows).static_order())  # raises CycleError
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders <= {*ROOMS, "core", "benchmarks"}
+    rooms_with_folders = {room for room in ROOMS if (PACKAGE / room).is_dir()} - CORE - {"zoo"}
+    assert rooms_with_folders <= folders
+
+
+# Imports each module first, each in a child of a process that has imported torch but nothing of this package; prints
+# those that failed. multiprocessing's fork server would not do: a process has only one, and other tests choose its imports.
 IMPORT_EACH = """
 import os, sys, traceback, warnings
 from importlib import import_module
@@ -92,48 +124,6 @@ for module in sys.argv[1:]:
     if os.waitpid(child, 0)[1]:
         print(module)
 """
-
-
-FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-
-
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_imports_types_and_random_alone(module: str) -> None:
-    assert {name for path in files_of(module) for name in imported(path)} <= CORE[module]
-
-
-@pytest.mark.parametrize("module", [*MODULES, *FOLDERS])
-def test_imports_run_downwards(module: str) -> None:
-    above = {other for path in files_of(module) for other in imported(path) if level_of(other) > level_of(module)} - {
-        module
-    }
-    assert not above
-
-
-def test_features_know_the_model_and_the_core_alone() -> None:
-    assert set(imported(PACKAGE / "features.py")) <= {
-        *CORE,
-        "layers",
-        "messages",
-        "models",
-        "capture",
-        "export",
-        "verification",
-        "winograd",
-    }
-
-
-def test_models_know_messages_weights_and_the_zoo_alone() -> None:
-    assert {other for path in files_of("models") for other in imported(path)} <= {
-        "models",
-        "messages",
-        "weights",
-        "zoo",
-    }
-
-
-def test_the_zoo_stands_alone() -> None:
-    assert {other for path in files_of("zoo") for other in imported(path)} <= {"zoo"}
 
 
 def public_names() -> list[tuple[str, str]]:
@@ -157,7 +147,7 @@ def test_public_names_are_what_the_type_checker_is_told(name: str, module: str) 
 
 def test_no_public_name_hides_a_module() -> None:
     names = {name for name, module in public_names() if module != "featvis_func"}
-    assert not names & {*MODULES, *FOLDERS}
+    assert not names & set(ROOMS)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -180,24 +170,28 @@ def test_torch_is_not_imported_for(code: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def test_libraries_that_not_everybody_has_are_imported_when_they_are_asked_for() -> None:
+def test_optional_libraries_are_imported_only_when_used() -> None:
     code = "import sys, featvis_func; featvis_func.load_model('texturenet'); featvis_func.render"
     code += "; featvis_func.wandb_logger; others = {'timm', 'transformers', 'ray', 'tensorboard', 'wandb'}"
     code += "; sys.exit(3 * any(name in sys.modules for name in others))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-IMPORTED = [*(module for module in MODULES if module != "__main__"), *FOLDERS]
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.name not in ("__main__.py",) and path.parent.name != "assets" and path != PACKAGE / "__init__.py"
+)
 
 
 @pytest.fixture(scope="module")
 def not_first() -> list[str]:
-    """The modules that cannot be imported first, or change something of torch."""
-    command = [sys.executable, "-c", IMPORT_EACH, *IMPORTED]
+    """The modules whose import fails if it comes first, or changes a setting of torch."""
+    command = [sys.executable, "-c", IMPORT_EACH, *MODULES]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
 
 
-@pytest.mark.parametrize("module", IMPORTED)
-def test_a_module_can_be_imported_first_and_draws_nothing(module: str, not_first: list[str]) -> None:
-    """No cycle is hidden by the order of imports, and an import configures nothing of torch."""
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_imported_first_and_changes_no_setting_of_torch(module: str, not_first: list[str]) -> None:
+    """No cycle is hidden by the order of imports."""
     assert module not in not_first

@@ -1,4 +1,4 @@
-"""Small models that several test modules share."""
+"""Small modules that several test modules share."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ TINY_SIZE = 20
 
 
 def make_tiny() -> nn.Sequential:
-    """A small random CNN in evaluation mode; batch norm with statistics of its own, ReLUs that work in place."""
+    """Make a small random CNN in evaluation mode, with in-place ReLUs and nontrivial batch norm statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Sequential(
@@ -32,7 +32,7 @@ def make_tiny() -> nn.Sequential:
 
 
 class OneConv(nn.Module):
-    """A convolution of 4 filters; what else happens is the subclass's."""
+    """A convolution of 4 filters; subclasses define the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()

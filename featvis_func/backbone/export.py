@@ -1,4 +1,4 @@
-"""A module as a pure graph: traced by ``torch.export`` and truncated behind the last of some layers."""
+"""Trace a module with ``torch.export`` into a pure graph, truncated behind the last of some layers."""
 
 import threading
 import warnings
@@ -25,8 +25,8 @@ _aten = torch.ops.aten
 class _LayerOutputs(nn.Module):
     """The module that is exported: a forward pass that returns the outputs of the layers.
 
-    It runs to the end, because torch.export loses its place when an exception ends the forward pass; once in-place
-    operations are gone from the graph, whatever follows the layers is dead code.
+    It runs to the end, because torch.export cannot handle an exception that ends the forward pass early. Once in-place
+    operations are gone from the graph, everything that follows the layers is dead code.
     """
 
     def __init__(self, module: nn.Module, calls: Mapping[LayerRef, int]) -> None:
@@ -44,7 +44,7 @@ class Traced(NamedTuple):
     """A module's forward pass as a graph that returns the outputs of some layers. Make one with :func:`trace`."""
 
     root: nn.Module
-    """Holds what else the graph refers to."""
+    """The module that holds everything else that the graph refers to."""
     graph: fx.Graph
     weights: Weights
     """Placeholder's name -> tensor."""
@@ -69,7 +69,7 @@ def trace(module: nn.Module, calls: Mapping[LayerRef, int], example: Tensor) -> 
     Raises:
         Exception: of any kind, where torch.export cannot trace the module.
     """
-    with warnings.catch_warnings(), _unnoticed_by_other_threads():
+    with warnings.catch_warnings(), _isolated_from_other_threads():
         warnings.simplefilter("ignore")  # torch.export warns about code of its own and of the module
         program = torch.export.export(
             _LayerOutputs(module, calls).eval(), (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
@@ -109,33 +109,34 @@ def _batch_norm(
     return _aten._native_batch_norm_legit_no_training.default(images, weight, bias, mean, var, momentum, eps)[0]
 
 
-# While it traces, torch.export switches mkldnn, nnpack and cuDNN off for the whole process, so that they do not replace
-# operations by their own, and puts the state of the global random generator back in the end. Another thread would
-# compute with other kernels meanwhile, and see its random numbers twice. Traces of this module do neither: the functions
-# below stand in for torch's, and pass on to them in all threads but one that traces here.
+# While it traces, torch.export disables mkldnn, nnpack and cuDNN for the process, so that they do not replace
+# operations by their own, and restores the state of the global random generator at the end. Another thread would
+# meanwhile compute with other kernels, and draw the same random numbers again. Traces of this module do neither: the
+# two functions of torch are wrapped, and the wrappers do nothing in a thread that traces here.
 _tracing = threading.local()
 
 
-def _standing_in_for(module: Any, name: str) -> None:
+def _skip_while_tracing(module: Any, name: str) -> None:
+    """Wrap a function that returns a context manager so that it does nothing in a thread that traces here."""
     original = getattr(module, name, None)
-    if original is None or hasattr(original, "passes_on_to"):
+    if original is None or hasattr(original, "skipped_while_tracing"):
         return
 
-    def stand_in() -> AbstractContextManager[None]:
+    def wrapper() -> AbstractContextManager[None]:
         return nullcontext() if getattr(_tracing, "active", False) else original()
 
-    stand_in.passes_on_to = original  # type: ignore[attr-defined]
-    setattr(module, name, stand_in)
+    wrapper.skipped_while_tracing = True  # type: ignore[attr-defined]
+    setattr(module, name, wrapper)
 
 
 @contextmanager
-def _unnoticed_by_other_threads() -> Iterator[None]:
-    """Within the block, this thread traces without changing settings that other threads compute with."""
+def _isolated_from_other_threads() -> Iterator[None]:
+    """Context manager in which this thread traces without changing process-wide state that other threads use."""
     import torch._functorch.aot_autograd
     import torch.export._trace
 
-    _standing_in_for(torch.export._trace, "_ignore_backend_decomps")
-    _standing_in_for(torch._functorch.aot_autograd, "preserve_rng_state")
+    _skip_while_tracing(torch.export._trace, "_ignore_backend_decomps")
+    _skip_while_tracing(torch._functorch.aot_autograd, "preserve_rng_state")
     _tracing.active = True
     try:
         yield
@@ -143,27 +144,27 @@ def _unnoticed_by_other_threads() -> Iterator[None]:
         _tracing.active = False
 
 
-def _drop_rest(whole: fx.GraphModule) -> None:
-    """Remove what runs after the layers. Their outputs are copies that nothing later can write to, so it is not needed.
+def _drop_rest(program: fx.GraphModule) -> None:
+    """Remove what runs after the layers, which cannot change their outputs, because these are copies.
 
-    Half of the time of tracing goes into making a graph functional; this saves it for the rest of the network.
+    Half of the time of tracing is spent on making the graph functional; this saves it for the rest of the network.
     """
-    graph = whole.graph
+    graph = program.graph
     *body, output = graph.nodes
     for node in reversed(body):
         if node.op == "placeholder" or node in output.all_input_nodes:
             break
         graph.erase_node(node)
-    whole.recompile()
+    program.recompile()
 
 
 def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) -> Backbone:
-    """A traced module as a function, computed no further than some of the layers that it was traced for.
+    """Turn a traced module into a function that computes no further than the last of some of its layers.
 
     Args:
-        traced: left as it is.
+        traced: from :func:`trace`; not changed.
         layers: some of ``traced.layers``.
-        optimize: whether to rewrite the graph to run faster, which changes its values by rounding.
+        optimize: whether to run :func:`featvis_func.backbone.graph_passes.optimize`, which changes rounding.
     """
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     outputs = graph.graph_copy(traced.graph, copies)
@@ -174,11 +175,11 @@ def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) ->
     prune(graph)
     if optimize:
         optimize_graph(graph, tensors, names, specialization(traced.device_type))
-    # In the order in which the graph takes them; under the module's own names, where they have one.
+    # In the order of the graph's arguments.
     placeholders = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in names]
-    taken = [names[node] for node in placeholders]
-    arrange = _channels_last if optimize else Tensor.detach
-    weights = {name: arrange(tensors[node]) for name, node in zip(taken, placeholders, strict=True) if node in tensors}
+    arguments = [names[node] for node in placeholders]
+    convert = _channels_last if optimize else Tensor.detach
+    weights = {names[node]: convert(tensors[node]) for node in placeholders if node in tensors}
 
     def backbone(graph: fx.Graph) -> Callable[..., dict[str, Tensor]]:
         call = fx.GraphModule(traced.root, graph)
@@ -187,20 +188,20 @@ def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) ->
         def apply(given: Weights, images: Tensor, *redirect: Tensor) -> dict[str, Tensor]:
             if optimize and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            tensors = (given[name] if name in weights else given.get(name) for name in taken)
+            tensors = (given[name] if name in weights else given.get(name) for name in arguments)
             return dict(zip(layers, call(*tensors, images, *redirect), strict=True))
 
         return apply
 
-    redirected = backbone(redirect_graph(graph))  # of the rewritten graph: both functions take the same weights
-    return Backbone(backbone(graph), weights, redirected, tuple(name for name in taken if name not in weights))
+    redirected = backbone(redirect_graph(graph))  # of the optimised graph: both functions take the same weights
+    return Backbone(backbone(graph), weights, redirected, tuple(name for name in arguments if name not in weights))
 
 
 def release(traced: Traced) -> None:
-    """Break the reference cycle that tracing leaves behind, which runs through C++ where gc cannot see it.
+    """Break the reference cycle that tracing leaves behind, which gc cannot see, because it runs through C++.
 
-    The shape environment holds the traced inputs, whose symbolic sizes hold the shape environment. Caches of its
-    methods, which all threads share, are keyed by the environment, too; it is emptied instead of these.
+    The shape environment holds the traced inputs, whose symbolic sizes hold the shape environment. torch's caches of
+    its methods hold it too; all threads share them, so that the environment is emptied, and not the caches.
     """
     environments: dict[int, ShapeEnv] = {}
     for node in traced.graph.nodes:
@@ -219,5 +220,5 @@ def _clear_meta(graph: fx.Graph) -> None:
 
 
 def _channels_last(weight: Tensor) -> Tensor:
-    """A kernel in the memory layout in which convolutions run fastest; the values are the same."""
+    """Convert a kernel to the memory layout in which convolutions run fastest."""
     return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight

@@ -1,8 +1,8 @@
 """The model as a function: ``(weights, images) -> activations``, computed no further than the requested layers.
 
 The module is traced by ``torch.export`` up to the last of these layers, which gives a pure graph without hooks; it runs
-eagerly, under ``torch.func`` and inside ``torch.compile(fullgraph=True)``. The user's module is never changed: a copy of
-its structure that shares its tensors is traced.
+eagerly, under ``torch.func`` and inside ``torch.compile(fullgraph=True)``. The user's module is never changed: what is
+traced is a copy of its structure that shares its tensors.
 """
 
 import threading
@@ -49,7 +49,7 @@ class Features(NamedTuple):
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
     """(weights, images ``(n, c, h, w)``, normalised for the module) -> requested layer name -> ``(n, ...)``."""
     weights: Weights
-    """The tensors that the layers depend on, detached: the module's own where they are not folded, rearranged or cast."""
+    """The tensors that the layers depend on, detached: the module's own, unless folded, converted or cast."""
     shapes: dict[str, tuple[int, ...]]
     """Requested layer name -> shape of its output for one image: ``(c, h, w)``, ``(t, d)`` or ``(d,)``."""
     paths: dict[str, str]
@@ -58,7 +58,7 @@ class Features(NamedTuple):
     """False where ``torch.export`` could not trace the module: it runs with a forward hook and does not compile."""
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """(weights, images, float ``(n,)``) -> the values of ``apply``. For images with 1, gradients are redirected past
-    activations that block them, see :mod:`featvis_func.backbone.redirected_relu`. ``None`` without an exported graph."""
+    activations that block them, see :mod:`featvis_func.backbone.redirected_relu`. ``None`` if not exported."""
     packed: tuple[str, ...] = ()
     """Names of packed weights, which may be left out: see :func:`compiled_weights`."""
 
@@ -71,7 +71,7 @@ class Layer(NamedTuple):
     shape: tuple[int, ...] | None
     """Shape of the output for one image; ``None`` where the module is not called or returns no tensor."""
     filters: int | None
-    """Number of channels; ``None`` where there are none, or where the channel axis cannot be told."""
+    """Number of channels; ``None`` where there are none, or where the channel axis is ambiguous."""
 
 
 def make_features(
@@ -122,8 +122,8 @@ def _make_features(
     paths = {name: ref.path for name, ref in refs.items()}
     module = private_copy(model.module, device)
     images = example_images(model, module)
-    different = list(dict.fromkeys(ref._replace(axes=None) for ref in refs.values()))
-    calls, channels_last = count_calls(model, module, different, images)
+    distinct = list(dict.fromkeys(ref._replace(axes=None) for ref in refs.values()))
+    calls, channels_last = count_calls(model, module, distinct, images)
     reference = reference_of(module, calls, images)
     check_outputs(model, paths, reference)
     axes, shapes = {}, {}
@@ -146,12 +146,12 @@ def _make_features(
 
 
 def compiled_weights(features: Features) -> Weights:
-    """The weights with which compiled features run fastest: on a CPU, with packed forms of some kernels.
+    """Return the weights with which compiled features run fastest: on a CPU, with packed weights for some kernels.
 
     Compiled features also take ``features.weights``, with the same values up to rounding. Packed weights, such as
-    ``"conv.weight.transformed"``, are computed from the kernels here and belong to them; they take 8 times the memory of
-    the float32 3 x 3 kernels that profit, see :mod:`featvis_func.cpu.winograd`. Eager mode ignores them. Each renderer
-    that compiles packs weights of its own, unless the features that it is given hold them already:
+    ``"conv.weight.transformed"``, are computed from the kernels, and have to be computed again if these change. They
+    take 8 times the memory of the float32 3 x 3 kernels that have them, see :mod:`featvis_func.cpu.winograd`. Eager
+    mode ignores them. Each renderer that compiles computes packed weights, unless its features have them already:
     ``features._replace(weights=compiled_weights(features))``.
 
     >>> from featvis_func.models import load_model
@@ -163,7 +163,7 @@ def compiled_weights(features: Features) -> Weights:
 
 
 def _axes(model: Model, module: nn.Module, ref: LayerRef, shape: tuple[int, ...], channels_last: bool) -> str:
-    """The meaning of a layer's axes: as stated by the user, or inferred."""
+    """Return the meaning of a layer's axes, as stated by the user or inferred."""
     if ref.axes is not None:
         check_axes(ref.path, ref.axes, shape)
         return ref.axes
@@ -181,33 +181,33 @@ def _axes(model: Model, module: nn.Module, ref: LayerRef, shape: tuple[int, ...]
 def _backbone(
     model: Model, module: nn.Module, calls: Mapping[LayerRef, int], reference: Reference, verify: bool
 ) -> tuple[Backbone, bool]:
-    """The module as a graph, and True; where no graph computes the same, the hook fallback, and False."""
+    """Return the module as a graph, and True; where no graph computes the same, the hook fallback, and False."""
     try:
         traced = trace(module, calls, reference.images)
         try:
             core = truncate(traced, traced.layers)
-            wrong = find_mismatch(core, reference) if verify else ""
-            if wrong:
-                # In very deep networks the rounding of rewrites can switch rectifiers: use the graph as it was traced.
+            mismatch = find_mismatch(core, reference) if verify else ""
+            if mismatch:
+                # In very deep networks the rounding of the graph passes can switch ReLUs: use the graph as traced.
                 core = truncate(traced, traced.layers, optimize=False)
-                wrong = find_mismatch(core, reference)
+                mismatch = find_mismatch(core, reference)
         finally:
             release(traced)
-        if not wrong:
+        if not mismatch:
             return core, True
     except Exception as error:
         # torch.export fails in as many ways as there are models; every failure means the hook fallback.
-        wrong = f"{type(error).__name__}: {first_line(error)}"
+        mismatch = f"{type(error).__name__}: {first_line(error)}"
     warnings.warn(
         f"{model.name} runs with a forward hook, slower and without torch.compile, since it could not be exported:"
-        f" {wrong}",
+        f" {mismatch}",
         stacklevel=5,
     )
     return hook_backbone(module, calls), False
 
 
 def device_of(features: Features, default: torch.device | str | None = None) -> torch.device:
-    """The device of some features' weights; without weights the default, or the CPU."""
+    """Return the device of some features' weights; without weights the default, or the CPU."""
     return next((w.device for w in features.weights.values()), torch.device(default or "cpu"))
 
 
@@ -224,11 +224,11 @@ def list_layers(model: Model) -> list[Layer]:
     names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in names.values()}
 
-    def note(child: nn.Module, args: Any, output: Any) -> None:
+    def record(child: nn.Module, args: Any, output: Any) -> None:
         shapes[names[child]] = {part: tuple(v.shape[1:]) for part, v in tensors_in(output).items() if v.ndim > 0}
 
     for child in names:
-        child.register_forward_hook(note)
+        child.register_forward_hook(record)
     with channels_last_seen(module) as last:
         forward_once(model, module, example_images(model, module)[:1])
 

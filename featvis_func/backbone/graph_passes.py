@@ -1,4 +1,4 @@
-"""Rewrites of a traced graph that compute the same in less time."""
+"""Passes over a traced graph that make it run faster, with the same values and gradients up to rounding."""
 
 import operator
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def optimize(graph: fx.Graph, weights: Weights, names: dict[str, str], special: 
         weights: placeholder's name -> tensor; changed in place.
         names: placeholder's name -> name in the module; changed in place. Names without a tensor in ``weights`` belong
             to packed weights, which may be ``None``.
-        special: what the device that will run the graph computes faster.
+        special: the faster code of the device that will run the graph.
     """
     _fold_batch_norm(graph, weights, names)
     prune(graph)
@@ -48,15 +48,15 @@ def optimize(graph: fx.Graph, weights: Weights, names: dict[str, str], special: 
 
 
 def prune(graph: fx.Graph) -> None:
-    """Remove what the outputs do not depend on, and operations that need one memory layout."""
+    """Remove dead code, run-time checks, and views, which would require one memory layout."""
     for node in reversed(list(graph.nodes)):
         if node.op != "call_function":
             continue
         if "assert" in str(node.target) or "sym_constrain" in str(node.target):
-            graph.erase_node(node)  # a check of the batch size, which torch.fx would keep
+            graph.erase_node(node)  # a check of the batch size, which is no dead code for torch.fx
         elif node.target in (_aten.view.default, _aten._unsafe_view.default):
-            node.target = _aten.reshape.default  # traced for one memory layout, run in another
-    # Every operation is pure; by default torch.fx keeps those that could draw random numbers, such as attention.
+            node.target = _aten.reshape.default  # the graph may run in another memory layout than it was traced in
+    # Every operation is pure here; by default torch.fx keeps those that could draw random numbers, such as attention.
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     for node in [n for n in graph.nodes if n.op == "placeholder" and not n.users]:
         if node.name != "images":
@@ -64,7 +64,7 @@ def prune(graph: fx.Graph) -> None:
 
 
 def _convolutions(graph: fx.Graph) -> Iterator[_ConvNode]:
-    """The convolutions of batches of images."""
+    """Iterate over the convolutions of batches of images."""
     defaults: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
     for node in [n for n in graph.nodes if n.target == _aten.conv2d.default]:
         traced = node.meta.get("val")
@@ -75,12 +75,12 @@ def _convolutions(graph: fx.Graph) -> Iterator[_ConvNode]:
 
 
 def _pair(sides: Any) -> tuple[int, int]:
-    """Both axes' numbers, where a single number for both stands as a list of one."""
+    """Return a setting for both axes; a list of one applies to both."""
     return sides[0], sides[-1]
 
 
 def _placeholder(graph: fx.Graph, name: str) -> fx.Node:
-    """A new argument of the graph, with a name that no other argument has."""
+    """Add an argument to the graph, with a name that no other argument has."""
     node = graph.placeholder(name)
     node.target = node.name
     return node
@@ -118,7 +118,7 @@ def _fold_batch_norm(graph: fx.Graph, weights: Weights, names: dict[str, str]) -
 
 
 def _move_relu_behind_pool(graph: fx.Graph) -> None:
-    """Apply a ReLU to the maxima instead of before the max pool: fewer values, with the same result and gradient."""
+    """Move each ReLU that precedes a max pool behind it, where it has fewer values; result and gradient stay equal."""
     for pool in graph.nodes:
         relu = pool.args[0] if pool.target == _aten.max_pool2d.default else None
         if relu is not None and relu.target == _aten.relu.default and len(relu.users) == 1:
@@ -130,7 +130,7 @@ def _move_relu_behind_pool(graph: fx.Graph) -> None:
 
 
 def _use_in_place_relu(graph: fx.Graph) -> None:
-    """Let a ReLU overwrite a tensor that no other node reads: one tensor less to write and to keep for the backward pass."""
+    """Run each ReLU in place, if no other node reads its input: the backward pass keeps one tensor less."""
     fresh = (_aten.conv2d.default, _aten.add.Tensor, _aten.cat.default, _aten.max_pool2d.default)
     for node in graph.nodes:
         if node.target == _aten.relu.default and node.args[0].target in fresh and len(node.args[0].users) == 1:
@@ -138,7 +138,7 @@ def _use_in_place_relu(graph: fx.Graph) -> None:
 
 
 def _merge_siblings(graph: fx.Graph, weights: Weights, names: dict[str, str]) -> None:
-    """Run the rectified 1 x 1 convolutions of one tensor as one: it is read once, and its gradient written once."""
+    """Merge 1 x 1 convolutions of one tensor, each with a ReLU: the tensor is read once, its gradient written once."""
     siblings: dict[fx.Node, list[fx.Node]] = {}
     for conv in _convolutions(graph):
         users = list(conv.node.users)
@@ -153,28 +153,28 @@ def _merge_siblings(graph: fx.Graph, weights: Weights, names: dict[str, str]) ->
     for images, convs in siblings.items():
         if len(convs) == 1:
             continue
-        _, *stacks = zip(*(conv.args[:3] for conv in convs), strict=True)
-        widths = [len(weights[kernel.name]) for kernel in stacks[0]]
-        for first, *others in stacks:
+        _, kernels, biases = zip(*(conv.args[:3] for conv in convs), strict=True)
+        widths = [len(weights[kernel.name]) for kernel in kernels]
+        for first, *others in (kernels, biases):
             weights[first.name] = torch.cat([weights[n.name] for n in (first, *others)])
             names[first.name] = "+".join(names[n.name] for n in (first, *others))
         with graph.inserting_before(convs[0]):
-            whole = graph.call_function(_aten.conv2d.default, (images, stacks[0][0], stacks[1][0]))
-            whole = graph.call_function(_aten.relu_.default, (whole,))
-            whole.meta["merged"] = True  # for redirect_graph
-            parts = graph.call_function(_aten.split_with_sizes.default, (whole, widths, 1))
+            merged = graph.call_function(_aten.conv2d.default, (images, kernels[0], biases[0]))
+            merged = graph.call_function(_aten.relu_.default, (merged,))
+            merged.meta["merged"] = True  # for redirect_graph
+            parts = graph.call_function(_aten.split_with_sizes.default, (merged, widths, 1))
             parts = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(convs))]
         for conv, part in zip(convs, parts, strict=True):
             (relu,) = conv.users
             relu.replace_all_uses_with(part)
             graph.erase_node(relu)
             graph.erase_node(conv)
-        for unused in (n for stack in stacks for n in stack[1:]):
+        for unused in (*kernels[1:], *biases[1:]):
             graph.erase_node(unused)
 
 
 def _replace_convolutions(graph: fx.Graph, weights: Weights, names: dict[str, str], special: Specialization) -> None:
-    """Let the device's own functions compute the convolutions for which it has one."""
+    """Replace the convolutions for which the device has a faster function."""
     packed: dict[fx.Node, list[fx.Node]] = {}
     for conv in _convolutions(graph):
         kernel = conv.kernel

@@ -1,4 +1,4 @@
-"""What a kind of device computes faster than the generic code. The only module that imports :mod:`featvis_func.cpu`.
+"""The faster code that a type of device has. The only module that imports :mod:`featvis_func.cpu`.
 
 Without that folder, and without the branch in :func:`specialization` that imports it, the library works as before, with
 the same results up to rounding.
@@ -25,25 +25,26 @@ class Convolution(NamedTuple):
 
 
 class Specialization(NamedTuple):
-    """How one kind of device runs a backbone and its step."""
+    """How a type of device runs a backbone, and the steps that use it."""
 
     replace_convolution: Callable[[Convolution], tuple[Callable[..., Tensor], tuple[Any, ...], tuple[str, ...]] | None]
-    """A convolution -> (function, arguments, packed) to compute ``function(images, kernel, bias, *arguments, *packed)``
-    instead. ``packed`` names further forms of the kernel, each a tensor or ``None``. ``None`` leaves it as it is."""
+    """A convolution -> ``(function, arguments, forms)``, to compute ``function(images, kernel, bias, *arguments,
+    *packed)`` instead; ``packed`` are the packed weights ``"kernel.form"``, each a tensor or ``None``. ``None``: no
+    faster function exists."""
     replace_operation: Mapping[Any, Callable[..., Any]]
     """Operation of a traced graph -> what replaces it, with the same arguments."""
     merge_siblings: bool
     """Whether rectified 1 x 1 convolutions of the same tensor run as one."""
     pack_weights: Callable[[Weights, Sequence[str]], Weights]
-    """(weights, names ``"kernel.form"``) -> the weights and the packed weights of those names."""
+    """(weights, names ``"kernel.form"`` of packed weights) -> the weights with these packed weights added."""
     compile_graph: Callable[..., Any]
     """``(graph, inputs, settings=)``: a backend of ``torch.compile``."""
     retain_memory: Callable[[], AbstractContextManager[None]]
-    """A block in which the process keeps the memory that a step frees for the next step."""
+    """A context manager in which the process keeps the memory that a step frees, for the next step."""
 
 
 def specialization(device_type: str) -> Specialization:
-    """The specialization for a type of device.
+    """Return the specialization for a type of device.
 
     Args:
         device_type: such as ``"cpu"`` or ``"cuda"``.
@@ -62,9 +63,12 @@ def compile_graph(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]
     """A backend of ``torch.compile``: Inductor with the settings of the device that the inputs are on.
 
     Args:
-        graph, inputs: as ``torch.compile`` gives them.
-        settings: Inductor's options; they go before those of the device.
+        graph, inputs: as ``torch.compile`` passes them.
+        settings: options of Inductor; they take precedence over those of the device.
     """
+    # By default Inductor inlines up to a hundred operations of the random generator into one another, and compiles for
+    # 100 s instead of 25 s.
+    settings = {"realize_opcount_threshold": 10, **settings}
     devices = {value.device.type for value in inputs if isinstance(value, Tensor)}
     device_type = devices.pop() if len(devices) == 1 else ""
     return specialization(device_type).compile_graph(graph, inputs, settings=settings)
@@ -84,4 +88,4 @@ GENERIC = Specialization(
     compile_graph=_inductor,
     retain_memory=nullcontext,
 )
-"""What every device can run."""
+"""Runs on every device."""

@@ -1,6 +1,6 @@
-"""Running a module with hooks: on a private copy of its structure, with hooks that exist for one block of code.
+"""Run a private copy of a module with hooks that are attached for one block of code.
 
-Nothing here changes the module that it is given.
+The user's module itself is never changed.
 """
 
 import copy
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featvis_func.backbone.layers import LayerRef, tensors_in, works_channels_last
 from featvis_func.models import Model
@@ -41,9 +42,9 @@ def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Mod
     plain = [v for child in module.modules() for v in vars(child).values() if isinstance(v, Tensor)]
     moves = device is not None and any(_elsewhere(t, device) for t in (*registered, *plain))
     moves = moves or any(t.is_inference() for t in registered)
-    # deepcopy uses what it finds here instead of making a copy: new parameters over the same storage, so that not even
-    # an assignment to `.data` reaches the user's, and empty tables of hooks. Buffers are copied: they are small, and
-    # some forward passes write to them.
+    # deepcopy takes the objects of this table instead of making copies: new parameters that share the storage, so that
+    # not even an assignment to `.data` reaches the user's module, and empty tables of hooks. Buffers are copied: they
+    # are small, and some forward passes write to them.
     instead: dict[int, Any] = {id(t): t.detach().clone() for t in plain}
     if not moves:
         for p in module.parameters():
@@ -51,7 +52,7 @@ def private_copy(module: nn.Module, device: torch.device | str | None) -> nn.Mod
     for child in module.modules():
         for hooks in (child._forward_hooks, child._backward_hooks, child._backward_pre_hooks):
             instead[id(hooks)] = OrderedDict()
-        # Pre-hooks of torch itself, such as those of weight_norm, compute the module's weight.
+        # torch's own pre-hooks, such as that of weight_norm, compute the module's weight: they stay.
         instead[id(child._forward_pre_hooks)] = OrderedDict(
             (number, hook)
             for number, hook in child._forward_pre_hooks.items()
@@ -71,37 +72,55 @@ def _elsewhere(tensor: Tensor, device: torch.device | str) -> bool:
 
 
 def example_images(model: Model, module: nn.Module) -> Tensor:
-    """Three different images on the module's device and in its dtype: noise, so that no two layers agree by chance."""
+    """Return three different images of noise, in the module's dtype and on its device."""
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     shape = (3, model.channels, *model.size)
     return wave(math.prod(shape)).reshape(shape).to(device=weight.device, dtype=weight.dtype)
 
 
 def wave(count: int) -> Tensor:
-    """A fixed pattern that looks like noise, float64 ``(count,)`` in ``[-1, 1]``; draws from no random generator."""
+    """Return a fixed pattern that looks like noise, float64 ``(count,)`` in ``[-1, 1]``; uses no random generator."""
     return torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
+
+
+class _RandomOperations(TorchDispatchMode):
+    """Note whether this thread runs an operation that may draw random numbers."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Put the global random generators back after the block, if a module has drawn from them in it.
+    """Context manager that restores the global random generators, if a module draws from them within the block.
 
-    The state is the process's: it is set only if it changed, so that other threads' random numbers stay as they are.
+    All threads share the generators. They are restored only if this thread has run an operation that may draw, so that
+    other threads do not draw the same numbers again.
     """
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     before, before_cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
+    operations = _RandomOperations()
     try:
-        yield
+        with operations:
+            yield
     finally:
-        if not torch.equal(torch.get_rng_state(), before):
-            torch.set_rng_state(before)
-        for device, state in enumerate(before_cuda):
-            if not torch.equal(torch.cuda.get_rng_state(device), state):
-                torch.cuda.set_rng_state(state, device)
+        if operations.seen:
+            if not torch.equal(torch.get_rng_state(), before):
+                torch.set_rng_state(before)
+            for device, state in enumerate(before_cuda):
+                if not torch.equal(torch.cuda.get_rng_state(device), state):
+                    torch.cuda.set_rng_state(state, device)
 
 
 def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
-    """Run a whole forward pass for its side effects on hooks."""
+    """Run a complete forward pass for the hooks that it calls.
+
+    Raises:
+        ValueError: the module fails on these images.
+    """
     try:
         with torch.no_grad(), random_state_kept():
             module(images)
@@ -113,10 +132,10 @@ def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
 def count_calls(
     model: Model, module: nn.Module, refs: Sequence[LayerRef], images: Tensor
 ) -> tuple[dict[LayerRef, int], bool]:
-    """Count how often one forward pass calls each layer, and tell whether any module works with channels last.
+    """Count how often one forward pass calls each layer, and check whether any module works with channels last.
 
     Raises:
-        ValueError: a layer that is not called, or whose output is not a tensor and has no part of that name.
+        ValueError: a layer is not called, or its output is not a tensor and has no part of that name.
     """
     calls = dict.fromkeys(refs, 0)
     wrong: dict[LayerRef, str] = {}
@@ -152,11 +171,11 @@ def channels_last_seen(module: nn.Module) -> Iterator[list[nn.Module]]:
     """Collect the modules called within the block that work with channels last."""
     channels_last: list[nn.Module] = []
 
-    def look(child: nn.Module, args: Any, output: Any) -> None:
+    def inspect(child: nn.Module, args: Any, output: Any) -> None:
         if works_channels_last(child, output):
             channels_last.append(child)
 
-    handles = [child.register_forward_hook(look) for child in module.modules()]
+    handles = [child.register_forward_hook(inspect) for child in module.modules()]
     try:
         yield channels_last
     finally:
@@ -166,15 +185,15 @@ def channels_last_seen(module: nn.Module) -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Catch the layers' outputs within the block; with ``stop`` the block ends once all are caught."""
-    left = dict(calls)
+    """Catch the layers' outputs within the block; with ``stop`` the block ends as soon as all are caught."""
+    remaining = dict(calls)
     caught: dict[str, Tensor] = {}
 
     def hook(ref: LayerRef) -> Callable[..., None]:
         def catch(child: nn.Module, args: Any, output: Any) -> None:
-            left[ref] -= 1
-            if left[ref] == 0:
-                # A copy: an in-place operation that follows would overwrite what was caught.
+            remaining[ref] -= 1
+            if remaining[ref] == 0:
+                # A copy, because an in-place operation that follows would overwrite the output.
                 caught[ref.path] = tensors_in(output)[ref.parts].clone()
                 if stop and len(caught) == len(calls):
                     raise _AllCaught
@@ -192,7 +211,7 @@ def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> It
 
 
 def hook_backbone(module: nn.Module, calls: Mapping[LayerRef, int]) -> Backbone:
-    """The hook fallback, for modules that cannot be exported: a forward pass that stops at the last layer."""
+    """Return the hook fallback, for modules that cannot be exported: a forward pass that stops at the last layer."""
 
     def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
         with catch(module, calls, stop=True) as caught:

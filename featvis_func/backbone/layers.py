@@ -1,7 +1,7 @@
-"""What the name of a layer says: which module, which part of its output, and what its axes mean.
+"""Names of layers: which module, which part of its output, and what the axes of that output mean.
 
-A name is a module's full name or its unique end; behind it ``[0]`` or ``[key]`` choose from an output of several
-tensors, and ``@hwc`` states the axes where they cannot be told: ``"encoder.attention[0]"``, ``"features.3@hwc"``.
+A name is a module's full name or a unique ending of it. A suffix ``[0]`` or ``[key]`` selects from an output of several
+tensors, and ``@hwc`` states the axes where they cannot be inferred: ``"encoder.attention[0]"``, ``"features.3@hwc"``.
 """
 
 import re
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from featvis_func.validation import check_name, suggest
 
 AXES = ("chw", "hwc", "td", "dt", "d")
-"""What the axes of one image's activations can be: channels, height, width; tokens, features. The library computes in
-``chw``, ``td`` and ``d``."""
+"""Layouts of one image's activations: channels, height and width; tokens and features. The library computes in ``chw``,
+``td`` and ``d``."""
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -32,23 +32,27 @@ _NAME = re.compile(r"(?P<module>.*?)(?P<parts>(\[[^\[\]]+\])*)(@(?P<axes>\w+))?"
 
 
 class LayerRef(NamedTuple):
-    """Where activations are taken from."""
+    """The module, and the part of its output, that activations are taken from."""
 
     module: str
     """Full name."""
     parts: str = ""
-    """Of an output of several tensors: which, as in ``"[0]"``."""
+    """Selects from an output of several tensors, as in ``"[0]"``; empty for a single tensor."""
     axes: str | None = None
-    """One of :data:`AXES`, if stated."""
+    """One of :data:`AXES`; ``None`` if the name does not state it."""
 
     @property
     def path(self) -> str:
-        """The full name, by which results are kept."""
+        """The full name, under which results are stored."""
         return self.module + self.parts
 
 
 def parse_layer(module: nn.Module, name: str) -> LayerRef:
-    """Reads a layer's name.
+    """Parse the name of a layer.
+
+    Args:
+        module: the model.
+        name: as for :func:`resolve_layer`.
 
     Raises:
         ValueError: as for :func:`resolve_layer`, or unknown axes.
@@ -58,25 +62,26 @@ def parse_layer(module: nn.Module, name: str) -> LayerRef:
     """
     match = _NAME.fullmatch(name)
     if match is None or not (match["parts"] or match["axes"]) or name in dict(module.named_modules()):
-        return LayerRef(_resolved(module, name))
+        return LayerRef(_full_name(module, name))
     if match["axes"] is not None:
         check_name("axes of a layer", match["axes"], AXES)
-    return LayerRef(_resolved(module, match["module"]), match["parts"], match["axes"])
+    return LayerRef(_full_name(module, match["module"]), match["parts"], match["axes"])
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
-    """The full name of a layer from a unique ending.
+    """Return the full name of a layer, given a unique ending of it.
 
     Args:
         module: the model.
-        name: a name from ``named_modules()``, or the end of exactly one. Whole components (``conv`` in ``a.conv``) go
-            before parts of one (``4c.conv`` in ``inception4c.conv``). What may stand behind it is kept, but for axes.
+        name: a name from ``named_modules()``, or the ending of exactly one, with an optional suffix that selects a part
+            or states the axes. Endings of complete components (``conv`` in ``a.conv``) take precedence over others
+            (``4c.conv`` in ``inception4c.conv``).
 
     Returns:
-        The full name.
+        The full name, with the suffix that selects a part, without the axes.
 
     Raises:
-        ValueError: no layer, or more than one, ends so; the message lists what exists.
+        ValueError: no layer, or more than one, has this ending; the message lists what exists.
 
     >>> resolve_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0")
     '0.0'
@@ -85,7 +90,7 @@ def resolve_layer(module: nn.Module, name: str) -> str:
 
 
 def tensors_in(output: Any) -> dict[str, Tensor]:
-    """The tensors of a module's output, by what stands behind the layer's name to choose them.
+    """Return the tensors of a module's output, by the suffix of the layer's name that selects each.
 
     >>> import torch
     >>> list(tensors_in((torch.zeros(1), {"a": torch.zeros(1)}, None)))
@@ -95,16 +100,16 @@ def tensors_in(output: Any) -> dict[str, Tensor]:
 
 
 def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, int], *, channels_last: bool) -> str | None:
-    """What the axes of one image's activations mean: by the kind of module, then by the model, then by the form.
+    """Infer what the axes of one image's activations mean: from the type of module, the model, and the shape.
 
     Args:
-        child: the module whose output it is.
+        child: the module that returned the activations.
         shape: of the output for one image, 1 to 3 axes.
         size: ``(h, w)`` of the model's input.
-        channels_last: whether the model works with channels as the last of three axes anywhere.
+        channels_last: whether any module of the model returns channels as the last of three axes.
 
     Returns:
-        One of :data:`AXES`; ``None`` where it cannot be told.
+        One of :data:`AXES`; ``None`` if the axes are ambiguous.
 
     >>> axes_of(nn.Identity(), (7, 7, 768), (224, 224), channels_last=True)
     'hwc'
@@ -118,14 +123,14 @@ def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, int], *, ch
         return "chw"
     if _ends_in_channels(child, shape):
         return "hwc"
-    packed = [
-        axes for axes, sides in (("chw", shape[1:]), ("hwc", shape[:2])) if _same_form((sides[0], sides[1]), size)
+    fitting = [
+        axes for axes, sides in (("chw", shape[1:]), ("hwc", shape[:2])) if _same_aspect((sides[0], sides[1]), size)
     ]
-    return packed[0] if len(packed) == 1 else None
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def check_axes(layer: str, axes: str, shape: Sequence[int]) -> None:
-    """Raises ValueError if a layer's output for one image cannot have the axes that the user states.
+    """Raise ValueError if a layer's output for one image does not have as many axes as stated.
 
     >>> check_axes("conv", "hwc", (7, 96))
     Traceback (most recent call last):
@@ -139,12 +144,12 @@ def check_axes(layer: str, axes: str, shape: Sequence[int]) -> None:
 
 
 def works_channels_last(child: nn.Module, output: Any) -> bool:
-    """Whether a module's output shows that the model keeps channels as the last of three axes."""
+    """Whether a module returns channels as the last of three axes, as its type and the shape show."""
     return isinstance(output, Tensor) and output.ndim == 4 and _ends_in_channels(child, output.shape)
 
 
 def canonical(values: Tensor, axes: str) -> Tensor:
-    """Activations ``(n, ...)`` as the library computes with them: ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``.
+    """Permute activations ``(n, ...)`` to ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``.
 
     >>> import torch
     >>> canonical(torch.zeros(1, 7, 7, 96), "hwc").shape
@@ -156,7 +161,7 @@ def canonical(values: Tensor, axes: str) -> Tensor:
 
 
 def feature_axis_of(axes: str) -> int:
-    """Which of some axes is that of the channels, or features.
+    """Return the index of the axis of channels, or features.
 
     >>> feature_axis_of("hwc"), feature_axis_of("td")
     (2, 1)
@@ -164,7 +169,7 @@ def feature_axis_of(axes: str) -> int:
     return axes.index("d" if "d" in axes else "c")
 
 
-def _resolved(module: nn.Module, name: str) -> str:
+def _full_name(module: nn.Module, name: str) -> str:
     names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
     if name in names:
         return name
@@ -181,28 +186,28 @@ def _resolved(module: nn.Module, name: str) -> str:
     raise ValueError(f"no layer {name!r}{hint}")
 
 
-def _tensors(output: Any, where: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors(output: Any, suffix: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
-        yield where, output
+        yield suffix, output
         return
     if isinstance(output, Mapping):
-        inner: Any = output.items()
+        items: Any = output.items()
     elif isinstance(output, tuple | list):
-        inner = enumerate(output)
+        items = enumerate(output)
     else:
         return
-    for key, value in inner:
-        yield from _tensors(value, f"{where}[{key}]")
+    for key, value in items:
+        yield from _tensors(value, f"{suffix}[{key}]")
 
 
 def _ends_in_channels(child: Any, shape: Sequence[int]) -> bool:
     if isinstance(child, nn.Linear):
         return shape[-1] == child.out_features
-    # Not of a subclass, whose forward pass may permute, as torchvision's LayerNorm2d does.
+    # Subclasses are excluded, because their forward pass may permute, as that of torchvision's LayerNorm2d does.
     return type(child) in (nn.LayerNorm, nn.RMSNorm) and tuple(child.normalized_shape) == tuple(shape[-1:])
 
 
-def _same_form(sides: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether sides are an image's, made smaller: by the same factor up to a pixel."""
+def _same_aspect(sides: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether ``sides`` are those of an image reduced by one factor, up to a pixel."""
     factor = (size[0] * size[1] / max(1, sides[0] * sides[1])) ** 0.5
-    return all(abs(side - whole / factor) <= 1 for side, whole in zip(sides, size, strict=True)) and factor >= 0.9
+    return all(abs(side - full / factor) <= 1 for side, full in zip(sides, size, strict=True)) and factor >= 0.9

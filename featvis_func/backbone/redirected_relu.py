@@ -1,28 +1,28 @@
-"""Gradients past activations that let none through, so that units which start dead come to life.
+"""Redirected gradients: pass gradients through activations that block them, so that dead units can be optimised.
 
-Where a rectifier is shut at every position that an image's score depends on, no gradient reaches the image, and it
-stays grey. Redirected, such a rectifier passes on what pushes its input towards the part where it rises. For one image,
-with ``y = f(x)``, ``g`` the gradient of a score that is to RISE with respect to ``y``, and ``R`` the part where ``f``
-rises::
+Where a ReLU is off at every position that an image's score depends on, no gradient reaches the image: it stays grey. A
+redirected ReLU passes on the part of the gradient that moves its input towards the region where it rises. For one
+image, ``y = f(x)``, the gradient ``g`` with respect to ``y`` of a score that is MAXIMISED, and the region ``R`` where
+``f`` rises::
 
     pushed = g where x lies below R and g > 0, or above R and g < 0; else 0
-    gradient = pushed, if g = 0 at every x in R and some of pushed is not 0; else f'(x) g, as ever
+    gradient = pushed, if g = 0 at every x in R and pushed != 0 anywhere; else f'(x) g
 
 ``R`` is ``x > 0`` for ReLU and ``0 < x < 6`` for ReLU6. GELU, SiLU, Mish and hardswish have a minimum a little below
-zero, and fall, ever flatter, from 0 at minus infinity down to it; ``R`` is what lies above. Left of it their own
-gradient is no way out, however large it is: to raise the value it pushes the input still further from where the unit
-fires. Leaky ReLU, ELU and the like rise everywhere and are never shut.
+zero, and decrease from 0 at minus infinity to it; ``R`` lies above the minimum. Below it their own gradient does not
+help, however large it is: to raise the value it moves the input further away from ``R``. Leaky ReLU, ELU and other
+functions that rise everywhere block no gradient.
 
-Redirected are the activations behind the last convolution or product of matrices before a layer's output: there a
-filter has but its own channel, which can be shut. Before it, every channel would have to be shut at once.
+Only the activations behind the last convolution or matrix product before a layer's output are redirected: there a
+filter depends on its own channel alone, which can be off everywhere. Before it, all channels would have to be off.
 
 Source: ``redirected_relu_grad`` and ``redirected_relu6_grad`` of Lucid v0.3.8, ``misc/redirected_relu_grad.py``, which
-gives the rule for these two, each image of the batch and each operation by itself. Deviations: Lucid does so with all
-activations of the network, which makes a step take clearly longer, and a difference only where a whole
-layer is off; it does so in 17 steps; the score rises, where Lucid's loss falls; ``x = 0`` (and 6) counts as shut, as in
-torch's own gradient, where Lucid lets it through; whether something got through is asked of the entries, where Lucid
-asks their Euclidean norm, which underflows; a ReLU before a maximum pool is taken behind it (see ``export.py``), so
-that the push goes to the position nearest to firing.
+apply the rule for ReLU and ReLU6 to each image of the batch and each operation. Deviations: Lucid redirects all
+activations of the network, which makes a step clearly slower and differs only where a complete layer is off, in its
+first 17 steps; here the score is maximised, where Lucid minimises a loss; ``x = 0`` (and 6) counts as off, as in
+torch's own gradient, where Lucid lets it pass; whether a gradient passes is decided by its largest entry, where Lucid
+takes the Euclidean norm, which underflows; a ReLU before a max pool is moved behind it (see ``graph_passes.py``), so
+that the gradient goes to the position closest to ``R``.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ _FORWARD: dict[str, Callable[..., Tensor]] = {
     "silu": lambda x, lower, upper: F.silu(x),
     "mish": lambda x, lower, upper: F.mish(x),
 }
-# Of the gradient, and of the input; ReLU's of the output, of which one is held for the backward pass anyway.
+# (gradient, input, lower, upper) -> gradient; for ReLU with its output, which the backward pass keeps anyway.
 _BACKWARD: dict[str, Callable[..., Tensor]] = {
     "relu": lambda g, y, lower, upper: _aten.threshold_backward(g, y, 0),
     "hardtanh": _aten.hardtanh_backward,
@@ -54,10 +54,10 @@ _BACKWARD: dict[str, Callable[..., Tensor]] = {
     "silu": lambda g, x, lower, upper: _aten.silu_backward(g, x),
     "mish": lambda g, x, lower, upper: _aten.mish_backward(g, x),
 }
-# Where f does not rise its gradient is zero, and not merely of the wrong sign.
+# Activations whose gradient is zero outside of R; that of the others has the wrong sign there.
 _FLAT = ("relu", "hardtanh", "hardsigmoid")
 
-# The part where f rises, from above the first to below the second; the smooth ones' first is where f' = 0.
+# R as an open interval; for the smooth functions it begins where f' = 0.
 _RISES: dict[str, tuple[float, float | None]] = {
     "relu": (0.0, None),
     "hardsigmoid": (-3.0, 3.0),
@@ -79,7 +79,7 @@ _KINDS = {
     _aten.mish.default: "mish",
 }
 
-# What mixes all channels, as the graph has it.
+# Operations of the graph that mix all channels.
 _DENSE = {
     *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.convolution.default),
     *(_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.matmul.default),
@@ -89,16 +89,16 @@ _DENSE = {
 
 
 def redirected(values: Tensor, redirect: Tensor, kind: str, lower: float, upper: float | None) -> Tensor:
-    """An activation, of unchanged value, whose gradient is redirected for some images.
+    """Apply an activation whose gradient is redirected for some images.
 
     Args:
         values: ``(n, ...)``.
-        redirect: float ``(n,)``: for which images, 1 or 0.
+        redirect: float ``(n,)``: 1 for images whose gradient may be redirected, else 0.
         kind: a key of the tables above.
-        lower, upper: the part where it rises; ``None``: without end.
+        lower, upper: the interval in which it rises; ``None``: unbounded.
 
-    Gradient: of something that shall rise, see above; that to ``redirect`` is 1 for each image whose gradient is
-        another one for that, else 0. Once differentiable; not under ``vmap``.
+    Gradient: to ``values`` as described above; to ``redirect`` 1 for each image whose gradient was redirected, else 0.
+        Once differentiable; does not support ``vmap``.
 
     >>> x = torch.tensor([[-1.0, -2.0], [-1.0, 3.0], [-1.0, -2.0]], requires_grad=True)
     >>> redirect = torch.tensor([1.0, 1.0, 0.0], requires_grad=True)
@@ -111,7 +111,8 @@ def redirected(values: Tensor, redirect: Tensor, kind: str, lower: float, upper:
     >>> changed
     tensor([1., 0., 0.])
     """
-    return _Redirected.apply(values, redirect, kind, lower, upper)
+    # In a compiled torch.func.grad, a Function of its arguments alone would lose its backward pass: hence the view.
+    return _Redirected.apply(values.view_as(values), redirect, kind, lower, upper)
 
 
 class _Redirected(torch.autograd.Function):
@@ -128,27 +129,27 @@ class _Redirected(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[override]
         (saved, redirect), (kind, lower, upper) = ctx.saved_tensors, ctx.settings
         own = _BACKWARD[kind](gradient, saved, lower, upper)
-        through = own if kind in _FLAT else torch.where(saved > lower, gradient, 0.0)
-        up = gradient.clamp_min(0.0)
-        # Where f rises there is no gradient, if it is shut.
-        pushed = up if upper is None else torch.where(saved <= lower, up, gradient.clamp_max(0.0))
-        changed = (redirect > 0) & ~_any(through) & _any(pushed)
+        passed = own if kind in _FLAT else torch.where(saved > lower, gradient, 0.0)
+        increase = gradient.clamp_min(0.0)
+        # Where f rises the gradient is zero, if `pushed` is used at all.
+        pushed = increase if upper is None else torch.where(saved <= lower, increase, gradient.clamp_max(0.0))
+        changed = (redirect > 0) & ~_any(passed) & _any(pushed)
         result = torch.where(changed.reshape(-1, *(1,) * (gradient.ndim - 1)), pushed, own)
         return result, changed.to(redirect.dtype), None, None, None
 
 
 def _any(gradient: Tensor) -> Tensor:
-    """Whether anything of each image's is not zero; NaN is not."""
+    """Whether any entry of each image's gradient is not zero; NaN is not zero."""
     return torch.linalg.vector_norm(gradient, torch.inf, dim=tuple(range(1, gradient.ndim))) != 0
 
 
 def redirect_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph that takes one more argument, float ``(n,)``: 1 for images whose gradients are redirected.
+    """Copy a graph with one more argument, float ``(n,)``: 1 for images whose gradients may be redirected.
 
     Args:
         graph: with the traced values in its nodes' ``meta``; its last placeholder takes the images. Activations whose
-            first axis is not the images' stay as they are. A node marked ``meta["merged"]`` does the work of several
-            before a split: each part decides for itself.
+            first axis is not that of the images are not changed. A node marked ``meta["merged"]`` replaces several
+            activations, and is followed by a split: each of its parts is redirected separately.
     """
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
@@ -160,12 +161,12 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
         if node.meta.get("merged"):
             (split,) = node.users
             split.replace_input_with(node, before)
-            shown = list(split.users)
-        elif _is_of_images(node, images):
-            shown = [node]
+            parts = list(split.users)
+        elif _is_per_image(node, images):
+            parts = [node]
         else:
             continue
-        for part in shown:
+        for part in parts:
             users = list(part.users)
             with copy.inserting_after(part):
                 source = before if part is node else part
@@ -177,24 +178,24 @@ def redirect_graph(graph: fx.Graph) -> fx.Graph:
 
 
 def _last_activations(graph: fx.Graph) -> list[fx.Node]:
-    """Those from which an output is reached without a convolution or a product of matrices."""
-    found: dict[fx.Node, None] = {}
+    """Return the activations that are followed by no convolution or matrix product on some way to an output."""
+    activations: dict[fx.Node, None] = {}
     seen: set[fx.Node] = set()
-    ahead = list(graph.output_node().all_input_nodes)
-    while ahead:
-        node = ahead.pop()
+    pending = list(graph.output_node().all_input_nodes)
+    while pending:
+        node = pending.pop()
         if node in seen:
             continue
         seen.add(node)
         if node.target in _KINDS:
-            found[node] = None
+            activations[node] = None
         elif node.target not in _DENSE and not node.meta.get("dense"):
-            ahead += node.all_input_nodes
-    return list(found)
+            pending += node.all_input_nodes
+    return list(activations)
 
 
 def _settings(node: fx.Node) -> tuple[str, float, float | None]:
-    """Kind and bounds of an activation, as :func:`redirected` takes them."""
+    """Return the kind and the interval of an activation, as :func:`redirected` takes them."""
     kind = _KINDS[node.target]  # type: ignore[index]
     if node.target == _aten.relu6.default:
         return kind, 0.0, 6.0
@@ -206,7 +207,7 @@ def _settings(node: fx.Node) -> tuple[str, float, float | None]:
     return kind, *_RISES[kind]
 
 
-def _is_of_images(node: fx.Node, images: fx.Node) -> bool:
-    """Whether the first axis is that of the images, which the trace left open."""
-    shape, open_shape = (n.meta["val"].shape for n in (node, images))
-    return len(shape) > 1 and str(shape[0]) == str(open_shape[0])
+def _is_per_image(node: fx.Node, images: fx.Node) -> bool:
+    """Whether the first axis is that of the images, whose size is symbolic in the trace."""
+    shape, images_shape = (n.meta["val"].shape for n in (node, images))
+    return len(shape) > 1 and str(shape[0]) == str(images_shape[0])

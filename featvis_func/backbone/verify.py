@@ -16,8 +16,8 @@ from featvis_func.models import Model
 from featvis_func.types import Weights
 from featvis_func.validation import first_line
 
-# How far an exported graph may differ from the module, relative to the largest activation: in float32, and in units in
-# the last place for coarser types.
+# How much an exported graph may differ from the module, relative to the largest activation: in float32, and in units in
+# the last place for less precise types.
 _TOLERANCE = 1e-3
 _ULPS = 16
 # In bfloat16, whose rounding errors add up over the layers of a network.
@@ -92,8 +92,8 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
 def find_mismatch(core: Backbone, reference: Reference) -> str:
     """Describe how a backbone's values or gradient differ from the module's; empty if they agree."""
     values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
-    if wrong := _difference(values, reference.values):
-        return wrong
+    if difference := _difference(values, reference.values):
+        return difference
     expected = reference.gradient
     error = (gradient - expected).double().norm() / expected.double().norm().clamp_min(1e-12)
     near = bool(error <= max(_GRADIENT_TOLERANCE, _tolerance(expected.dtype)))
@@ -120,8 +120,8 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in core.weights.items()}
     try:
         values, _ = _values_and_gradient(lambda images: core.apply(weights, images), reference.images.to(dtype))
-        if wrong := _difference(values, reference.values, _BFLOAT16_TOLERANCE):
-            raise ValueError(wrong)
+        if difference := _difference(values, reference.values, _BFLOAT16_TOLERANCE):
+            raise ValueError(difference)
     except Exception as error:  # whatever a model raises in a dtype that it was not written for
         if precision != "auto":
             raise ValueError(f"{model.name} does not run in {precision}: {first_line(error)}") from error
@@ -130,7 +130,7 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
 
 
 def _dtype(precision: str, example: Tensor) -> torch.dtype:
-    """The dtype to compute in, for a model that takes such an example."""
+    """Return the dtype to compute in, for a model that takes images such as the example."""
     if precision != "auto":
         return getattr(torch, precision)
     fast = False
@@ -146,7 +146,7 @@ def _dtype(precision: str, example: Tensor) -> torch.dtype:
 def _values_and_gradient(
     apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The layers' outputs, and the gradient of a fixed mixture of all their values with respect to the images."""
+    """Return the layers' outputs, and the gradient of a fixed mixture of all their values to the images."""
     images = images.clone().requires_grad_()
     with torch.enable_grad(), random_state_kept():
         values = apply(images)

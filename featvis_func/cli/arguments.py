@@ -1,4 +1,4 @@
-"""Arguments that several commands have in common. torch is imported late, so that ``--help`` is instant."""
+"""Arguments that several commands share. torch is imported late, so that ``--help`` is instant."""
 
 import argparse
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Any
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, default_of, flag_of
 
 DEFAULT_MODEL = "texturenet"
-# Options with another default on the command line than in Python: its process is the program's own.
-_DEFAULTS_HERE = {"retain_memory": True}
+# Options whose default differs from that in Python, where settings of the whole process are the caller's.
+_DEFAULTS = {"retain_memory": True}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model and its weights."""
+    """Add the model and its weights to a command."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -24,17 +24,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
-    """Add the options of a rendering from their table, and the device.
+    """Add a flag for each option of a rendering, and the device, to a command.
 
     Args:
-        parser: of a command.
-        sweep: whether only the options that a sweep takes are added.
+        parser: of the command.
+        sweep: whether to add only the options that a sweep takes.
     """
     for name, option in OPTIONS.items():
         if (sweep and not option.in_sweep) or name == "device":
             continue
         flags = [flag_of(name), *map(flag_of, option.aliases)]
-        default = _DEFAULTS_HERE.get(name, DEFAULTS[name])
+        default = _DEFAULTS.get(name, DEFAULTS[name])
         if option.parse is None:
             action = argparse.BooleanOptionalAction if default else "store_true"
             parser.add_argument(*flags, dest=name, action=action, default=default, help=option.help)
@@ -51,12 +51,12 @@ def add_options(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options among a command's arguments, but for the device."""
+    """The options of a rendering among a command's arguments, without the device."""
     return {name: getattr(arguments, name) for name in OPTIONS if name != "device" and hasattr(arguments, name)}
 
 
 def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser for argparse, which shows the message of a ValueError only where it is its own type of error."""
+    """Wrap a parser for argparse, which shows the message of its own type of error only, not that of a ValueError."""
 
     def checked(text: str) -> Any:
         try:
@@ -64,12 +64,16 @@ def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    # argparse names the type in the message of a number that is none: "invalid int value".
+    # For these, argparse has a message of its own, such as "invalid int value: 'many'".
     return parse if parse in (int, float, str) else checked
 
 
 def working_device(name: str | None) -> str:
-    """A device that works, by name; default: CUDA if there is a device, else the CPU."""
+    """Check a device's name. Default: CUDA if there is a device, else the CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
     import torch
 
     from featvis_func.engine.device import check_device

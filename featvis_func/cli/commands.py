@@ -18,17 +18,18 @@ from featvis_func.validation import table
 if TYPE_CHECKING:
     from featvis_func.sweep import DryRun, Status
 
-# After a signal; batch systems and torchrun kill after 30.
+# From a signal to the end of the process; batch systems and torchrun kill it after 30 s.
 _GRACE_SECONDS = 20.0
-# Of what is wrong or missing, at most so many lines.
+# Longest list of problems that is printed.
 _MOST_LINES = 20
 
 
 def add_sweep(commands: Any) -> None:
+    """Add ``sweep``, ``status`` and ``validate`` to the subparsers of ``featvis``."""
     sweep = commands.add_parser(
         "sweep",
         help="render whole layers or a network into a folder",
-        description="Renders every filter of many layers into a folder. Started again, it goes on where it was.",
+        description="Render every filter of many layers into a folder. If started again, continue an unfinished sweep.",
     )
     add_model(sweep)
     sweep.add_argument(
@@ -36,7 +37,9 @@ def add_sweep(commands: Any) -> None:
         default="all",
         help="all (every convolution and linear layer), or names and patterns such as 'block[34].conv,head'",
     )
-    sweep.add_argument("--filters", default="all", help="of each layer: numbers and ranges such as 0-7,12, or all")
+    sweep.add_argument(
+        "--filters", default="all", help="filters of each layer: numbers and ranges such as 0-7,12, or all"
+    )
     sweep.add_argument("--out", type=Path, required=True, help="folder of the sweep, shared by all its processes")
     sweep.add_argument(
         "--engine", default="local", help="local, torchrun, srun, array (of SLURM) or ray (default: %(default)s)"
@@ -45,42 +48,51 @@ def add_sweep(commands: Any) -> None:
         "--batch-size",
         type=argument(parse_batch_size),
         default="auto",
-        help="filters rendered at once (default: 8, or 64 on a GPU)",
+        help="number of filters that are rendered at the same time (default: 8, or 64 on a GPU)",
     )
     sweep.add_argument("--unit-size", type=int, help="filters committed together (default: the batch size)")
-    sweep.add_argument("--image-dtype", default="uint8", help="of stored images: uint8 or float16 (default: uint8)")
-    sweep.add_argument("--workers", type=int, help="the most actors, for ray (default: what the cluster has room for)")
-    sweep.add_argument("--threads", type=int, help="processors of each process or actor (default: torch's; ray: 2)")
-    sweep.add_argument("--resume", action="store_true", help="go on where the folder is; so it does without, too")
-    sweep.add_argument("--dry-run", action="store_true", help="print units, time and bytes; write nothing")
+    sweep.add_argument(
+        "--image-dtype", default="uint8", help="dtype of the stored images: uint8 or float16 (default: uint8)"
+    )
+    sweep.add_argument(
+        "--workers", type=int, help="for ray: largest number of actors (default: as many as the cluster has room for)"
+    )
+    sweep.add_argument("--threads", type=int, help="CPU threads of each process or actor (default: torch's; ray: 2)")
+    sweep.add_argument("--resume", action="store_true", help="continue the sweep in the folder, as is also the default")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="print the plan and the estimated time and size; write nothing"
+    )
     add_options(sweep, sweep=True)
     sweep.set_defaults(run=_sweep)
-    for name, does, run in (
-        ("status", "how far a sweep is", _status),
-        ("validate", "check a sweep's folder: checksums, completeness, orphans", _validate),
+    for name, purpose, run in (
+        ("status", "print how much of a sweep is done", _status),
+        ("validate", "check a sweep's folder: checksums, completeness, files that belong to no unit", _validate),
     ):
-        command = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         command.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep")
         command.set_defaults(run=run)
 
 
 def add_gallery(commands: Any) -> None:
+    """Add ``gallery`` to the subparsers of ``featvis``."""
     gallery = commands.add_parser(
         "gallery",
-        help="build a static site to look through a sweep or a rendering",
-        description="Builds a static site that shows every filter; what is there and still holds is not built again.",
+        help="build a static site from a sweep or a rendering",
+        description="Build a static site that shows every filter. What is up to date is not built again.",
     )
     gallery.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or of a rendering")
     gallery.add_argument("--out", type=Path, metavar="SITE", help="the site's folder (default: DIR/gallery)")
     gallery.add_argument(
-        "--moving", default="webp", help="format of snapshots to download: webp or gif (default: webp)"
+        "--moving", default="webp", help="format of the animated snapshots: webp or gif (default: webp)"
     )
     gallery.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="photographs: adds the nine that excite each filter most"
+        "--images", type=Path, metavar="FOLDER", help="folder of photographs: add the nine that excite each filter most"
     )
-    gallery.add_argument("--model", help="for --images: the model (default: the one that was rendered)")
-    gallery.add_argument("--weights", metavar="FILE", help="for --images: its state dict, where it was given one")
-    gallery.add_argument("--device", help="for --images: where to compute (default: cuda where there is one, else cpu)")
+    gallery.add_argument("--model", help="for --images: name of the model (default: the one that was rendered)")
+    gallery.add_argument("--weights", metavar="FILE", help="for --images: state dict of the model")
+    gallery.add_argument(
+        "--device", help="for --images: device to compute on (default: cuda if there is one, else cpu)"
+    )
     gallery.set_defaults(run=_gallery)
 
 
@@ -99,10 +111,10 @@ def _gallery(arguments: argparse.Namespace) -> int:
         if arguments.model is not None or arguments.weights is not None:
             name = arguments.model or source_of(arguments.folder).title
             options["model"] = load_model(name, weights=arguments.weights)
-    made = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None, **options)
-    print("\n".join(_first([f"left out: {problem}" for problem in made.problems])), end="\n" if made.problems else "")
-    layers = f"{made.layers} layer{'' if made.layers == 1 else 's'}"
-    print(f"{made.filters} filters of {layers}, {made.made} of them made now: {made.path}")
+    site = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None, **options)
+    print("\n".join(_first([f"left out: {problem}" for problem in site.problems])), end="\n" if site.problems else "")
+    layers = f"{site.layers} layer{'' if site.layers == 1 else 's'}"
+    print(f"{site.filters} filters of {layers}, {site.made} of them made now: {site.path}")
     return 0
 
 
@@ -114,16 +126,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from featvis_func.sweep import TooManyFailedError, dry_run, open_store, rank_of, sweep
 
     rank = rank_of(arguments.engine)
-    # The nodes of a cluster may have what this one has not.
-    there = arguments.engine == "ray" and arguments.device is not None
-    device = arguments.device if there else working_device(arguments.device)
+    # The nodes of a cluster may have devices that this machine lacks.
+    unchecked = arguments.engine == "ray" and arguments.device is not None
+    device = arguments.device if unchecked else working_device(arguments.device)
     model = load_model(arguments.model, weights=arguments.weights)
     options = {name: value for name, value in given_options(arguments).items() if name in SWEEP_OPTIONS}
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "unit_size", "image_dtype")}
     if arguments.dry_run:
-        found = dry_run(model, layers, filters, device=device, **sizes, **options)
-        return _print_dry_run(found)
-    with _stopping_soon():
+        return _print_dry_run(dry_run(model, layers, filters, device=device, **sizes, **options))
+    with _signals_raise():
         try:
             status = sweep(
                 model,
@@ -143,12 +154,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
             return 1
     print(_lines(status))
     if rank.of > 1:
-        print(f"the share of process {rank.number} of {rank.of} is through")
+        print(f"process {rank.number} of {rank.of} has finished its share")
     return 1 if status.failed or status.damaged or (rank.of == 1 and not status.complete) else 0
 
 
 def _lines(status: "Status") -> str:
-    """How far a sweep is, and what is missing and why."""
+    """The status of a sweep for people: what is done, and which units are missing and why."""
     lines = [f"{status.done} of {status.units} units done, {status.filters_done} of {status.filters} filters"]
     lines += [f"{count} filters are {word}" for word, count in sorted(status.odd.items())]
     missing = [f"{name} failed: {why}" for name, why in status.failed.items()]
@@ -157,22 +168,23 @@ def _lines(status: "Status") -> str:
 
 
 def _first(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
     more = len(lines) - _MOST_LINES
     return [*lines[:_MOST_LINES], *([f"and {more} more"] if more > 0 else [])]
 
 
-def _print_dry_run(found: "DryRun") -> int:
+def _print_dry_run(plan: "DryRun") -> int:
     rows: list[tuple[str, ...]] = [("layer", "filters", "units", "batch")]
-    rows += [(p.layer, str(len(p.filters)), str(len(p.units)), str(p.batch_size)) for p in found.plans]
+    rows += [(p.layer, str(len(p.filters)), str(len(p.units)), str(p.batch_size)) for p in plan.plans]
     rows.append(("total", *(str(sum(int(row[i]) for row in rows[1:])) for i in (1, 2)), ""))
     print(table(rows))
-    seconds, size = found.estimate
+    seconds, size = plan.estimate
     print(f"about {_duration(seconds)} on one worker like this, without tracing and compiling, and {size / 1e6:.3g} MB")
     return 0
 
 
 def _duration(seconds: float) -> str:
-    """Hours, minutes or seconds, to two digits.
+    """A duration in hours, minutes or seconds, to two digits.
 
     >>> _duration(5400), _duration(59)
     ('1.5 h', '59 s')
@@ -193,36 +205,35 @@ def _validate(arguments: argparse.Namespace) -> int:
     from featvis_func.sweep import validate
 
     report = validate(arguments.folder)
-    orphans = [f"{name} belongs to no unit" for name in report.orphans]
-    orphans += [f"{name} is a spare copy, and may go" for name in report.spares]
-    print("\n".join([_lines(report.status), *_first(orphans)]))
-    print("sound" if report.sound else "NOT sound; starting the sweep again mends units that are missing or damaged")
+    extra = [f"{name} belongs to no unit" for name in report.orphans]
+    extra += [f"{name} is a spare copy and may be deleted" for name in report.spares]
+    print("\n".join([_lines(report.status), *_first(extra)]))
+    print("sound" if report.sound else "NOT sound; starting the sweep again repairs units that are missing or damaged")
     return 0 if report.sound else 1
 
 
 @contextmanager
-def _stopping_soon() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does; what has not ended a while after either is ended from outside.
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGINT raise :class:`Interrupted` in the block, and end the process if it runs on for too long.
 
-    Nothing is lost: what is written is written whole, or not at all.
+    Nothing is lost by that, because files are written completely or not at all.
     """
+    timers: list[threading.Timer] = []
 
-    watches: list[threading.Timer] = []
-
-    def stop(number: int, frame: object) -> None:
-        watches.append(threading.Timer(_GRACE_SECONDS, os._exit, [128 + number]))
-        watches[-1].daemon = True
-        watches[-1].start()
+    def interrupt(number: int, frame: object) -> None:
+        timers.append(threading.Timer(_GRACE_SECONDS, os._exit, [128 + number]))
+        timers[-1].daemon = True
+        timers[-1].start()
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for watch in watches:
-            watch.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The command line: thin calls of the library. torch is imported late, so that ``--help`` is instant."""
+"""The command line, as calls of the library. torch is imported late, so that ``--help`` is instant."""
 
 import argparse
 import signal
@@ -16,13 +16,14 @@ _DEFAULT_LAYER = "block6.conv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``featvis``.
+    """Run ``featvis``.
 
     Args:
-        argv: the arguments; default: the process's.
+        argv: the arguments. Default: those of the process.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 1 what torch could not do or a sweep left undone, 130 or 143 interrupted.
+        The exit code: 0 for success, 1 for an error of torch or an incomplete sweep, 2 for bad input, 130 or 143 after
+        a signal.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OverflowError, OSError) as error:
         print(f"featvis: error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # of torch: memory, a compiler, an operation that cannot be repeated
+    except RuntimeError as error:  # Of torch: out of memory, the compiler, an operation that is not deterministic.
         print(f"featvis: error: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="featvis", description="Feature visualisation: what does each filter of a layer look for?"
+        prog="featvis", description="Feature visualisation: images that show what each filter of a layer responds to."
     )
     parser.add_argument("--version", action="version", version=f"featvis_func {metadata.version('featvis-func')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -48,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     render = commands.add_parser(
         "render",
         help="render the filters of a layer",
-        description="Renders one image per filter; writes grid.png, a PNG per filter (with --snapshots also an animated"
-        " WebP), result.safetensors, run.json and a site to look through, gallery/index.html.",
+        description="Render one image per filter. Writes grid.png, a PNG per filter (with --snapshots also an animated"
+        " WebP), result.safetensors, run.json and a static site, gallery/index.html.",
     )
     add_model(render)
     render.add_argument(
@@ -61,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument(
         "--out", type=Path, default=Path("featvis-out"), help="folder for the files (default: %(default)s)"
     )
-    render.add_argument("--no-gallery", action="store_true", help="write no site to look through, OUT/gallery")
+    render.add_argument("--no-gallery", action="store_true", help="do not write the static site, OUT/gallery")
     render.set_defaults(run=_render)
 
     layers = commands.add_parser(
         "layers",
         help="list the layers of a model",
-        description="Lists the layers of a model in order, with type, output shape for one image and filter count.",
+        description="List the layers of a model in order, with type, output shape for one image and number of filters.",
     )
     add_model(layers)
     layers.set_defaults(run=_layers)
@@ -93,8 +94,8 @@ def _render(arguments: argparse.Namespace) -> int:
     site = arguments.out / "gallery"
     if not arguments.no_gallery:
         check_place(site)
-    made = [p for p in (arguments.out, *arguments.out.parents) if not p.exists()]
-    writable_folder(arguments.out)  # before the work, not after it
+    new_folders = [p for p in (arguments.out, *arguments.out.parents) if not p.exists()]
+    writable_folder(arguments.out)  # An error here costs no work.
     try:
         result = render(
             model,
@@ -107,16 +108,16 @@ def _render(arguments: argparse.Namespace) -> int:
         if not arguments.no_gallery:
             build_gallery(result, site)
     except BaseException:
-        for folder in made:
+        for folder in new_folders:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
-    odd = [f"{f} ({s})" for f, s in zip(result.filters, result.status, strict=True) if s != "ok"]
+    not_ok = [f"{f} ({s})" for f, s in zip(result.filters, result.status, strict=True) if s != "ok"]
     finite = result.scores[torch.isfinite(result.scores)]
-    look = "" if arguments.no_gallery else f"; to look through: {site / 'index.html'}"
+    gallery = "" if arguments.no_gallery else f"; gallery: {site / 'index.html'}"
     print(
         f"{len(result.filters)} filters of {result.config['layer']}, mean score {finite.mean().item():.4g}"
-        f"{', not ok: ' + ', '.join(odd) if odd else ''}; {len(files)} files in {arguments.out}{look}"
+        f"{', not ok: ' + ', '.join(not_ok) if not_ok else ''}; {len(files)} files in {arguments.out}{gallery}"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Inductor as this library's steps want it: what is known of its inside stands here, and nowhere else."""
+"""Inductor with the settings that make a step fast on the CPU. Only this module relies on Inductor's internals."""
 
 import inspect
 from collections.abc import Sequence
@@ -9,37 +9,33 @@ from torch import Tensor
 
 
 def compile_graph(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]) -> Any:
-    """A backend of ``torch.compile``: Inductor, which on the CPU leaves ``grid_sample`` to torch.
+    """A backend of ``torch.compile``: Inductor, which calls torch's own ``grid_sample`` instead of decomposing it.
 
-    Written out it makes a dozen passes over the pixels there, which take 15 to 20 of 360 ms of a GoogLeNet step longer.
-    Nor does it arrange the images' three channels like the many of a backbone, which arranges them by itself: that
-    would cost one or two hundredths.
+    Decomposed, ``grid_sample`` makes a dozen passes over the pixels, which add 15 to 20 ms to the 360 ms of a GoogLeNet
+    step. Where the graph holds a backbone, whose kernels are in channels-last layout already, Inductor's own layout
+    optimisation is off: it would convert the three channels of the images too, which costs 1 to 2 % of a step.
 
     Args:
-        graph, inputs: as ``torch.compile`` gives them.
-        settings: Inductor's options.
+        graph, inputs: as ``torch.compile`` passes them; all tensors are on the CPU.
+        settings: options of Inductor; they take precedence over those set here.
     """
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.lowering import make_fallback
 
-    # Otherwise Inductor inlines up to a hundred operations of the random generator into each other: 100 instead of 25 s.
-    settings = {"realize_opcount_threshold": 10, **settings}
-    # Before, as in torch 2.11, an operation that has a rule was always written out.
-    chooses = "get_decomp_fn" in inspect.signature(make_fallback).parameters
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-    if on_cpu and any(map(_is_arranged, tensors)):
+    if any(_is_channels_last(value) for value in inputs if isinstance(value, Tensor)):
         settings = {"layout_optimization": False, **settings}
-    return compile_fx(graph, inputs, config_patches=settings, decompositions=_Rules() if chooses and on_cpu else None)
+    # torch 2.11 decomposes every operation that has a decomposition, whatever table it is given.
+    has_choice = "get_decomp_fn" in inspect.signature(make_fallback).parameters
+    return compile_fx(graph, inputs, config_patches=settings, decompositions=_Decompositions() if has_choice else None)
 
 
-def _is_arranged(tensor: Tensor) -> bool:
-    """Whether it is a kernel in the layout that a backbone's graph puts them in."""
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor is a kernel in the memory layout that the backbone stores kernels in."""
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-class _Rules(dict[Any, Any]):
-    """How Inductor writes operations out, but for ``grid_sample``."""
+class _Decompositions(dict[Any, Any]):
+    """Inductor's table of decompositions without ``grid_sample``."""
 
     def __init__(self) -> None:
         from torch._inductor.decomposition import select_decomp_table
@@ -48,4 +44,5 @@ class _Rules(dict[Any, Any]):
         self.pop(torch.ops.aten.grid_sampler_2d.default, None)
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        return type(self), ()  # for the key of Inductor's cache, into which the rules' own functions cannot go
+        # For the key of Inductor's cache: the functions in the table cannot be pickled.
+        return type(self), ()

@@ -1,12 +1,13 @@
-"""What an image is optimised for: activations -> one number to raise.
+"""Objectives: what an image is optimised to maximise, as a function from activations to one number.
 
-An :class:`Objective` sees the activations of one image and the target (the filter number) of that image. It adds,
-subtracts and scales; each part names its layer, so that a sum may look at several layers at once.
+An :class:`Objective` receives the activations of one image and that image's target, which is the filter number.
+Objectives can be added, subtracted and multiplied by numbers; each term names its own layer, so that a sum may combine
+several layers.
 
->>> goal = channel("layer3.1.conv2") - 0.5 * channel("layer2.0.conv1", 7)
->>> goal
+>>> objective = channel("layer3.1.conv2") - 0.5 * channel("layer2.0.conv1", 7)
+>>> objective
 channel('layer3.1.conv2') - 0.5 * channel('layer2.0.conv1', 7)
->>> goal.layers
+>>> objective.layers
 ('layer3.1.conv2', 'layer2.0.conv1')
 """
 

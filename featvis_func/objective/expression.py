@@ -1,12 +1,12 @@
-"""How an objective is written as a Python expression: for people, and to make it again.
+"""Objectives as Python expressions, which name them and from which they can be made again.
 
-An :class:`~featvis_func.objective.Objective` that a function of this room returns knows the call that made it; sums and
-multiples know theirs. Tensors do not fit into an expression: :func:`to_code` puts names in their place and says what
-these stand for.
+Every :class:`~featvis_func.objective.Objective` that a function of this package returns records the call that made it;
+sums and multiples record their operands. A tensor cannot be written in an expression: :func:`to_code` writes a variable
+in its place, and lists what each variable stands for.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -18,11 +18,11 @@ class Call(NamedTuple):
     function: str
     arguments: tuple[Any, ...] = ()
     keywords: tuple[tuple[str, Any], ...] = ()
-    """Names and values; those that have their default are left out."""
+    """Names and values; arguments that have their default value are left out."""
 
     def __str__(self) -> str:
-        """As it is shown to people, with tensors as ``<4 numbers>``."""
-        return _written(self, _shown)
+        """The call for display, with tensors abbreviated as ``<4 numbers>``."""
+        return _write(self, _abbreviate)
 
 
 class Scaled(NamedTuple):
@@ -32,7 +32,7 @@ class Scaled(NamedTuple):
     inner: "Expression"
 
     def __str__(self) -> str:
-        return _written(self, _shown)
+        return _write(self, _abbreviate)
 
 
 class Combined(NamedTuple):
@@ -44,11 +44,19 @@ class Combined(NamedTuple):
     right: "Expression"
 
     def __str__(self) -> str:
-        return _written(self, _shown)
+        return _write(self, _abbreviate)
 
 
-Expression: TypeAlias = Call | Scaled | Combined | str
-"""``str``: the name of an objective of the user's own, which no expression makes."""
+class UserObjective(NamedTuple):
+    """A user-defined objective, of which only the name is known."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Expression: TypeAlias = Call | Scaled | Combined | UserObjective
 
 
 class Code(NamedTuple):
@@ -56,13 +64,13 @@ class Code(NamedTuple):
 
     expression: str
     functions: tuple[str, ...]
-    """What it needs from :mod:`featvis_func.objective`."""
+    """The functions of :mod:`featvis_func.objective` that the expression calls."""
     values: dict[str, str]
-    """Variables that the expression uses and that its reader has to supply -> what each stands for."""
+    """Variables that have to be defined before the expression is evaluated -> what each stands for."""
 
 
 def call(function: str, *arguments: Any, **keywords: Any) -> Call:
-    """A call without the arguments that are ``None``.
+    """Record a call, without the arguments that are ``None``.
 
     >>> print(call("neuron", "conv", None, position=(1, 2)))
     neuron('conv', position=(1, 2))
@@ -72,7 +80,7 @@ def call(function: str, *arguments: Any, **keywords: Any) -> Call:
 
 
 def to_code(expression: Expression) -> Code:
-    """Write an expression as Python code, with a variable for each value that cannot be written.
+    """Write an expression as Python code, with a variable for each value that cannot be written as a literal.
 
     >>> import torch
     >>> code = to_code(call("direction", "conv", torch.ones(96)))
@@ -82,60 +90,85 @@ def to_code(expression: Expression) -> Code:
     functions: dict[str, None] = {}
     values: dict[str, str] = {}
 
-    def variable(name: str, meaning: str) -> str:
-        free = name
-        while free in values:
-            number = int(free.rpartition("_")[2]) + 1 if free != name else 2
-            free = f"{name}_{number}"
-        values[free] = meaning
-        return free
+    def new_variable(name: str, meaning: str) -> str:
+        unused = name
+        number = 2
+        while unused in values:
+            unused = f"{name}_{number}"
+            number += 1
+        values[unused] = meaning
+        return unused
 
-    def value(given: Any, parameter: str) -> str:
-        if isinstance(given, Tensor):
-            return variable(parameter, f"a tensor {tuple(given.shape)} of {given.dtype}")
-        if isinstance(given, Mapping):
-            layers = ", ".join(repr(layer) for layer in given)
-            return variable(parameter, f"the activations of {layers} for an image, by fv.activations_of")
-        return repr(given)
+    def write_value(value: Any, parameter: str) -> str:
+        if isinstance(value, Tensor):
+            return new_variable(parameter, f"a tensor {tuple(value.shape)} of {value.dtype}")
+        if isinstance(value, Mapping):
+            layers = ", ".join(repr(layer) for layer in value)
+            return new_variable(parameter, f"the activations of {layers} for an image, by fv.activations_of")
+        return repr(_builtin(value))
 
-    def own(name: str) -> str:
-        return variable("own_objective", f"your own objective {name!r}")
+    def write_user_objective(name: str) -> str:
+        return new_variable("own_objective", f"your own objective {name!r}")
 
-    def seen(name: str) -> None:
+    def record_function(name: str) -> None:
         functions[name] = None
 
-    return Code(_written(expression, value, own, seen), tuple(functions), values)
+    return Code(_write(expression, write_value, write_user_objective, record_function), tuple(functions), values)
 
 
-def _shown(given: Any, parameter: str) -> str:
-    if isinstance(given, Tensor):
-        return f"<{given.numel()} numbers>" if given.ndim == 1 else f"<{parameter}>"
-    if isinstance(given, Mapping):
-        return ", ".join(repr(layer) for layer in given)
-    return repr(given)
+def _abbreviate(value: Any, parameter: str) -> str:
+    if isinstance(value, Tensor):
+        return f"<{value.numel()} numbers>" if value.ndim == 1 else f"<{parameter}>"
+    if isinstance(value, Mapping):
+        return ", ".join(repr(layer) for layer in value)
+    return repr(_builtin(value))
 
 
-def _written(expression: Expression, value: Any, own: Any = str, seen: Any = lambda name: None) -> str:
-    """An expression as text; ``value`` writes an argument, ``own`` a user's own objective, ``seen`` is told of functions."""
-    if isinstance(expression, str):
-        return own(expression)
+def _builtin(value: Any) -> Any:
+    """A numpy number, or a tuple of them, as Python's own, which an expression can hold."""
+    if isinstance(value, tuple):
+        return tuple(_builtin(entry) for entry in value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _write(
+    expression: Expression,
+    write_value: Callable[[Any, str], str],
+    write_user_objective: Callable[[str], str] = str,
+    record_function: Callable[[str], None] = lambda name: None,
+) -> str:
+    """Write an expression as text.
+
+    Args:
+        expression: the expression.
+        write_value: (argument of a call, name of its parameter) -> text.
+        write_user_objective: name of a user-defined objective -> text.
+        record_function: called with the name of each function that the expression calls.
+    """
+
+    def write(inner: Expression) -> str:
+        return _write(inner, write_value, write_user_objective, record_function)
+
+    if isinstance(expression, UserObjective):
+        return write_user_objective(expression.name)
     if isinstance(expression, Scaled):
-        inner = _written(expression.inner, value, own, seen)
+        inner = write(expression.inner)
         return f"{number(expression.factor)} * " + (f"({inner})" if isinstance(expression.inner, Combined) else inner)
     if isinstance(expression, Combined):
-        left, right = (_written(part, value, own, seen) for part in (expression.left, expression.right))
+        left, right = write(expression.left), write(expression.right)
         grouped = expression.sign == "-" and isinstance(expression.right, Combined)
         return f"{left} {expression.sign} {f'({right})' if grouped else right}"
-    seen(expression.function)
-    names = _parameters(expression.function)
+    record_function(expression.function)
+    parameters = _parameters(expression.function)
 
-    def argument(given: Any, parameter: str) -> str:
-        if isinstance(given, Call | Scaled | Combined):
-            return _written(given, value, own, seen)
-        return value(given, parameter)
+    def write_argument(value: Any, parameter: str) -> str:
+        return write(value) if isinstance(value, Expression) else write_value(value, parameter)
 
-    parts = [argument(given, names[i] if i < len(names) else "value") for i, given in enumerate(expression.arguments)]
-    parts += [f"{name}={argument(given, name)}" for name, given in expression.keywords]
+    parts = [
+        write_argument(value, parameters[i] if i < len(parameters) else "value")
+        for i, value in enumerate(expression.arguments)
+    ]
+    parts += [f"{name}={write_argument(value, name)}" for name, value in expression.keywords]
     return f"{expression.function}({', '.join(parts)})"
 
 
@@ -146,6 +179,10 @@ def _parameters(function: str) -> list[str]:
 
 
 def number(value: float) -> str:
-    """A number with the fewest digits that identify it."""
+    """Write a number with as few digits as identify it.
+
+    >>> number(0.5), number(2.0), number(0.1234567)
+    ('0.5', '2', '0.1234567')
+    """
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))

@@ -1,4 +1,4 @@
-"""Objectives on units: a channel, a part of it, a neuron, a whole layer, a class."""
+"""Objectives on units: a channel, a region of a channel, a neuron, a whole layer, a class."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from featvis_func.objective.base import Objective, feature_axis, place
+from featvis_func.objective.base import Objective, feature_axis, resolve_position
 from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 from featvis_func.validation import suggest
@@ -16,52 +16,52 @@ Position = tuple[int, int] | int
 
 
 def channel(layer: str, index: int | None = None) -> Objective:
-    """The mean of one channel over all positions.
+    """Maximise the mean of one channel over all positions.
 
     Args:
         layer: the layer's name; its activations are ``(c, h, w)``, ``(t, d)`` or ``(d,)``.
-        index: the channel (in a transformer the feature ``d``); ``None``: the filter number of the run.
+        index: the channel (in a transformer the feature ``d``); ``None``: the filter number.
 
     Raises:
-        ValueError: when called, an index that the layer does not have.
+        ValueError: when called, if the layer has no channel ``index``.
 
     >>> channel("a", 1)({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(5.5000)
     """
-    return _of_channel(call("channel", layer, index), layer, index, lambda feature: feature.mean())
+    return _channel_objective(call("channel", layer, index), layer, index, lambda feature: feature.mean())
 
 
 def neuron(layer: str, index: int | None = None, *, position: Position | None = None) -> Objective:
-    """One channel at one position.
+    """Maximise one channel at one position.
 
     Args:
         layer: the layer's name.
-        index: the channel; ``None``: the filter number of the run.
-        position: ``(row, column)``, or the token's number in a transformer; ``None``: the centre
+        index: the channel; ``None``: the filter number.
+        position: ``(row, column)``, or the number of the token in a transformer; ``None``: the centre
             ``(h // 2, w // 2)``, ``t // 2``.
 
     Raises:
-        ValueError: when called, an index or a position that the layer does not have.
+        ValueError: when called, if the layer has no channel ``index`` or no such position.
 
     >>> neuron("a", 1)({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(7.)
     """
 
-    def at(feature: torch.Tensor) -> torch.Tensor:
-        return feature[place(layer, feature.shape, position)]
+    def value_at(feature: torch.Tensor) -> torch.Tensor:
+        return feature[resolve_position(layer, feature.shape, position)]
 
-    return _of_channel(call("neuron", layer, index, position=position), layer, index, at)
+    return _channel_objective(call("neuron", layer, index, position=position), layer, index, value_at)
 
 
 def layer(layer: str, *, power: Literal[1, 2] = 1) -> Objective:
-    """The whole layer, as in DeepDream: the mean over all channels and positions.
+    """Maximise the mean of a whole layer over all channels and positions, as in DeepDream.
 
     Args:
         layer: the layer's name.
-        power: 1 for the mean; 2 for the mean of squares (Lucid's ``deepdream``).
+        power: 1 for the mean of the activations; 2 for the mean of their squares (Lucid's ``deepdream``).
 
     Raises:
-        ValueError: another power.
+        ValueError: if ``power`` is neither 1 nor 2.
 
     >>> layer("a", power=2)({"a": torch.tensor([[[3.0]], [[1.0]]])}, torch.tensor(0))
     tensor(5.)
@@ -80,24 +80,24 @@ def layer(layer: str, *, power: Literal[1, 2] = 1) -> Objective:
 
 
 def deepdream(layer: str) -> Objective:
-    """The mean of squares of a whole layer, as Lucid has it: :func:`layer` with ``power=2``.
+    """Maximise the mean of squares of a whole layer, as in Lucid: :func:`layer` with ``power=2``.
 
     >>> deepdream("a")
     layer('a', power=2)
     """
-    return _whole_layer(layer, power=2)
+    return _layer_objective(layer, power=2)
 
 
-def _of_channel(
+def _channel_objective(
     expression: Call, layer: str, index: int | None, reduce: Callable[[torch.Tensor], torch.Tensor]
 ) -> Objective:
-    """An objective on one channel: ``reduce`` takes that channel's map to a number."""
+    """Make an objective on one channel, whose map ``reduce`` reduces to a number."""
 
     def activation_map(activations: Activations, target: Target) -> torch.Tensor:
         values = activations[layer]
         axis = feature_axis(values.shape)
         if index is None:
-            # Not `values[target]`: a tensor index of no axes is read on the host.
+            # Not `values[target]`, which copies a tensor index without axes to the host.
             return values.index_select(axis, target.reshape(1)).squeeze(axis)
         if not 0 <= index < values.shape[axis]:
             raise ValueError(f"no channel {index} in layer {layer!r}, which has {values.shape[axis]}")
@@ -120,58 +120,58 @@ def region(
     rows: tuple[float, float] = (0.0, 1.0),
     columns: tuple[float, float] = (0.0, 1.0),
 ) -> Objective:
-    """The mean of one channel over a rectangle of positions.
+    """Maximise the mean of one channel over a rectangle of positions.
 
     Args:
         layer: the layer's name; its activations are ``(c, h, w)``.
-        index: the channel; ``None``: the filter number of the run.
-        rows, columns: from and to, as shares of the height and width: ``(0.0, 0.5)`` is the first half. A rectangle
-            holds at least one position.
+        index: the channel; ``None``: the filter number.
+        rows, columns: start and end, as fractions of the height and width: ``(0.0, 0.5)`` is the first half. The
+            rectangle contains at least one position.
 
     Raises:
-        ValueError: bounds outside of 0 to 1 or reversed; when called, a layer without rows and columns.
+        ValueError: if not ``0 <= start < end <= 1``; when called, if the layer has no rows and columns.
 
     >>> region("a", 1, rows=(0, 0.5))({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(0))
     tensor(4.5000)
     """
     for name, (low, high) in (("rows", rows), ("columns", columns)):
         if not 0 <= low < high <= 1:
-            raise ValueError(f"{name} must be two shares of 0 to 1, the lower one first, got {(low, high)}")
+            raise ValueError(f"region: {name} must be two increasing fractions in [0, 1], got {(low, high)}")
 
-    def within(size: int, bounds: tuple[float, float]) -> slice:
+    def to_slice(size: int, bounds: tuple[float, float]) -> slice:
         first = min(math.floor(bounds[0] * size), size - 1)
         return slice(first, max(first + 1, math.ceil(bounds[1] * size)))
 
     def reduce(feature: torch.Tensor) -> torch.Tensor:
         if feature.ndim != 2:
             raise ValueError(f"layer {layer!r} has no rows and columns: its positions are {tuple(feature.shape)}")
-        return feature[within(feature.shape[0], rows), within(feature.shape[1], columns)].mean()
+        return feature[to_slice(feature.shape[0], rows), to_slice(feature.shape[1], columns)].mean()
 
-    return _of_channel(call("region", layer, index, rows=rows, columns=columns), layer, index, reduce)
+    return _channel_objective(call("region", layer, index, rows=rows, columns=columns), layer, index, reduce)
 
 
 def logit(layer: str, category: int | str | None = None, *, categories: Sequence[str] = ()) -> Objective:
-    """A class, before the softmax.
+    """Maximise the logit of one class, the value before the softmax.
 
     Args:
-        layer: of the classifier's last module; its activations are ``(d,)``.
-        category: its number, or its name among ``categories``; ``None``: the filter number of the run.
-        categories: the names of the classes in order: ``load_model(...).categories``.
+        layer: name of the classifier's last layer; its activations are ``(d,)``.
+        category: number of the class, or its name among ``categories``; ``None``: the filter number.
+        categories: names of the classes in order: ``load_model(...).categories``.
 
     Raises:
-        ValueError: an unknown name; when called, a number that the layer does not have.
+        ValueError: if the name is unknown; when called, if the layer has no such class.
 
     >>> logit("fc", "cat", categories=["dog", "cat"])({"fc": torch.tensor([1.0, 3.0])}, torch.tensor(0))
     tensor(3.)
     """
     if isinstance(category, str):
         if category not in categories:
-            shown = f"{suggest(category, list(categories)) or f'; there are {len(categories)}'}"
-            raise ValueError(f"no category {category!r}{shown}")
+            hint = suggest(category, list(categories)) or f"; there are {len(categories)} categories"
+            raise ValueError(f"no category {category!r}{hint}")
         index: int | None = list(categories).index(category)
     else:
         index = category
-    return _of_channel(call("logit", layer, index), layer, index, lambda feature: feature.mean())
+    return _channel_objective(call("logit", layer, index), layer, index, lambda feature: feature.mean())
 
 
-_whole_layer = layer  # by a name that no parameter hides
+_layer_objective = layer  # `deepdream` has a parameter `layer`, which hides the function

@@ -25,8 +25,9 @@ def activations_of(
         model: from :func:`~featvis_func.load_model`.
         layers: names of layers, or unique ends of names.
         image: float ``(c, h, w)`` in ``[0, 1]``; resized to the model's input size.
-        device: where to compute. Default: where the model is.
-        features: the model's, from :func:`featvis_func.make_features`, whose layers include these; default: made here.
+        device: device to compute on. Default: where the model is.
+        features: those of the model, from :func:`featvis_func.make_features`, whose layers include these. Default: made
+            by this function, in float32.
 
     Returns:
         Requested layer name -> its activations ``(c, h, w)``, ``(t, d)`` or ``(d,)``, float32, without a gradient.
@@ -44,10 +45,10 @@ def activations_of(
         )
     if features is None:
         features = make_features(model, layers, device=device, precision="float32")
-    where = device_of(features, image.device)
-    transform = chain(warp(size=model.size), normalize(model.mean, model.std, device=where))
-    image = image.detach().to(where, torch.float32)
+    device = device_of(features, image.device)
+    transform = chain(warp(size=model.size), normalize(model.mean, model.std, device=device))
+    image = image.detach().to(device, torch.float32)
     with torch.no_grad():
-        prepared = transform.apply(image, transform.draw(key(0, device=where)))
+        prepared = transform.apply(image, transform.draw(key(0, device=device)))
         outputs = features.apply(features.weights, prepared[None])
         return {name: outputs[name][0].float() for name in layers}

@@ -1,7 +1,7 @@
-"""Results as entries of an experiment's log, in TensorBoard or Weights & Biases.
+"""Write results to an experiment log, in TensorBoard or Weights & Biases.
 
-While a model is trained, what its filters look for can be watched beside the loss. The logger is given each result with
-the number of the training step; :func:`~featvis_func.render` leaves the module in training mode::
+While a model is trained, the images of its filters can be followed beside the loss. The logger is called with each
+result and the number of the training step; :func:`~featvis_func.render` leaves the module in training mode::
 
     with fv.tensorboard_logger("runs/first") as log:
         for step, (inputs, labels) in enumerate(batches):
@@ -12,12 +12,12 @@ the number of the training step; :func:`~featvis_func.render` leaves the module 
             if step % 500 == 0:
                 log(fv.render(fv.load_model(module, size=96), "layer3", range(8), steps=16, progress=False), step)
 
-A writer or a run that is there already, with the loss in it, goes in the folder's place:
-``tensorboard_logger(writer)``, ``wandb_logger(run)``. Whoever made it closes it: a logger closes only its own.
+An existing writer or run, to which the loss is logged, can be given in place of the folder or project:
+``tensorboard_logger(writer)``, ``wandb_logger(run)``. A logger closes only a writer or run that it has made itself.
 
-Of each result there are one image per filter, the grid, each filter's score over the training steps, a histogram of the
-scores, each filter's objective over the steps of the rendering, its status, and the configuration. All names begin with
-``prefix/layer``. A score that is not finite is left out of curves and histograms and stands in the text alone.
+Logged are one image per filter, the grid, each filter's score over the training steps, a histogram of the scores, each
+filter's objective over the steps of the rendering, its status, and the configuration. All names begin with
+``prefix/layer``. A score that is not finite is left out of curves and histograms; the text shows it.
 """
 
 import json
@@ -36,26 +36,26 @@ from featvis_func.models.base import import_optional
 from featvis_func.rendering.result import Result
 from featvis_func.validation import check_int
 
-_BINS = 30  # of a histogram of the scores
+_BINS = 30  # Of the histogram of the scores.
 
 
 @dataclass(frozen=True)
 class Logger:
-    """Takes results. Make one with :func:`tensorboard_logger` or :func:`wandb_logger`; a ``with`` block closes it."""
+    """Logs results. Make one with :func:`tensorboard_logger` or :func:`wandb_logger`; a ``with`` block closes it."""
 
     write: Callable[[Result, int | None], None]
     close: Callable[[], None]
-    """Ends the writer or the run, if the logger made it."""
+    """Close the writer or finish the run, if the logger has made it."""
 
     def __call__(self, result: Result, step: int | None = None) -> None:
-        """Logs a result.
+        """Log a result.
 
         Args:
-            result: of a rendering.
-            step: of the training, from 0; ``None`` where nothing is trained.
+            result: as :func:`~featvis_func.render` returns it.
+            step: number of the training step, from 0. ``None`` if no model is being trained.
 
         Raises:
-            ValueError: no result, or a step that is no whole number from 0.
+            ValueError: not a result, or a step that is not an integer of at least 0.
         """
         if not isinstance(result, Result):
             raise ValueError(f"expected a Result, as render returns it, got {result!r}")
@@ -71,22 +71,23 @@ class Logger:
 
 
 def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
-    """Logs results to TensorBoard.
+    """Log results to TensorBoard.
 
-    Below ``prefix/layer`` there are the images ``image/FILTER`` and ``grid``, the scalars ``score/FILTER`` over the
-    training steps and ``history/FILTER`` over the steps of the rendering (``history/STEP/FILTER`` of a result with a
-    training step), the histogram ``scores``, and as text ``filters``, a table of scores and status, and ``config``.
+    The names below ``prefix/layer`` are: the images ``image/FILTER`` and ``grid``; the scalars ``score/FILTER`` over
+    the training steps and ``history/FILTER`` over the steps of the rendering (``history/STEP/FILTER`` for a result that
+    is logged with a training step); the histogram ``scores``; and as text ``filters``, a table of scores and status,
+    and ``config``.
 
     Args:
-        where: a folder, made if it is not there; or a ``SummaryWriter``, torch's or one that is called alike, which
-            stays open.
-        prefix: what the names begin with.
+        where: a folder, created if it does not exist; or a ``SummaryWriter`` of torch, or an object with the same
+            methods, which stays open.
+        prefix: beginning of the names.
 
     Returns:
         A :class:`Logger`.
 
     Raises:
-        ValueError: neither a folder nor a writer, or a folder without the package ``tensorboard``.
+        ValueError: neither a folder nor a writer, or a folder where the package ``tensorboard`` is not installed.
 
     >>> from unittest.mock import Mock
     >>> from featvis_func.rendering.api import render
@@ -102,20 +103,20 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
         )
         close = writer.close
     elif hasattr(where, "add_image"):
-        writer, close = where, _leave
+        writer, close = where, _leave_open
     else:
         raise ValueError(f"expected a folder or a SummaryWriter, got {where!r}")
 
     def write(result: Result, step: int | None) -> None:
-        root, scores = _root(prefix, result), _scores(result)
+        root, scores = _root(prefix, result), _finite_scores(result)
 
-        def show(name: str, image: PIL.Image.Image) -> None:
+        def add_image(name: str, image: PIL.Image.Image) -> None:
             pixels = np.array(image)
             writer.add_image(f"{root}/{name}", pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
         for number, image in zip(result.filters, result.images, strict=True):
-            show(f"image/{number}", picture(image))
-        show("grid", result.grid())
+            add_image(f"image/{number}", picture(image))
+        add_image("grid", result.grid())
         for number, score in scores.items():
             writer.add_scalar(f"{root}/score/{number}", score, step)
         if scores:
@@ -123,8 +124,8 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
             writer.add_histogram(f"{root}/scores", values, step, bins=_edges(values))
         folder = "history" if step is None else f"history/{step}"
         for number, curve in _curves(result).items():
-            for at, value in curve.items():
-                writer.add_scalar(f"{root}/{folder}/{number}", value, at)
+            for render_step, value in curve.items():
+                writer.add_scalar(f"{root}/{folder}/{number}", value, render_step)
         writer.add_text(f"{root}/filters", _table(result), step)
         text = json.dumps(result.config, indent=1, sort_keys=True)
         writer.add_text(f"{root}/config", "\n".join(f"    {line}" for line in text.splitlines()), step)
@@ -133,23 +134,23 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
 
 
 def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logger:
-    """Logs results to Weights & Biases.
+    """Log results to Weights & Biases.
 
-    Below ``prefix/layer`` there are ``images``, each with its layer, filter, score and status beneath it, ``grid``,
-    ``score/FILTER``, the histogram ``scores``, and ``history``, a chart of all filters over the steps of the rendering.
-    The run's configuration gets the result's, as ``prefix/layer``.
+    The names below ``prefix/layer`` are: ``images``, captioned with layer, filter, score and status; ``grid``;
+    ``score/FILTER``; the histogram ``scores``; and ``history``, a chart of all filters over the steps of the rendering.
+    The result's configuration is added to that of the run, as ``prefix/layer``.
 
     Args:
-        where: the name of a project, in which a run is made; or a run, which stays open. W&B takes steps in rising
-            order only; what else the run logs at the same step may come before or after.
-        prefix: what the names begin with.
-        **options: of a run that is made, as for ``wandb.init``, such as ``mode="offline"``.
+        where: the name of a project, in which a new run is started; or a run, which stays open. W&B accepts steps in
+            increasing order only; other values may be logged at the same step, before or after the result.
+        prefix: beginning of the names.
+        **options: for a new run, those of ``wandb.init``, such as ``mode="offline"``.
 
     Returns:
         A :class:`Logger`.
 
     Raises:
-        ValueError: neither a project nor a run, options for a run that is there, or the package ``wandb`` is missing.
+        ValueError: neither a project nor a run, options for an existing run, or the package ``wandb`` is not installed.
 
     >>> wandb_logger(None)
     Traceback (most recent call last):
@@ -159,20 +160,20 @@ def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logg
     if not isinstance(where, str) and not (hasattr(where, "log") and hasattr(where, "config")):
         raise ValueError(f"expected the name of a project or a run of W&B, got {where!r}")
     if options and not isinstance(where, str):
-        raise ValueError(f"the run is there already, and takes no options; got {', '.join(options)}")
+        raise ValueError(f"options are for a new run, but an existing run was given; got {', '.join(options)}")
     wandb = import_optional("wandb", "wandb", "wandb_logger")
     if isinstance(where, str):
-        # A run of its own, though another may be under way in this process.
+        # Always a new run, even if another one is active in this process.
         run = wandb.init(project=where, **{"reinit": "create_new", **options})
         close = run.finish
     else:
-        run, close = where, _leave
+        run, close = where, _leave_open
 
     def write(result: Result, step: int | None) -> None:
-        root, scores, curves = _root(prefix, result), _scores(result), _curves(result)
-        shown = zip(result.images, _captions(result), strict=True)
+        root, scores, curves = _root(prefix, result), _finite_scores(result), _curves(result)
+        captioned = zip(result.images, _captions(result), strict=True)
         entry = {
-            "images": [wandb.Image(picture(image), caption=caption) for image, caption in shown],
+            "images": [wandb.Image(picture(image), caption=caption) for image, caption in captioned],
             "grid": wandb.Image(result.grid()),
             **{f"score/{number}": score for number, score in scores.items()},
             "history": wandb.plot.line_series(
@@ -192,33 +193,33 @@ def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logg
     return Logger(write, close)
 
 
-def _leave() -> None:
-    """What a logger closes that opened nothing."""
+def _leave_open() -> None:
+    """Close nothing, since the writer or run belongs to the caller."""
 
 
 def _root(prefix: str, result: Result) -> str:
     return "/".join(part for part in (prefix, result.config.get("layer", "")) if part)
 
 
-def _scores(result: Result) -> dict[int, float]:
-    """Filter -> score, where it is finite."""
+def _finite_scores(result: Result) -> dict[int, float]:
+    """Filter -> score, for the filters whose score is finite."""
     pairs = zip(result.filters, result.scores.tolist(), strict=True)
     return {number: score for number, score in pairs if np.isfinite(score)}
 
 
 def _edges(scores: np.ndarray) -> np.ndarray:
-    """Of the histogram's bins: apart even where all scores are one."""
+    """The edges of the histogram's bins, which have a width above 0 even if all scores are equal."""
     low, high = scores.min(), scores.max()
     margin = max(abs(low) * 1e-3, 0.5) if low == high else 0.0
     return np.linspace(low - margin, high + margin, _BINS + 1)
 
 
 def _curves(result: Result) -> dict[int, dict[int, float]]:
-    """Filter -> step of the rendering -> the objective, where it is finite."""
+    """Filter -> step of the rendering -> the objective, for the steps where it is finite."""
     finite = torch.isfinite(result.history)
     return {
-        number: {at: values[at] for at in kept.nonzero().flatten().tolist()}
-        for number, values, kept in zip(result.filters, result.history.T.tolist(), finite.T, strict=True)
+        number: {step: values[step] for step in mask.nonzero().flatten().tolist()}
+        for number, values, mask in zip(result.filters, result.history.T.tolist(), finite.T, strict=True)
     }
 
 
@@ -231,7 +232,7 @@ def _captions(result: Result) -> list[str]:
 
 
 def _table(result: Result) -> str:
-    """Markdown: a line per filter."""
+    """A table in Markdown with one row per filter."""
     columns = (result.filters, result.scores.tolist(), result.best_step.tolist(), result.steps.tolist(), result.status)
     lines = [
         f"| {n} | {score:.4g} | {best} | {steps} | {s} |" for n, score, best, steps, s in zip(*columns, strict=True)

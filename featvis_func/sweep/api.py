@@ -1,4 +1,4 @@
-"""The one-call door to whole layers and networks."""
+"""The one-call interface to sweeps: render whole layers and networks into a folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +13,7 @@ from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
 from featvis_func.rendering.renderer import check_own_parts
-from featvis_func.sweep import launchers as engines
-from featvis_func.sweep import ray_engine as cluster
+from featvis_func.sweep import launchers, ray_engine
 from featvis_func.sweep.layout import Run, start_folder
 from featvis_func.sweep.plan import Estimate, LayerPlan, estimate, plan_layers
 from featvis_func.sweep.shard import DTYPES
@@ -24,9 +23,10 @@ from featvis_func.validation import check_int, check_name
 
 
 class DryRun(NamedTuple):
-    """What a sweep would do."""
+    """The plan and the estimated cost of a sweep."""
 
     plans: tuple[LayerPlan, ...]
+    """One per layer."""
     estimate: Estimate
 
 
@@ -46,45 +46,47 @@ def sweep(
     progress: bool | None = None,
     **options: Any,
 ) -> Status:
-    """Renders whole layers or networks into a folder; started again, it goes on where it was.
+    """Render whole layers or networks into a folder. If started again, continue where the folder ends.
 
-    The folder is for one configuration, which never changes; what is done is not done again. A filter's image is that
-    of :func:`~featvis_func.render`, but for the rounding that a batch of another size brings. A process may
-    be killed at any moment: what it had committed stays, and it has at most one unit to do again.
+    A folder holds one configuration, which never changes, and finished work is not repeated. A filter's image is that
+    of :func:`~featvis_func.render`, up to the rounding that depends on the batch size. The process may be killed at any
+    moment: committed units stay, and at most the unit in progress is rendered again.
 
     Args:
         model: as for :func:`~featvis_func.render`.
-        layers: ``"all"``: every convolution and linear layer; or names, and patterns such as ``"inception4*.conv"``.
-        filters: of each layer, as far as it has them. ``None``: all.
-        out: a folder, on a file system that all processes of the run share.
+        layers: ``"all"`` for every convolution and linear layer; or names, and patterns such as ``"inception4*.conv"``.
+        filters: filter numbers in each layer, as far as the layer has them. ``None``: all.
+        out: a folder, on a file system that all processes of the sweep share.
         engine: one of :data:`~featvis_func.sweep.launchers.ENGINES`.
-        batch_size: filters at a time: ``"auto"`` is 8 on a CPU and 64 elsewhere, halved where memory runs out.
-        unit_size: filters that are committed together; default: the batch size.
-        image_dtype: ``"uint8"`` or ``"float16"``, of the stored images.
-        device: where to compute; default: where the model is. ``"cuda"``: of several processes, each takes its own.
-        workers: for ``ray``: the most actors.
-        threads: processors of each process or actor; default: what torch takes (``ray``: 2, or 1 beside a GPU).
-        progress: a progress bar on the standard error. Default: if that is a terminal.
-        **options: as for :func:`featvis_func.render`, but for ``saliency``, which is not stored, and the arguments
+        batch_size: filters at a time; ``"auto"`` is 8 on a CPU and 64 elsewhere, halved where memory runs out.
+        unit_size: filters that are committed together. Default: the batch size.
+        image_dtype: dtype of the stored images, ``"uint8"`` or ``"float16"``.
+        device: device to compute on. Default: where the model is. With ``"cuda"``, each of several processes takes a
+            device of its own.
+        workers: for ``ray``, the largest number of actors.
+        threads: CPU threads of each process or actor. Default: torch's (for ``ray``: 2, or 1 with a GPU).
+        progress: whether to show a progress bar on the standard error. Default: if that is a terminal.
+        **options: as for :func:`featvis_func.render`, except ``saliency``, which is not stored, and the arguments
             above; transforms, image and optimizer by name only. ``retain_memory`` is on by default.
 
     Returns:
-        How far the run is: see :class:`~featvis_func.sweep.store.Status`. Of the units that failed, why; they are
-        tried again when the sweep is started again.
+        The status of the sweep, see :class:`~featvis_func.sweep.store.Status`, with the reason for each unit that
+        failed. These are tried again when the sweep is started again.
 
     Raises:
         ValueError: bad input, or a folder that holds another sweep.
+        TypeError: an unknown option.
         TooManyFailedError: more than 5% of all units failed.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written to.
 
     >>> import tempfile
     >>> sweep("texturenet", "head", [3, 5], out=tempfile.mkdtemp(), steps=2, size=32).complete
     True
     """
-    rank = engines.rank_of(engine)
+    rank = launchers.rank_of(engine)
     checked = _options(options, "sweep")
     model = load_model(model)
-    if device is not None and engine != "ray":  # whose nodes may have what this one has not
+    if device is not None and engine != "ray":  # The nodes of a cluster may have devices that this machine lacks.
         check_device(device)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     threads = None if threads is None else check_int("threads", threads, 1)
@@ -92,27 +94,27 @@ def sweep(
     folder = start_folder(absolute_path(out), Run(config, plans))
     remove_abandoned(folder.path)
     if engine == "ray":
-        cluster.run_on_ray(
+        ray_engine.run_on_ray(
             folder, model, device=None if device is None else str(device), workers=workers, threads=threads,
             progress=progress,
         )  # fmt: skip
         return read_status(folder)
-    where = engines.own_device(device, rank)
+    worker_device = launchers.own_device(device, rank)
     worker = Worker(
         folder,
-        renderers(model, config, device=where, retain_memory=checked.retain_memory),
+        renderers(model, config, device=worker_device, retain_memory=checked.retain_memory),
         seed=config["render"]["seed"],
     )
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        engines.run_units(folder, worker, rank, progress=progress)
+        launchers.run_units(folder, worker, rank, progress=progress)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
     status = read_status(folder)
     if engine == "torchrun" and status.failed:
-        engines.wait_for_others(folder, folder.run.units)
+        launchers.wait_for_others(folder, folder.run.units)
         status = read_status(folder)
     return status
 
@@ -128,26 +130,23 @@ def dry_run(
     device: str | torch.device | None = None,
     **options: Any,
 ) -> DryRun:
-    """What :func:`sweep` would render, and about how long one worker would take: writes nothing.
+    """Plan a sweep and estimate its cost on one worker, without writing anything.
 
     Args: as for :func:`sweep`.
 
     Returns:
-        The layers and their units, and an estimate from three steps of up to three layers.
+        The plan, and an estimate from three steps of up to three layers.
 
     Raises:
         ValueError: bad input.
+        TypeError: an unknown option.
     """
     checked = _options(options, "dry_run")
     model = load_model(model)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
-    probed = {**config, "render": {**config["render"], "compile": "no"}}
-    return DryRun(
-        plans,
-        estimate(
-            plans, renderers(model, probed, device=device, retain_memory=False), itemsize=DTYPES[image_dtype].itemsize
-        ),
-    )
+    not_compiled = {**config, "render": {**config["render"], "compile": "no"}}
+    make = renderers(model, not_compiled, device=device, retain_memory=False)
+    return DryRun(plans, estimate(plans, make, itemsize=DTYPES[image_dtype].itemsize))
 
 
 def _configure(
@@ -160,7 +159,10 @@ def _configure(
     device: str | torch.device | None,
     options: RenderOptions,
 ) -> tuple[dict[str, Any], tuple[LayerPlan, ...]]:
-    """A run's configuration, as JSON holds it, and its plan: bad input is refused here, and not by every unit."""
+    """The configuration of a sweep, as JSON holds it, and its plan.
+
+    Bad input raises an error here, before it can make every unit fail.
+    """
     check_name("image_dtype", image_dtype, DTYPES)
     for name, value in options.to_json(SWEEP_OPTIONS).items():
         if value == "custom":

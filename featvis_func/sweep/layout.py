@@ -32,7 +32,7 @@ from featvis_func.io.atomic import make_folder, move_file, write_file
 from featvis_func.io.filter_spec import filter_numbers, ranges
 from featvis_func.sweep.plan import LayerPlan, Unit
 
-FORMAT = 1
+FORMAT = 2
 RUN = "run.json"
 
 

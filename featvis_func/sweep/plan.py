@@ -1,4 +1,4 @@
-"""What a sweep renders: the layers, their filters, and the units of work that they are cut into."""
+"""The plan of a sweep: layers, filters, and the units of work into which these are divided."""
 
 import fnmatch
 import time
@@ -16,23 +16,22 @@ from featvis_func.models import Model
 from featvis_func.rendering.renderer import Renderer
 from featvis_func.validation import check_filters, check_int
 
-# Filters at a time on an accelerator; where the memory does not suffice, it is halved.
+# Filters at a time on an accelerator; it is halved where memory runs out.
 _CUDA_BATCH_SIZE = 64
 _LONGEST_NAME = 100
-# Bytes that are stored beside images, activation maps and history: what a shard and its sidecar tell of a filter, and
-# what each pair of these takes whatever it tells.
+# Bytes that are stored besides images, activation maps and history: per filter, and per pair of shard and sidecar.
 _BYTES_PER_FILTER, _BYTES_PER_UNIT = 170, 1300
 
 
 class Unit(NamedTuple):
-    """The least that is rendered, and committed, at once: some filters of one layer."""
+    """The unit of work: some filters of one layer, which are rendered and committed together."""
 
     layer: str
     filters: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """The path of its files, without their suffix.
+        """The path of the unit's files, relative to the folder of all units and without a suffix.
 
         >>> Unit("block1/a", (8, 9, 10)).name
         'block1%2Fa/00008-00010'
@@ -41,31 +40,34 @@ class Unit(NamedTuple):
 
 
 class LayerPlan(NamedTuple):
-    """What is rendered of one layer."""
+    """The part of a sweep that concerns one layer."""
 
     layer: str
+    """Full name, with the axes where the user states them."""
     shape: tuple[int, ...]
-    """Of its output for one image."""
+    """Shape of the layer's output for one image."""
     filters: tuple[int, ...]
-    """In rising order."""
+    """Filter numbers, in increasing order."""
     batch_size: int
+    """Filters at a time."""
     unit_size: int
+    """Filters per unit."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """In order.
+        """The units, in the order of their filters.
 
         >>> [unit.filters for unit in LayerPlan("head", (32,), (0, 1, 2, 7), 2, 3).units]
         [(0, 1, 2), (7,)]
         """
-        cuts = range(0, len(self.filters), self.unit_size)
-        return tuple(Unit(self.layer, self.filters[i : i + self.unit_size]) for i in cuts)
+        starts = range(0, len(self.filters), self.unit_size)
+        return tuple(Unit(self.layer, self.filters[i : i + self.unit_size]) for i in starts)
 
 
 def folder_of(layer: str) -> str:
-    """A folder's name for a layer, on any file system; different layers have different ones, but for their case."""
+    """The name of a layer's folder, valid on any file system; names of two layers may differ in case only."""
     name = quote(layer, safe=" ,=@+")
-    if not name.strip("."):  # which would be this folder, or the one above
+    if not name.strip("."):  # "." and ".." mean other folders.
         name = name.replace(".", "%2E")
     if len(name) <= _LONGEST_NAME:
         return name
@@ -83,19 +85,20 @@ def plan_layers(
     unit_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[LayerPlan, ...]:
-    """The layers of a sweep, in the model's order.
+    """Plan the layers of a sweep, in the order in which the model calls them.
 
     Args:
-        model: whose layers.
-        layers: ``"all"``: every convolution and linear layer that a forward pass calls; or names, unique ends of names,
-            and patterns with ``*``, ``?`` and ``[...]`` among all of the model's modules.
-        filters: of each layer; those that a layer lacks are left out of it. ``None``: all.
-        batch_size: filters at a time, or ``"auto"``: 8 on a CPU, 64 elsewhere; no more than the layer has.
-        unit_size: filters in a unit, default: the batch size; where it is less than that, the batches are as small.
+        model: from :func:`~featvis_func.load_model`.
+        layers: ``"all"`` for every convolution and linear layer that a forward pass calls; or names, unique ends of
+            names, and patterns with ``*``, ``?`` and ``[...]``, which are matched with the names of all modules.
+        filters: numbers of the filters to render in each layer; a layer with fewer filters is rendered as far as it has
+            them. ``None``: all.
+        batch_size: filters at a time, or ``"auto"``: 8 on a CPU, 64 elsewhere. At most the layer's number of filters.
+        unit_size: filters per unit. Default: the batch size; a smaller unit also makes the batches smaller.
         device: where the sweep will run.
 
     Raises:
-        ValueError: a name or pattern that fits no layer, filters that no layer has, numbers below 1.
+        ValueError: a name or pattern that fits no layer, filters that no layer has, or a number below 1.
 
     >>> from featvis_func.models import load_model
     >>> [(p.layer, len(p.filters), len(p.units)) for p in plan_layers(load_model("texturenet"), "block[12].conv")]
@@ -103,63 +106,67 @@ def plan_layers(
     """
     size = None if batch_size == "auto" else check_int("batch_size", batch_size, 1)
     unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
-    wanted = None if filters is None else sorted(check_filters(filters))
+    requested = None if filters is None else sorted(check_filters(filters))
     plans = []
-    chosen = select_layers(model, layers)
-    for layer in chosen:
+    selected = select_layers(model, layers)
+    for layer in selected:
         count = layer.filters or 0
-        own = range(count) if wanted is None else [f for f in wanted if 0 <= f < count]
-        if not own:
+        numbers = range(count) if requested is None else [f for f in requested if 0 <= f < count]
+        if not numbers:
             continue
         batch = size or (CPU_BATCH_SIZE if torch.device(device).type == "cpu" else _CUDA_BATCH_SIZE)
-        batch = min(batch, unit or batch, len(own))
-        plans.append(LayerPlan(layer.name, layer.shape or (), tuple(own), batch, unit or batch))
-    most = max(layer.filters or 0 for layer in chosen)
-    outside = [f for f in wanted or () if not 0 <= f < most]
+        batch = min(batch, unit or batch, len(numbers))
+        plans.append(LayerPlan(layer.name, layer.shape or (), tuple(numbers), batch, unit or batch))
+    most = max(layer.filters or 0 for layer in selected)
+    outside = [f for f in requested or () if not 0 <= f < most]
     if outside:
         raise ValueError(f"no layer of the sweep has a filter {outside[0]}; they have up to {most}, numbered from 0")
     return tuple(plans)
 
 
 def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
-    """The layers that a sweep's ``layers=`` means: see :func:`plan_layers`."""
-    found = list_layers(model)
-    usable = [layer for layer in found if layer.filters]
+    """Find the layers that ``layers=`` of a sweep means, see :func:`plan_layers`.
+
+    Raises:
+        ValueError: a name or pattern that fits no layer.
+    """
+    listed = list_layers(model)
+    usable = [layer for layer in listed if layer.filters]
     if layers == "all":
         kinds = (nn.modules.conv._ConvNd, nn.Linear)
         modules = dict(model.module.named_modules())
-        chosen = [layer for layer in usable if isinstance(modules.get(layer.name), kinds)]
-        if not chosen:
+        selected = [layer for layer in usable if isinstance(modules.get(layer.name), kinds)]
+        if not selected:
             raise ValueError(f"{model.name} has no convolution and no linear layer; name its layers")
-        return chosen
+        return selected
     names: set[str] = set()
-    stated: dict[str, str] = {}
+    stated_axes: dict[str, str] = {}
     known = {layer.name for layer in usable}
     for pattern in [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers:
         if not isinstance(pattern, str):
             raise ValueError(f"layers must be 'all', names or patterns, got {pattern!r}")
-        fitting = [layer.name for layer in usable if fnmatch.fnmatchcase(layer.name, pattern)]
-        marked = pattern not in known and any(mark in pattern for mark in "*?[")
-        if marked and (fitting or not _is_output(model, pattern)):
-            if not fitting:
+        matching = [layer.name for layer in usable if fnmatch.fnmatchcase(layer.name, pattern)]
+        is_pattern = pattern not in known and any(mark in pattern for mark in "*?[")
+        if is_pattern and (matching or not _is_output(model, pattern)):
+            if not matching:
                 raise ValueError(f"no layer of {model.name} fits the pattern {pattern!r}; 'featvis layers' lists them")
-            names.update(fitting)
+            names.update(matching)
         else:
-            site = parse_layer(model.module, pattern)
-            name = site.path
-            if site.axes is not None:
-                stated[name] = site.axes
+            layer_ref = parse_layer(model.module, pattern)
+            name = layer_ref.path
+            if layer_ref.axes is not None:
+                stated_axes[name] = layer_ref.axes
             elif name not in known:
                 raise ValueError(f"layer {name!r} has no filters: a forward pass does not call it, or not as a layer")
             names.add(name)
     if not names:
         raise ValueError("no layers were asked for: the list is empty")
-    named = [layer for layer in found if layer.name in names]
-    return [_with_axes(layer, stated[layer.name]) if layer.name in stated else layer for layer in named]
+    selected = [layer for layer in listed if layer.name in names]
+    return [_with_axes(layer, stated_axes[layer.name]) if layer.name in stated_axes else layer for layer in selected]
 
 
 def _is_output(model: Model, name: str) -> bool:
-    """Whether a name with brackets means one of a module's several outputs."""
+    """Whether a name with brackets refers to one of the several outputs of a module."""
     try:
         return bool(parse_layer(model.module, name).parts)
     except ValueError:
@@ -167,60 +174,61 @@ def _is_output(model: Model, name: str) -> bool:
 
 
 def _with_axes(layer: Layer, axes: str) -> Layer:
-    """A layer whose axes the user states, under the name that says so."""
+    """A layer whose axes the user states, with these appended to its name."""
     shape = layer.shape or ()
     check_axes(layer.name, axes, shape)
     return layer._replace(name=f"{layer.name}@{axes}", filters=shape[feature_axis_of(axes)])
 
 
 class Estimate(NamedTuple):
-    """What a sweep will take, on the device and in the state of the machine in which it was measured."""
+    """The estimated cost of a sweep, on the device and under the load under which it was measured."""
 
     seconds: float
-    """For all filters, on one worker; without loading, tracing and compiling."""
+    """For all filters, on one worker, without loading, tracing and compiling."""
     bytes: int
+    """Size of the stored results."""
 
 
 def estimate(
     plans: Sequence[LayerPlan], make: Callable[[LayerPlan], Renderer], *, itemsize: int, probes: int = 3
 ) -> Estimate:
-    """Times a step of a few layers, and draws a line between these.
+    """Estimate the cost of a sweep: measure a step of a few layers, and interpolate linearly between them.
 
     Args:
-        plans: at least one.
-        make: a layer -> what renders it.
+        plans: of the sweep's layers, at least one.
+        make: the plan of a layer -> its renderer.
         itemsize: bytes of one stored value of an image.
-        probes: layers to time, at least 1.
+        probes: number of layers to measure, at least 1.
     """
     count = min(probes, len(plans))
     probed = sorted({round(i * (len(plans) - 1) / max(1, count - 1)) for i in range(count)})
     costs: dict[int, float] = {}
-    total = 0
+    size = 0
     config: dict[str, Any] = {}
-    pixels = 0  # values of an image
+    values = 0  # Of one image.
     for index in probed:
         plan = plans[index]
         renderer = make(plan)
         config = renderer.config
-        chosen = (list(plan.filters) * renderer.batch_size)[: renderer.batch_size]
-        state, target = renderer.init(chosen, config["seed"])
+        filters = (list(plan.filters) * renderer.batch_size)[: renderer.batch_size]
+        state, target = renderer.init(filters, config["seed"])
         times = []
         for _ in range(3):
             start = time.perf_counter()
             state, info = renderer.step(renderer.weights, state, target)
-            float(info.score.sum())  # which waits for the device
+            float(info.score.sum())  # Waits until the device has finished.
             times.append(time.perf_counter() - start)
         costs[index] = min(times[1:])
-        pixels = state.best.image[0].numel()
+        values = state.best.image[0].numel()
     seconds = 0.0
     for index, plan in enumerate(plans):
         low = max(i for i in probed if i <= index)
         high = min(i for i in probed if i >= index)
-        share = 0.0 if low == high else (index - low) / (high - low)
+        weight = 0.0 if low == high else (index - low) / (high - low)
         batches = sum(-(-len(unit.filters) // plan.batch_size) for unit in plan.units)
-        seconds += batches * config["steps"] * (costs[low] * (1 - share) + costs[high] * share)
-        places = torch.Size(plan.shape[1:]).numel() if len(plan.shape) == 3 else max(plan.shape[:-1], default=1)
-        images = pixels * (itemsize + config.get("snapshots", 0))
-        each = images + places * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
-        total += len(plan.filters) * each + len(plan.units) * _BYTES_PER_UNIT
-    return Estimate(seconds, total)
+        seconds += batches * config["steps"] * (costs[low] * (1 - weight) + costs[high] * weight)
+        positions = torch.Size(plan.shape[1:]).numel() if len(plan.shape) == 3 else max(plan.shape[:-1], default=1)
+        images = values * (itemsize + config.get("snapshots", 0))
+        per_filter = images + positions * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
+        size += len(plan.filters) * per_filter + len(plan.units) * _BYTES_PER_UNIT
+    return Estimate(seconds, size)

@@ -143,6 +143,7 @@ def renderers(
         model: The model.
         config: Configuration of the run; ``config["render"]`` holds the render options.
         device: Device to compute on. Default: the device of the model.
+        retain_memory: As for :func:`~featvis_func.render`.
     """
 
     def make(plan: LayerPlan) -> Renderer:

@@ -1,7 +1,8 @@
-"""Truncation: the same values as the module's own layers, and the module left as it was."""
+"""Truncated backbones: the values are those of the module's layers, and the module is not changed."""
 
 import gc
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +21,14 @@ from tests.toys import TINY_SIZE, OneConv, make_tiny
 
 
 def images_for(model: Model, count: int, seed: int = 1) -> Tensor:
-    """Random images, as the module takes them."""
+    """Return random images in the dtype of the module."""
     generator = torch.Generator().manual_seed(seed)
     some = next(model.module.parameters())
     return torch.randn(count, model.channels, *model.size, generator=generator).to(some.dtype)
 
 
 def by_hook(module: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """What the layers give at their last call, in evaluation mode: the slow and plain way."""
+    """Return the layers' outputs at their last call, in evaluation mode."""
     modes = {child: child.training for child in module.modules()}
     caught: dict[str, Tensor] = {}
 
@@ -53,24 +54,24 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
 
 
 def equals_the_module(model: Model, layers: Sequence[str], *, tolerance: float = 1e-4) -> Features:
-    """For batches of other sizes than the one that it was traced with."""
+    """Compare with hooks, for other batch sizes than the one of the trace."""
     features = make_features(model, layers)
     for count in (1, 3):
         images = images_for(model, count)
         with torch.no_grad():
-            found = features.apply(features.weights, images)
+            actual = features.apply(features.weights, images)
         expected = by_hook(model.module, list(features.paths.values()), images)
-        assert list(found) == list(layers)
+        assert list(actual) == list(layers)
         for name in layers:
-            assert found[name].shape == (count, *features.shapes[name])
+            assert actual[name].shape == (count, *features.shapes[name])
             raw = expected[features.paths[name]]
-            # Channels that are last in the module are first here.
-            close(found[name], raw if raw.shape == found[name].shape else raw.movedim(-1, 1), tolerance)
+            # Features have channels first.
+            close(actual[name], raw if raw.shape == actual[name].shape else raw.movedim(-1, 1), tolerance)
     return features
 
 
 class Called(nn.Module):
-    """One convolution, called three times, and one that is never called."""
+    """A convolution that is called three times, and one that is never called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class Tuples(nn.Module):
 
 
 class Branches(nn.Module):
-    """Control flow that depends on values: beyond tracing."""
+    """Control flow that depends on values, which cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class Branches(nn.Module):
 
 
 class Squashed(nn.Module):
-    """A layer that gives one number per image, and one that gives volumes."""
+    """A layer that returns one number per image, and one that returns volumes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,11 +138,12 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
 # --- the values -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", [["0"], ["1"], ["2"], ["3"], ["5"], ["9"], ["5", "0", "1"], ["8", "7"]], ids=str)
+@pytest.mark.parametrize("layers", [["1"], ["9"], ["5", "0", "1"], ["8", "7"]], ids=str)
 def test_truncation_equals_the_module(tiny: Model, layers: list[str]) -> None:
     assert equals_the_module(tiny, layers).exported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers", "size"),
     [
@@ -156,31 +158,32 @@ def test_torchvision_truncation_equals_the_module(name: str, layers: list[str], 
     assert equals_the_module(model, layers).exported
 
 
+@pytest.mark.slow
 def test_squeezenet_truncation_equals_the_module(squeezenet: Model) -> None:
     features = equals_the_module(squeezenet, ["features.9.expand3x3", "7.squeeze"])
     assert features.exported
     assert features.shapes["features.9.expand3x3"] == (192, 27, 27)
 
 
-@pytest.mark.parametrize("layer", ["0", "1", "3", "5"])
-def test_what_follows_in_place_is_not_seen(tiny: Model, layer: str) -> None:
+@pytest.mark.parametrize("layer", ["1", "3"])
+def test_in_place_operations_that_follow_do_not_change_a_layer(tiny: Model, layer: str) -> None:
     features = make_features(tiny, [layer])
     assert features.apply(features.weights, images_for(tiny, 2))[layer].min() < 0
 
 
 @pytest.mark.parametrize("layers", [["again"], ["norm"], ["first", "again", "norm"]], ids=str)
-def test_a_layer_means_its_last_call(layers: list[str]) -> None:
+def test_layer_means_the_output_of_its_last_call(layers: list[str]) -> None:
     assert equals_the_module(load_model(seeded(Called), size=9), layers).exported
 
 
-def test_one_layer_by_two_names(tiny: Model) -> None:
+def test_one_layer_under_two_names(tiny: Model) -> None:
     features = make_features(load_model(nn.Sequential(tiny.module), size=TINY_SIZE), ["0.5", "5"])
     assert features.paths == {"0.5": "0.5", "5": "0.5"}
-    found = features.apply(features.weights, images_for(tiny, 1))
-    assert torch.equal(found["0.5"], found["5"])
+    actual = features.apply(features.weights, images_for(tiny, 1))
+    assert torch.equal(actual["0.5"], actual["5"])
 
 
-def test_images_do_not_see_each_other(tiny: Model) -> None:
+def test_images_of_a_batch_are_independent(tiny: Model) -> None:
     features = make_features(tiny, ["9"])
     images = images_for(tiny, 5)
     together = features.apply(features.weights, images)["9"]
@@ -188,7 +191,7 @@ def test_images_do_not_see_each_other(tiny: Model) -> None:
         close(features.apply(features.weights, images[i : i + 1])["9"], together[i : i + 1])
 
 
-def test_later_layers_leave_nothing_behind(tiny: Model) -> None:
+def test_weights_are_those_up_to_the_layer(tiny: Model) -> None:
     features = make_features(tiny, ["3"])
     assert {name.partition(".")[0] for name in features.weights} <= {"0", "1", "3"}
     assert {"0", "3"} <= {name.partition(".")[0] for name in features.weights}
@@ -219,7 +222,7 @@ def test_verification_can_be_left_out(tiny: Model) -> None:
     assert torch.equal(with_it.apply(with_it.weights, images)["5"], without.apply(without.weights, images)["5"])
 
 
-def test_reparametrised_weights() -> None:
+def test_reparametrized_weights() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         old = seeded(lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh()))
@@ -228,39 +231,39 @@ def test_reparametrised_weights() -> None:
         equals_the_module(load_model(module, size=9), ["0", "1"])
 
 
-def test_a_module_beyond_tracing_runs_through_a_hook_and_says_so_once() -> None:
+def test_module_that_cannot_be_traced_runs_with_a_hook_and_one_warning() -> None:
     model = load_model(seeded(Branches), size=8)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         features = make_features(model, ["norm", "conv"])
     (warning,) = caught
-    assert "Branches runs through a hook, slower and without torch.compile" in str(warning.message)
+    assert "Branches runs with a forward hook, slower and without torch.compile" in str(warning.message)
     assert "\n" not in str(warning.message)
     assert not features.exported
     for seed in range(6):  # both branches
         images = images_for(model, 2, seed)
-        found = features.apply(features.weights, images)
+        actual = features.apply(features.weights, images)
         for path, expected in by_hook(model.module, ["norm", "conv"], images).items():
-            close(found[path], expected)
+            close(actual[path], expected)
     assert all(not child._forward_hooks for child in model.module.modules())
 
 
-def test_a_hook_stops_at_the_last_layer_and_stays_nowhere() -> None:
+def test_hook_fallback_stops_at_the_last_layer() -> None:
     class Counts(nn.Module):
-        seen = 0
+        calls = 0
 
         def forward(self, x: Tensor) -> Tensor:
-            Counts.seen += 1
+            Counts.calls += 1
             if x.sum() > 1e9:
                 return x
             return x * 1.0
 
     model = load_model(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), Counts()), size=8)
-    with pytest.warns(UserWarning, match="runs through a hook"):
+    with pytest.warns(UserWarning, match="runs with a forward hook"):
         features = make_features(model, ["1"])
-    Counts.seen = 0
+    Counts.calls = 0
     features.apply(features.weights, images_for(model, 1))
-    assert Counts.seen == 0
+    assert Counts.calls == 0
 
 
 # --- the user's module ----------------------------------------------------------------------------------------------
@@ -281,7 +284,7 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def test_the_module_is_left_as_it_was() -> None:
+def test_make_features_does_not_change_the_module() -> None:
     module = make_tiny()
     module.train()
     module[1].eval()
@@ -302,12 +305,12 @@ def test_the_module_is_left_as_it_was() -> None:
     close(features.apply(features.weights, images)["5"], by_hook(make_tiny(), ["5"], images.detach())["5"])
 
 
-def test_training_mode_changes_nothing(tiny: Model) -> None:
+def test_features_do_not_depend_on_training_mode(tiny: Model) -> None:
     images = images_for(tiny, 2)
     expected = make_features(tiny, ["5"])
     tiny.module.train()
-    found = make_features(tiny, ["5"])
-    assert torch.equal(found.apply(found.weights, images)["5"], expected.apply(expected.weights, images)["5"])
+    actual = make_features(tiny, ["5"])
+    assert torch.equal(actual.apply(actual.weights, images)["5"], expected.apply(expected.weights, images)["5"])
     assert tiny.module.training
 
 
@@ -331,11 +334,11 @@ def googlenet() -> Model:
         ("fc", "fc"),
     ],
 )
-def test_a_unique_ending_is_enough(googlenet: Model, name: str, path: str) -> None:
+def test_resolve_layer_completes_a_unique_ending(googlenet: Model, name: str, path: str) -> None:
     assert resolve_layer(googlenet.module, name) == path
 
 
-def test_whole_components_go_before_parts_of_one() -> None:
+def test_resolve_layer_prefers_endings_of_complete_components() -> None:
     module = nn.ModuleDict({"my_conv": nn.Identity(), "block": nn.ModuleDict({"conv": nn.Identity()})})
     assert resolve_layer(module, "conv") == "block.conv"
     assert resolve_layer(module, "y_conv") == "my_conv"
@@ -355,13 +358,13 @@ def test_whole_components_go_before_parts_of_one() -> None:
         (".conv", r"no layer '\.conv'|'\.conv' is ambiguous"),
     ],
 )
-def test_other_names_are_errors_that_say_what_exists(googlenet: Model, name: str, message: str) -> None:
+def test_unknown_names_are_errors_that_list_what_exists(googlenet: Model, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make_features(googlenet, [name])
     assert "\n" not in str(caught.value)
 
 
-# --- layers that cannot be --------------------------------------------------------------------------------------------
+# --- layers without channels ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -372,11 +375,11 @@ def test_other_names_are_errors_that_say_what_exists(googlenet: Model, name: str
         (Tuples, 16, ["embed", "memory"], r"layer 'memory' gives a tuple instead"),
         (Squashed, 8, ["number"], r"layer 'number' gives one number per image, which has no channels"),
         (Squashed, 8, ["volume"], r"layer 'volume' gives \(2, 2, 6, 6\) per image, which has no channels"),
-        (Called, 9, [], r"no layers were asked for"),
+        (Called, 9, [], r"no layers were requested"),
         (make_tiny, 4, ["0"], r"Sequential fails on an image of 3 x 4 x 4: "),
     ],
 )
-def test_layers_without_filters_are_refused(
+def test_layers_without_filters_are_errors(
     make: Callable[[], nn.Module], size: int, layers: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -384,14 +387,14 @@ def test_layers_without_filters_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_neighbours_of_tuples_are_fine() -> None:
+def test_layers_beside_tuples_are_valid() -> None:
     equals_the_module(load_model(seeded(Tuples), size=16), ["embed"])
 
 
 # --- the list -------------------------------------------------------------------------------------------------------
 
 
-def test_list_of_layers(tiny: Model) -> None:
+def test_list_layers_returns_shapes_and_filters(tiny: Model) -> None:
     assert list_layers(tiny) == [
         Layer("0", "Conv2d", (8, 20, 20), 8),
         Layer("1", "BatchNorm2d", (8, 20, 20), 8),
@@ -414,31 +417,31 @@ def test_list_of_layers(tiny: Model) -> None:
         (Squashed, 8, {"volume": ((2, 2, 6, 6), None), "number": ((), None)}),
     ],
 )
-def test_list_of_layers_without_filters(
+def test_list_layers_includes_layers_without_filters(
     make: Callable[[], nn.Module], size: int, expected: dict[str, tuple[Any, int | None]]
 ) -> None:
-    found = {layer.name: (layer.shape, layer.filters) for layer in list_layers(load_model(seeded(make), size=size))}
-    assert {name: found[name] for name in expected} == expected
+    listed = {layer.name: (layer.shape, layer.filters) for layer in list_layers(load_model(seeded(make), size=size))}
+    assert {name: listed[name] for name in expected} == expected
 
 
-def test_list_of_layers_leaves_the_module_as_it_was(tiny: Model) -> None:
+def test_list_layers_does_not_change_the_module(tiny: Model) -> None:
     tiny.module.train()
     before = snapshot(tiny.module)
     list_layers(tiny)
     assert snapshot(tiny.module) == before
 
 
-def test_list_of_layers_of_a_wrong_size_is_an_error() -> None:
+def test_list_layers_of_a_wrong_image_size_is_an_error() -> None:
     with pytest.raises(ValueError, match="fails on an image of 3 x 4 x 4"):
         list_layers(load_model(make_tiny(), size=4))
 
 
-def test_a_bfloat16_module_is_exported() -> None:
+def test_bfloat16_module_is_exported() -> None:
     assert make_features(load_model(make_tiny().to(torch.bfloat16), size=TINY_SIZE), ["5"]).exported
 
 
-def test_a_hook_that_cannot_be_copied() -> None:
-    """The user's hooks are left out of the private copy, not copied and then removed."""
+def test_hooks_of_the_user_are_not_copied() -> None:
+    """A hook that cannot be copied makes no difference."""
     module = make_tiny()
     lock = threading.Lock()
     module[0].register_forward_hook(lambda child, args, output, held=lock: None)
@@ -447,7 +450,7 @@ def test_a_hook_that_cannot_be_copied() -> None:
     assert len(module[0]._forward_hooks) == len(module[0]._forward_pre_hooks) == 1
 
 
-def test_a_second_name_of_a_shared_module() -> None:
+def test_second_name_of_a_shared_module() -> None:
     conv = nn.Conv2d(3, 3, 1)
     module = nn.Sequential(conv, nn.ReLU(), conv)
     assert resolve_layer(module, "2") == "2"
@@ -472,11 +475,11 @@ class Scaled(nn.Module):
         return self.d(y / scale)
 
 
-def test_a_gradient_that_export_changes_is_seen() -> None:
+def test_different_gradient_of_the_exported_graph_is_noticed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = load_model(Scaled(), size=16)
-    with pytest.warns(UserWarning, match="has another gradient than the module"):
+    with pytest.warns(UserWarning, match="the gradient differs from the module's by"):
         features = make_features(model, ["d"])
     assert not features.exported
     images = images_for(model, 2)
@@ -487,7 +490,7 @@ def test_a_gradient_that_export_changes_is_seen() -> None:
 
 
 class TimeFirst(nn.Module):
-    """Tokens before images, as in a transformer with ``batch_first=False``."""
+    """Tokens as the first axis, as in a transformer with ``batch_first=False``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -498,32 +501,35 @@ class TimeFirst(nn.Module):
 
 
 @pytest.mark.parametrize("width", [16, 24, 32])
-def test_a_layer_that_is_not_per_image_is_refused(width: int) -> None:
+def test_layer_without_an_entry_per_image_is_an_error(width: int) -> None:
     with pytest.raises(ValueError, match=r"layer 'e' gives .* for 3 images; expected one entry per image"):
         make_features(load_model(TimeFirst(), size=(8, width)), ["e"])
 
 
-def test_a_layer_that_mixes_images_is_reported() -> None:
+def test_layer_that_mixes_images_is_reported() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     with pytest.warns(
-        UserWarning, match="layer '1' of Sequential depends on the other images of its batch, or on chance"
+        UserWarning, match="layer '1' of Sequential depends on the other images of its batch or on random numbers"
     ):
         make_features(load_model(module, size=8), ["1"])
 
 
-def test_chance_in_the_forward_pass_is_reported_and_stays_inside() -> None:
+def test_random_numbers_in_the_forward_pass_are_reported_and_the_generator_restored() -> None:
     class Noisy(OneConv):
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(nn.functional.dropout(x))
 
     model = load_model(Noisy(), size=8)
     before = torch.random.get_rng_state()
-    with pytest.warns(UserWarning, match="or on chance"), pytest.warns(UserWarning, match="runs through a hook"):
+    with (
+        pytest.warns(UserWarning, match="or on random numbers"),
+        pytest.warns(UserWarning, match="runs with a forward hook"),
+    ):
         make_features(model, ["conv"])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_buffers_and_data_that_a_forward_writes_stay_the_users() -> None:
+def test_forward_pass_that_writes_to_its_tensors_does_not_change_the_module() -> None:
     class Counting(OneConv):
         def __init__(self) -> None:
             super().__init__()
@@ -546,41 +552,59 @@ def test_buffers_and_data_that_a_forward_writes_stay_the_users() -> None:
     "wrap", [torch.nn.utils.weight_norm, parametrizations.weight_norm], ids=["hook", "parametrized"]
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_a_computed_kernel_before_a_batch_norm(wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_computed_kernel_before_a_batch_norm_is_not_folded(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = load_model(nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), size=8)
     assert equals_the_module(model, ["2"]).exported
 
 
-def test_threads_trace_one_after_another() -> None:
+def test_threads_can_trace_at_the_same_time() -> None:
     model = load_model(make_tiny(), size=TINY_SIZE)
-    found: list[bool] = []
-    threads = [threading.Thread(target=lambda: found.append(make_features(model, ["3"]).exported)) for _ in range(3)]
+    exported: list[bool] = []
+    threads = [threading.Thread(target=lambda: exported.append(make_features(model, ["3"]).exported)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [True] * 3
+    assert exported == [True] * 3
     assert not torch.compiler.is_compiling()
 
 
-def test_tracing_again_leaves_nothing_behind() -> None:
-    """torch.export's shape environments are in a cycle through C++, which only breaking it frees."""
+def test_repeated_tracing_releases_its_shape_environments() -> None:
+    """They are in a reference cycle through C++, which gc cannot see."""
     model = load_model(make_tiny(), size=TINY_SIZE)
 
     def environments() -> int:
         make_features(model, ["3"])
         gc.collect()
-        return sum(type(o).__name__ == "ShapeEnv" for o in gc.get_objects())
+        return sum(type(o).__name__ == "ShapeEnv" and bool(vars(o)) for o in gc.get_objects())
 
     first = environments()
     assert [environments() for _ in range(3)] == [first] * 3
 
 
-# --- the graph rewritten ---------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_repeated_tracing_needs_no_more_memory() -> None:
+    model = load_model(make_tiny(), size=TINY_SIZE)
+
+    def trace_again(count: int) -> int:
+        for _ in range(count):
+            make_features(model, ["3"])
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = trace_again(5)  # fills caches
+        assert trace_again(20) - before < 20 * 100_000
+    finally:
+        tracemalloc.stop()
+
+
+# --- the graph passes ------------------------------------------------------------------------------------------------
 
 
 class Stem(nn.Module):
-    """A strided first convolution, then pools, where the rewriting has most to lose: odd sides, ceil_mode, ties."""
+    """A strided first convolution, and pools of odd sides with ceil_mode and ties."""
 
     def __init__(
         self, channels: int, kernel: int | tuple[int, int], stride: int, padding: int | tuple[int, int]
@@ -595,37 +619,34 @@ class Stem(nn.Module):
         return self.last(torch.relu(self.pool(x) + self.pool(x.flip(1))))
 
 
-@pytest.mark.parametrize("size", [(21, 26), (32, 32), (19, 23)], ids=str)
+@pytest.mark.parametrize("size", [(21, 26)], ids=str)
 @pytest.mark.parametrize(
     ("channels", "kernel", "stride", "padding"),
     [
         (3, 7, 2, 3),
-        (3, 7, 2, 0),
-        (1, 5, 2, 2),
-        (4, 3, 2, 1),
         (3, (3, 6), 3, (1, 2)),
-        (3, 4, 4, 0),
-        (3, 2, 4, 0),
-        (2, 11, 4, 2),
+        pytest.param(1, 5, 2, 2, marks=pytest.mark.slow),
+        pytest.param(4, 3, 2, 1, marks=pytest.mark.slow),
+        pytest.param(3, 2, 4, 0, marks=pytest.mark.slow),
     ],
 )
-def test_a_strided_stem_has_the_same_values_and_gradient(
+def test_graph_of_a_strided_stem_has_the_gradient_of_the_module(
     channels: int, kernel: int, stride: int, padding: int, size: tuple[int, int]
 ) -> None:
     module = seeded(lambda: Stem(channels, kernel, stride, padding)).double()
     model = load_model(module, size=size, mean=[0.0] * channels, std=[1.0] * channels)
-    for layers in (["last"], ["conv"], ["conv", "pool", "last"]):
+    for layers in (["last"], ["conv", "pool", "last"]):
         features = make_features(model, layers)
         assert features.exported
         images = images_for(model, 2).requires_grad_()
         expected = by_gradient(module, layers, images)
-        found = features.apply(features.weights, images)
-        gradient = torch.autograd.grad(torch.stack([(v**2).sum() for v in found.values()]).sum(), images)[0]
+        values = features.apply(features.weights, images)
+        gradient = torch.autograd.grad(torch.stack([(v**2).sum() for v in values.values()]).sum(), images)[0]
         torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
 
 
 def by_gradient(module: nn.Module, layers: Sequence[str], images: Tensor) -> Tensor:
-    """The gradient of the sum of squares of some layers at their last calls."""
+    """Return the gradient of the sum of squares of some layers at their last calls."""
     caught: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -641,7 +662,7 @@ def by_gradient(module: nn.Module, layers: Sequence[str], images: Tensor) -> Ten
     return torch.autograd.grad(torch.stack([(v**2).sum() for v in caught.values()]).sum(), images)[0]
 
 
-def test_a_strided_convolution_of_few_channels_behind_a_pool() -> None:
+def test_strided_convolution_of_few_channels_behind_a_pool() -> None:
     module = seeded(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, 2))
     )
@@ -656,13 +677,13 @@ STRIDED = [  # kernel, stride, padding, sides of the image
     ((11, 11), 4, (2, 2), (35, 38)),
     ((4, 4), 4, (0, 0), (18, 16)),
     ((1, 1), 2, (0, 0), (5, 4)),
-    ((2, 3), 4, (1, 0), (11, 13)),  # pixels that no kernel sees, and padding that is not all seen
+    ((2, 3), 4, (1, 0), (11, 13)),  # pixels and padding that no kernel position covers
 ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("sides", "stride", "padding", "size"), STRIDED)
-def test_a_strided_convolution_has_the_same_values_and_gradients(
+def test_strided_conv2d_equals_conv2d_with_its_gradients(
     sides: tuple[int, int], stride: int, padding: tuple[int, int], size: tuple[int, int], channels: int
 ) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -676,13 +697,14 @@ def test_a_strided_convolution_has_the_same_values_and_gradients(
         return (nn.functional.conv2d(images, kernel, bias, stride, padding) ** 2).sum()
 
     assert torch.equal(total(*given), plain(*given))
-    wanted = torch.func.grad(plain, argnums=(0, 1, 2))(*given)
-    torch.testing.assert_close(torch.func.grad(total, argnums=(0, 1, 2))(*given), wanted)
+    expected = torch.func.grad(plain, argnums=(0, 1, 2))(*given)
+    torch.testing.assert_close(torch.func.grad(total, argnums=(0, 1, 2))(*given), expected)
     leaves = [t.clone().requires_grad_() for t in given]
-    torch.testing.assert_close(torch.autograd.grad(total(*leaves), leaves), wanted)
+    torch.testing.assert_close(torch.autograd.grad(total(*leaves), leaves), tuple(expected))
 
 
-def test_a_strided_convolution_works_compiled_under_vmap_and_twice_differentiated() -> None:
+@pytest.mark.slow
+def test_strided_conv2d_works_compiled_under_vmap_and_twice_differentiated() -> None:
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 3, 16, 16, generator=draw, dtype=torch.float64)
     kernel = torch.randn(5, 3, 7, 7, generator=draw, dtype=torch.float64)
@@ -700,10 +722,9 @@ def test_a_strided_convolution_works_compiled_under_vmap_and_twice_differentiate
 
 
 @pytest.mark.parametrize(("stem", "expected"), [((3, 7, 2, 3), 1), ((3, 3, 1, 1), 0), ((5, 3, 2, 1), 0)])
-def test_only_strided_convolutions_of_few_channels_go_another_road(
+def test_strided_conv2d_replaces_strided_convolutions_of_few_channels_only(
     stem: tuple[int, int, int, int], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their kernels are the module's own."""
     calls: list[Any] = []
     original = ops._StridedConv.apply
     monkeypatch.setattr(ops._StridedConv, "apply", lambda *args: calls.append(args) or original(*args))
@@ -717,7 +738,7 @@ def test_only_strided_convolutions_of_few_channels_go_another_road(
 
 
 class Siblings(nn.Module):
-    """Branches of one tensor: three that can be merged, and others that are not quite alike."""
+    """Branches of one tensor: three that can be merged, and others that cannot."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -740,37 +761,40 @@ class Siblings(nn.Module):
     ("layers", "merged"),
     [
         (["last"], (0, 1, 2)),
-        (["branches.1"], ()),  # nothing else is left
+        (["branches.1"], ()),  # the others are truncated
         (["branches.1", "last"], (0, 1, 2)),
-        (["branches.1.0", "last"], (0, 2)),  # its values before the ReLU are asked for
+        (["branches.1.0", "last"], (0, 2)),  # the values before its ReLU are an output
     ],
 )
-def test_siblings_are_merged_with_the_same_values_and_gradient(layers: list[str], merged: tuple[int, ...]) -> None:
+def test_merged_siblings_have_the_gradient_of_the_module(layers: list[str], merged: tuple[int, ...]) -> None:
     module = seeded(Siblings).double()
     model = load_model(module, size=16)
     features = make_features(model, layers)
     assert features.exported
     images = images_for(model, 2).requires_grad_()
-    found = features.apply(features.weights, images)
-    gradient = torch.autograd.grad(torch.stack([(v**2).sum() for v in found.values()]).sum(), images)[0]
+    values = features.apply(features.weights, images)
+    gradient = torch.autograd.grad(torch.stack([(v**2).sum() for v in values.values()]).sum(), images)[0]
     torch.testing.assert_close(gradient, by_gradient(module, layers, images), rtol=1e-10, atol=1e-10)
     names = {"+".join(f"branches.{i}.0.{kind}" for i in merged) for kind in ("weight", "bias")} - {""}
     assert {name for name in features.weights if "+" in name} == names
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
-def test_a_pool_has_the_same_gradient_compiled(ceil_mode: bool) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_max_pool2d_compiled_has_the_gradient_of_torch(direct: bool, ceil_mode: bool) -> None:
     images = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
     images = images.round(decimals=0)  # with ties
 
     def total(images: Tensor) -> Tensor:
-        return (ops.max_pool2d(images.relu() * images, [3, 3], [2, 2], [1, 1], [1, 1], ceil_mode) ** 2).sum()
+        inputs = images if direct else images.relu() * images
+        return (ops.max_pool2d(inputs, [3, 3], [2, 2], [1, 1], [1, 1], ceil_mode) ** 2).sum()
 
     expected = torch.func.grad(total)(images)
     reference = images.clone().requires_grad_()
-    pooled = nn.functional.max_pool2d(reference.relu() * reference, 3, 2, 1, ceil_mode=ceil_mode)
+    inputs = reference if direct else reference.relu() * reference
+    pooled = nn.functional.max_pool2d(inputs, 3, 2, 1, ceil_mode=ceil_mode)
     assert torch.equal(torch.autograd.grad((pooled**2).sum(), reference)[0], expected)
-    compiled = torch.compile(torch.func.grad(total), fullgraph=True)
+    compiled = torch.compile(torch.func.grad(total), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images), expected)
 
 
@@ -783,9 +807,9 @@ def test_precision_of_weights_and_activations(tiny: Model, precision: str) -> No
     features = make_features(tiny, ["5"], precision=precision)
     assert {w.dtype for w in features.weights.values()} == {dtype}
     images = images_for(tiny, 3)
-    found = features.apply(features.weights, images)["5"]
-    assert found.dtype == dtype
-    close(found.float(), by_hook(tiny.module, ["5"], images)["5"], 1e-4 if precision == "float32" else 0.05)
+    actual = features.apply(features.weights, images)["5"]
+    assert actual.dtype == dtype
+    close(actual.float(), by_hook(tiny.module, ["5"], images)["5"], 1e-4 if precision == "float32" else 0.05)
     assert {p.dtype for p in tiny.module.parameters()} == {torch.float32}
 
 
@@ -802,13 +826,13 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(tiny: Model, monkeypatch: py
 
 
 class Insists(OneConv):
-    """Computes in float32 by itself, which bfloat16 weights do not go with."""
+    """Casts its input to float32, which is an error with bfloat16 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.double().float())
 
 
-def test_a_model_that_does_not_run_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_that_does_not_run_in_bfloat16_is_an_error_or_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(seeded(Insists), size=8)
     with pytest.raises(ValueError, match="Insists does not run in bfloat16: "):
         make_features(model, ["conv"], precision="bfloat16")
@@ -816,26 +840,26 @@ def test_a_model_that_does_not_run_in_bfloat16(monkeypatch: pytest.MonkeyPatch) 
     assert make_features(model, ["conv"]).weights["conv.weight"].dtype == torch.float32
 
 
-def test_an_unknown_precision(tiny: Model) -> None:
+def test_unknown_precision_is_an_error(tiny: Model) -> None:
     with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):
         make_features(tiny, ["5"], precision="half")
 
 
-def test_without_rewrites_the_graph_gives_the_modules_values_bit_for_bit(tiny: Model) -> None:
-    """With them, batch norms are folded, which rounds otherwise."""
+def test_graph_without_passes_has_the_values_of_the_module_bit_for_bit(tiny: Model) -> None:
+    """Folding batch norms changes rounding."""
     module, images = tiny.module.eval(), images_for(tiny, 3)
     expected = by_hook(module, ["5", "1"], images)
     traced = trace(module, {LayerRef("5"): 1, LayerRef("1"): 1}, images)
-    plain, rewritten = (truncate(traced, traced.layers, optimize=optimize) for optimize in (False, True))
+    plain, optimized = (truncate(traced, traced.layers, optimize=optimize) for optimize in (False, True))
     release(traced)
-    found = plain.apply(plain.weights, images)
-    assert all(torch.equal(found[path], expected[path]) for path in expected)
+    actual = plain.apply(plain.weights, images)
+    assert all(torch.equal(actual[path], expected[path]) for path in expected)
     assert set(plain.weights) > {"1.running_mean", "1.running_var"}
     assert not any("running" in name for name in make_features(tiny, ["5"]).weights)
-    assert not torch.equal(rewritten.apply(rewritten.weights, images)["5"], expected["5"])
+    assert not torch.equal(optimized.apply(optimized.weights, images)["5"], expected["5"])
 
 
-def test_a_traced_module_can_be_cut_more_than_once(tiny: Model) -> None:
+def test_traced_module_can_be_truncated_more_than_once(tiny: Model) -> None:
     module, images = tiny.module.eval(), images_for(tiny, 2)
     expected = by_hook(module, ["5", "1"], images)
     traced = trace(module, {LayerRef("5"): 1, LayerRef("1"): 1}, images)
@@ -846,17 +870,19 @@ def test_a_traced_module_can_be_cut_more_than_once(tiny: Model) -> None:
     ]
     release(traced)
     for backbone, layers in zip(backbones, (["1"], ["1"], ["5"], ["5"], ["1", "5"], ["1", "5"]), strict=True):
-        found = backbone.apply(backbone.weights, images)
-        assert list(found) == layers
+        actual = backbone.apply(backbone.weights, images)
+        assert list(actual) == layers
         for path in layers:
-            close(found[path], expected[path])
+            close(actual[path], expected[path])
     assert not any(name.startswith(("3.", "5.")) for name in backbones[0].weights)
 
 
-def test_a_graph_that_rewriting_spoils_goes_as_it_was_traced(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in very deep networks, where rounding tips rectifiers: the batch norms stay what they are."""
-    found = iter(["the graph has another gradient than the module, by 0.08", ""])
-    monkeypatch.setattr("featvis_func.backbone.features.find_mismatch", lambda core, reference: next(found))
+def test_graph_is_used_as_traced_where_the_passes_change_it_too_much(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in very deep networks, where rounding switches ReLUs: batch norms are not folded."""
+    mismatches = iter(["the gradient differs from the module's by 0.08 of its norm", ""])
+    monkeypatch.setattr("featvis_func.backbone.features.find_mismatch", lambda core, reference: next(mismatches))
     traced: list[object] = []
     monkeypatch.setattr("featvis_func.backbone.features.trace", lambda *args: traced.append(trace(*args)) or traced[-1])
     features = make_features(tiny, ["3"])

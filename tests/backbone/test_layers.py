@@ -1,4 +1,4 @@
-"""What a layer's name says: a part of its output, and the meaning of its axes."""
+"""Names of layers: the part of the output that they select, and the meaning of its axes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from featvis_func.sweep.plan import select_layers
 
 
 class Tokens(nn.Module):
-    """Patches as tokens, through attention (a tuple), a dictionary and a convolution over tokens."""
+    """Attention (which returns a tuple), a module that returns a dictionary, and a convolution over tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Tokens(nn.Module):
 
 
 class Both(nn.Module):
-    """Gives a dictionary that holds a tuple."""
+    """Returns a dictionary that contains a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Both(nn.Module):
 
 
 class LastChannels(nn.Module):
-    """Keeps channels last; ``even`` has as many as rows and columns."""
+    """Returns channels last; ``even`` has as many channels as rows and columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def toy(kind: type[nn.Module]) -> fv.Model:
         (nn.GroupNorm(1, 7), (7, 7, 7), (224, 224), True, "chw"),
         (nn.Linear(3, 7), (7, 7, 7), (224, 224), True, "hwc"),
         (nn.LayerNorm(7), (7, 7, 7), (224, 224), True, "hwc"),
-        (nn.ReLU(), (7, 7, 7), (224, 224), False, "chw"),  # the model has no channels last
+        (nn.ReLU(), (7, 7, 7), (224, 224), False, "chw"),  # no module of the model returns channels last
         (nn.ReLU(), (7, 7, 7), (224, 224), True, None),
         (nn.ReLU(), (7, 7, 96), (224, 224), True, "hwc"),
         (nn.ReLU(), (96, 7, 7), (224, 224), True, "chw"),
@@ -86,11 +86,14 @@ def toy(kind: type[nn.Module]) -> fv.Model:
     ],
     ids=str,
 )
-def test_axes(child: nn.Module, shape: tuple[int, ...], size: tuple[int, int], last: bool, axes: str | None) -> None:
+def test_axes_of_infers_the_axes(
+    child: nn.Module, shape: tuple[int, ...], size: tuple[int, int], last: bool, axes: str | None
+) -> None:
     assert axes_of(child, shape, size, channels_last=last) == axes
 
 
-def test_swin_has_its_channels_first_like_any_other() -> None:
+@pytest.mark.slow
+def test_features_of_swin_have_channels_first() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = fv.load_model(swin_t().eval(), size=64)
@@ -100,16 +103,16 @@ def test_swin_has_its_channels_first_like_any_other() -> None:
     features = fv.make_features(model, names)
     assert [features.shapes[name][0] for name in names] == [96, 96, 96, 96, 384, 192, 768]
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    seen: list[Tensor] = []
-    handle = model.module.get_submodule("features.1.0").register_forward_hook(lambda *a: seen.append(a[2].clone()))
+    outputs: list[Tensor] = []
+    handle = model.module.get_submodule("features.1.0").register_forward_hook(lambda *a: outputs.append(a[2].clone()))
     with torch.no_grad():
-        found = features.apply(features.weights, images)["features.1.0"]
+        actual = features.apply(features.weights, images)["features.1.0"]
         model.module(images)
     handle.remove()
-    torch.testing.assert_close(found, seen[0].permute(0, 3, 1, 2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, outputs[0].permute(0, 3, 1, 2), rtol=1e-4, atol=1e-4)
 
 
-def test_parts_of_outputs() -> None:
+def test_names_select_parts_of_outputs() -> None:
     model = toy(Tokens)
     names = ["attention[0]", "both[narrow]", "both[deep][1]", "mix"]
     features = fv.make_features(model, names)
@@ -124,15 +127,15 @@ def test_parts_of_outputs() -> None:
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     module: Any = model.module
     with torch.no_grad():
-        found = features.apply(features.weights, images)
+        actual = features.apply(features.weights, images)
         tokens = module.embed(images).flatten(2).transpose(1, 2)
         attended = module.attention(tokens, tokens, tokens, need_weights=False)[0]
         both = module.both(attended)
-    torch.testing.assert_close(found["attention[0]"], attended, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["both[narrow]"], both["narrow"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["both[deep][1]"], both["deep"][1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual["attention[0]"], attended, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual["both[narrow]"], both["narrow"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual["both[deep][1]"], both["deep"][1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        found["mix"], module.mix(both["deep"][1].transpose(1, 2)).transpose(1, 2).detach(), rtol=1e-4, atol=1e-5
+        actual["mix"], module.mix(both["deep"][1].transpose(1, 2)).transpose(1, 2).detach(), rtol=1e-4, atol=1e-5
     )
     listed = {layer.name: (layer.shape, layer.filters) for layer in fv.list_layers(model)}
     assert listed["attention[0]"] == ((16, 8), 8)
@@ -156,26 +159,26 @@ def test_parts_of_outputs() -> None:
         ("attention[1]", r"layer 'attention\[1\]' gives a tuple .*choose one of 'attention\[0\]'$"),
         ("mix[0]", r"layer 'mix\[0\]' gives a Tensor .*choose one of 'mix'$"),
         ("nothing[0]", r"no layer 'nothing'"),
-        ("mix@cwh", r"no axes of a layer 'cwh'|unknown axes of a layer 'cwh'"),
+        ("mix@cwh", r"unknown axes of a layer 'cwh'; expected one of chw"),
         ("mix@chw", r"layer 'mix' gives \(6, 16\) per image, which is not c x h x w"),
     ],
 )
-def test_bad_names_say_what_there_is(name: str, message: str) -> None:
+def test_unknown_names_are_errors_that_list_what_exists(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fv.make_features(toy(Tokens), [name])
 
 
-def test_axes_that_cannot_be_told_are_asked_for_and_taken() -> None:
+def test_ambiguous_axes_must_be_stated() -> None:
     model = toy(LastChannels)
     with pytest.raises(ValueError, match=r"layer 'even' gives \(8, 8, 8\) .*'even@chw' or 'even@hwc'"):
         fv.make_features(model, ["even"])
     assert {layer.name: layer.filters for layer in fv.list_layers(model)}["even"] is None
     features = fv.make_features(model, ["even@hwc", "even@chw", "narrow"])
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    found = features.apply(features.weights, images)
+    actual = features.apply(features.weights, images)
     assert features.paths == {"even@hwc": "even", "even@chw": "even", "narrow": "narrow"}
-    torch.testing.assert_close(found["even@hwc"], found["even@chw"].permute(0, 3, 1, 2))
-    assert found["narrow"].shape == (2, 6, 8, 8)
+    torch.testing.assert_close(actual["even@hwc"], actual["even@chw"].permute(0, 3, 1, 2))
+    assert actual["narrow"].shape == (2, 6, 8, 8)
     chosen = select_layers(model, ["even@hwc", "narrow"])
     assert [(layer.name, layer.filters) for layer in chosen] == [("even@hwc", 8), ("narrow", 6)]
     with pytest.raises(ValueError, match=r"'even' gives .* per image, which is not t x d"):
@@ -184,13 +187,13 @@ def test_axes_that_cannot_be_told_are_asked_for_and_taken() -> None:
     assert result.activations.shape == (1, 8, 8)
 
 
-def test_a_stated_layout_leaves_the_filters_key_alone() -> None:
+def test_stated_axes_do_not_change_the_keys_of_filters() -> None:
     model = toy(LastChannels)
     plain, stated = (fv.render(model, name, 2, steps=2).images for name in ("narrow", "narrow@hwc"))
     assert torch.equal(plain, stated)
 
 
-def test_names_are_read() -> None:
+def test_parse_layer_reads_the_suffixes_of_a_name() -> None:
     module = nn.ModuleDict({"a@hwc": nn.Identity(), "b[0]": nn.Identity(), "c": nn.Identity()})
     assert parse_layer(module, "a@hwc").module == "a@hwc"
     assert parse_layer(module, "b[0]").module == "b[0]"

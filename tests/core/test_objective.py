@@ -1,4 +1,4 @@
-"""Objectives against plain formulas: values, gradients, names, targets and errors."""
+"""Objectives on units: values, gradients, arithmetic, names, targets and errors."""
 
 import re
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def one_hot(shape: tuple[int, ...], where: Any, value: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("goal", "values", "score", "gradient", "shown"),
+    ("objective", "values", "score", "gradient", "activation_map"),
     [
         (channel("a"), MAPS, MAPS[2].mean(), one_hot((4, 3, 5), 2, 1 / 15), MAPS[2]),
         (channel("a", 0), MAPS, MAPS[0].mean(), one_hot((4, 3, 5), 0, 1 / 15), MAPS[0]),
@@ -47,20 +47,20 @@ def one_hot(shape: tuple[int, ...], where: Any, value: float) -> Tensor:
     ],
     ids=lambda value: repr(value) if isinstance(value, Objective) else "",
 )
-def test_value_gradient_and_map(
-    goal: Objective, values: Tensor, score: Tensor, gradient: Tensor, shown: Tensor
+def test_objective_has_the_stated_value_gradient_and_activation_map(
+    objective: Objective, values: Tensor, score: Tensor, gradient: Tensor, activation_map: Tensor
 ) -> None:
-    assert goal({"a": values}, TARGET).shape == ()
-    torch.testing.assert_close(goal({"a": values}, TARGET), score)
-    torch.testing.assert_close(grad(lambda a: goal.score({"a": a}, TARGET))(values), gradient)
-    torch.testing.assert_close(goal.activation_map({"a": values}, TARGET), shown)
+    assert objective({"a": values}, TARGET).shape == ()
+    torch.testing.assert_close(objective({"a": values}, TARGET), score)
+    torch.testing.assert_close(grad(lambda a: objective.score({"a": a}, TARGET))(values), gradient)
+    torch.testing.assert_close(objective.activation_map({"a": values}, TARGET), activation_map)
 
 
 A, B, C = channel("a"), neuron("b", 1), layer("c")
 
 
 @pytest.mark.parametrize(
-    ("goal", "name", "weights"),
+    ("objective", "name", "weights"),
     [
         (A, "channel('a')", (1, 0, 0)),
         (B, "neuron('b', 1)", (0, 1, 0)),
@@ -83,21 +83,23 @@ A, B, C = channel("a"), neuron("b", 1), layer("c")
     ],
     ids=lambda value: repr(value) if isinstance(value, Objective) else "",
 )
-def test_arithmetic(goal: Objective, name: str | None, weights: tuple[float, float, float]) -> None:
-    """The number is the sum; the name, read as Python, is the same sum."""
+def test_sums_and_multiples_have_the_value_and_the_name_of_the_expression(
+    objective: Objective, name: str | None, weights: tuple[float, float, float]
+) -> None:
+    """The name, evaluated as Python, makes an equal objective."""
     activations = {"a": MAPS, "b": TOKENS, "c": VECTOR}
-    parts = (MAPS[2].mean(), TOKENS[3, 1], VECTOR.mean())
-    expected = sum(w * part for w, part in zip(weights, parts, strict=True))
-    torch.testing.assert_close(goal(activations, TARGET), expected)
+    terms = (MAPS[2].mean(), TOKENS[3, 1], VECTOR.mean())
+    expected = sum(w * term for w, term in zip(weights, terms, strict=True))
+    torch.testing.assert_close(objective(activations, TARGET), expected)
     if name is not None:
-        assert repr(goal) == name
-    again = eval(repr(goal), {"channel": channel, "neuron": neuron, "layer": layer})
-    torch.testing.assert_close(again(activations, TARGET), expected)
-    assert again.layers == goal.layers
+        assert repr(objective) == name
+    evaluated = eval(repr(objective), {"channel": channel, "neuron": neuron, "layer": layer})
+    torch.testing.assert_close(evaluated(activations, TARGET), expected)
+    assert evaluated.layers == objective.layers
 
 
 @pytest.mark.parametrize(
-    ("goal", "name"),
+    ("objective", "name"),
     [
         (channel("x.conv", 7), "channel('x.conv', 7)"),
         (neuron("x"), "neuron('x')"),
@@ -106,45 +108,45 @@ def test_arithmetic(goal: Objective, name: str | None, weights: tuple[float, flo
         (layer("x", power=2), "layer('x', power=2)"),
     ],
 )
-def test_names(goal: Objective, name: str) -> None:
-    assert repr(goal) == goal.name == name
+def test_name_is_the_call_without_default_arguments(objective: Objective, name: str) -> None:
+    assert repr(objective) == objective.name == name
 
 
-def test_layers_are_listed_once_in_order_and_the_first_one_is_shown() -> None:
-    goal = channel("b") - 2 * channel("a", 1) + layer("c") + neuron("b", 0) + channel("d")
-    assert goal.layers == ("b", "a", "c", "d")
-    assert goal.targeted == ("b", "d")
+def test_sum_lists_each_layer_once_and_shows_the_map_of_the_first() -> None:
+    objective = channel("b") - 2 * channel("a", 1) + layer("c") + neuron("b", 0) + channel("d")
+    assert objective.layers == ("b", "a", "c", "d")
+    assert objective.targeted == ("b", "d")
     assert layer("c").targeted == channel("a", 1).targeted == neuron("a", 1).targeted == ()
-    both = channel("a") + channel("b")
-    torch.testing.assert_close(both.activation_map({"a": MAPS, "b": TOKENS}, TARGET), MAPS[2])
-    torch.testing.assert_close((-both).activation_map({"a": MAPS, "b": TOKENS}, TARGET), MAPS[2])
+    total = channel("a") + channel("b")
+    torch.testing.assert_close(total.activation_map({"a": MAPS, "b": TOKENS}, TARGET), MAPS[2])
+    torch.testing.assert_close((-total).activation_map({"a": MAPS, "b": TOKENS}, TARGET), MAPS[2])
 
 
-def test_parts_of_a_sum_have_their_own_gradients() -> None:
-    goal = channel("a") - 0.5 * channel("b", 1)
-    gradients = grad(lambda a: goal.score(a, TARGET))({"a": MAPS, "b": TOKENS})
+def test_gradient_of_a_sum_is_the_gradient_of_each_term_in_its_layer() -> None:
+    objective = channel("a") - 0.5 * channel("b", 1)
+    gradients = grad(lambda a: objective.score(a, TARGET))({"a": MAPS, "b": TOKENS})
     torch.testing.assert_close(gradients["a"], one_hot((4, 3, 5), 2, 1 / 15))
     torch.testing.assert_close(gradients["b"], one_hot((6, 4), (slice(None), 1), -0.5 / 6))
 
 
 @pytest.mark.parametrize("make", [channel, neuron])
-def test_each_filter_of_a_batch_has_its_own_target(make: Callable[[str], Objective]) -> None:
+def test_target_selects_the_channel_under_vmap(make: Callable[[str], Objective]) -> None:
     batch, targets = noise(3, 4, 3, 5), torch.tensor([3, 0, 3])
     scores = vmap(make("a").score)({"a": batch}, targets)
     maps = vmap(make("a").activation_map)({"a": batch}, targets)
-    chosen = torch.stack([batch[0, 3], batch[1, 0], batch[2, 3]])
-    torch.testing.assert_close(maps, chosen)
-    torch.testing.assert_close(scores, chosen.mean((1, 2)) if make is channel else chosen[:, 1, 2])
+    channels = torch.stack([batch[0, 3], batch[1, 0], batch[2, 3]])
+    torch.testing.assert_close(maps, channels)
+    torch.testing.assert_close(scores, channels.mean((1, 2)) if make is channel else channels[:, 1, 2])
 
 
-def test_own_objective() -> None:
+def test_objective_of_ones_own_can_be_multiplied_and_keeps_its_name() -> None:
     own = Objective(lambda a, t: a["a"].max(), lambda a, t: a["a"][0], ("a",), (), "greatest")
     torch.testing.assert_close((2 * own)({"a": MAPS}, TARGET), 2 * MAPS.max())
     assert repr(2 * own) == "2 * greatest"
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 3, 5), 0), ((6, 4), 1), ((4,), 0), (torch.Size([6, 4]), 1)])
-def test_feature_axis(shape: tuple[int, ...], axis: int) -> None:
+def test_feature_axis_is_the_axis_of_the_channels(shape: tuple[int, ...], axis: int) -> None:
     assert feature_axis(shape) == axis
 
 
@@ -180,24 +182,30 @@ def test_feature_axis(shape: tuple[int, ...], axis: int) -> None:
         (lambda: feature_axis(()), "activations of shape () have no channels"),
     ],
 )
-def test_errors(call: Callable[[], Any], message: str) -> None:
+def test_invalid_arguments_raise_value_errors(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
 
 
 @pytest.mark.parametrize("other", ["a", True, None, torch.tensor(2.0)], ids=repr)
-def test_scaling_takes_numbers_alone(other: Any) -> None:
+def test_multiplying_by_anything_but_a_number_raises_a_type_error(other: Any) -> None:
     with pytest.raises(TypeError):
         _ = channel("a") * other
 
 
-def test_sums_take_objectives_alone() -> None:
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_multiplying_by_a_number_that_is_not_finite_raises_a_value_error(factor: float) -> None:
+    with pytest.raises(ValueError, match=f"can only be multiplied by a finite number, got {factor}"):
+        _ = factor * channel("a")
+
+
+def test_adding_anything_but_an_objective_raises_a_type_error() -> None:
     with pytest.raises(TypeError):
         _ = channel("a") + cast(Any, 1)
     with pytest.raises(TypeError):
         _ = channel("a") - cast(Any, "b")
 
 
-@pytest.mark.parametrize(("factor", "shown"), [(0.5, "0.5"), (2, "2"), (0.123456789, "0.123456789")])
-def test_a_factor_is_named_exactly(factor: float, shown: str) -> None:
-    assert repr(factor * channel("a")) == f"{shown} * channel('a')"
+@pytest.mark.parametrize(("factor", "text"), [(0.5, "0.5"), (2, "2"), (0.123456789, "0.123456789")])
+def test_name_contains_all_digits_of_a_factor(factor: float, text: str) -> None:
+    assert repr(factor * channel("a")) == f"{text} * channel('a')"

@@ -1,4 +1,4 @@
-"""Memory that stays with the process while steps run."""
+"""Memory that the process keeps while steps run."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from featvis_func.cpu import malloc as memory
+from featvis_func.cpu import malloc
 from featvis_func.cpu.malloc import kept_memory
 from featvis_func.models import Model
 from featvis_func.rendering.renderer import make_renderer
@@ -20,46 +20,46 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 
 
 class Library:
-    """Writes down what it is told."""
+    """Stands in for glibc and records the calls."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, ...]] = []
+        self.calls: list[tuple[int, ...]] = []
 
     def mallopt(self, parameter: int, value: int) -> None:
-        self.told.append((parameter, value))
+        self.calls.append((parameter, value))
 
     def malloc_trim(self, pad: int) -> None:
-        self.told.append((pad,))
+        self.calls.append((pad,))
 
 
-KEPT = [(-4, 0), (-1, -1)]
-USUAL = [(-4, 65536), (-3, 2**25), (-1, 2**26), (0,)]
+KEEP = [(-4, 0), (-1, -1)]
+RESTORE = [(-4, 65536), (-3, 2**25), (-1, 2**26), (0,)]
 
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
-    found = Library()
-    monkeypatch.setattr(memory, "_glibc", lambda: found)
-    yield found
-    assert memory._blocks == 0
+    stub = Library()
+    monkeypatch.setattr(malloc, "_glibc", lambda: stub)
+    yield stub
+    assert malloc._active == 0
 
 
-def test_settings_are_put_back_after_the_last_of_several_blocks(library: Library) -> None:
+def test_settings_are_restored_after_the_last_of_nested_blocks(library: Library) -> None:
     with kept_memory():
-        assert library.told == KEPT
+        assert library.calls == KEEP
         with kept_memory(), kept_memory(False):
             pass
-        assert library.told == KEPT
-    assert library.told == KEPT + USUAL
+        assert library.calls == KEEP
+    assert library.calls == KEEP + RESTORE
 
 
-def test_settings_are_put_back_after_an_error(library: Library) -> None:
+def test_settings_are_restored_after_an_error(library: Library) -> None:
     with pytest.raises(KeyError), kept_memory():
         raise KeyError
-    assert library.told == KEPT + USUAL
+    assert library.calls == KEEP + RESTORE
 
 
-def test_threads_that_overlap_share_the_setting(library: Library) -> None:
+def test_settings_are_restored_after_the_last_of_overlapping_threads(library: Library) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -71,37 +71,40 @@ def test_threads_that_overlap_share_the_setting(library: Library) -> None:
     with kept_memory():
         thread.start()
         inside.wait()
-    assert library.told == KEPT
+    assert library.calls == KEEP
     leave.set()
     thread.join()
-    assert library.told == KEPT + USUAL
+    assert library.calls == KEEP + RESTORE
 
 
-def test_nothing_is_changed_where_it_is_not_wanted(library: Library) -> None:
+def test_settings_do_not_change_with_false(library: Library) -> None:
     with kept_memory(False):
         pass
-    assert not library.told
+    assert not library.calls
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX_", "GLIBC_TUNABLES"])
-def test_an_allocator_set_by_the_environment_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_do_not_change_where_the_environment_has_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
-    assert memory._glibc() is None
+    assert malloc._glibc() is None
 
 
 @pytest.mark.parametrize("error", [AttributeError, ValueError, OSError, None])
-def test_another_library_is_left_alone(error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_do_not_change_for_another_c_library(
+    error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def confstr(name: str) -> None:
         if error:
             raise error(name)
 
-    monkeypatch.setattr(memory.os, "confstr", confstr)
-    assert memory._glibc() is None
+    monkeypatch.setattr(malloc.os, "confstr", confstr)
+    assert malloc._glibc() is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_pages_are_not_fetched_again() -> None:
-    """In a process of its own: one that was once refused memory takes large pieces from elsewhere ever after."""
+def test_pages_are_reused_within_the_block_only() -> None:
+    """In a process of its own: after one failed allocation glibc takes large blocks from elsewhere."""
     code = """
         import resource
         import torch
@@ -110,7 +113,7 @@ def test_pages_are_not_fetched_again() -> None:
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(8):
-                torch.ones(2**26, dtype=torch.uint8)  # 64 MiB: more than glibc keeps by itself
+                torch.ones(2**26, dtype=torch.uint8)  # 64 MiB: more than glibc keeps by default
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
         with kept_memory():
@@ -122,13 +125,16 @@ def test_pages_are_not_fetched_again() -> None:
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
     )
-    kept, usual = map(int, process.stdout.split())
-    assert kept * 10 < usual
+    kept, default = map(int, process.stdout.split())
+    assert kept * 10 < default
 
 
-def test_a_run_on_the_cpu_keeps_memory_and_lets_go_of_it(library: Library, tiny: Model) -> None:
-    seen: list[Any] = []
-    make_renderer(tiny, "5", [0, 1], steps=2)(progress=lambda _: seen.append(list(library.told)))
-    assert seen
-    assert all(told[-len(KEPT) :] == KEPT for told in seen)
-    assert library.told[-len(USUAL) :] == USUAL
+@pytest.mark.parametrize("retain_memory", [True, False])
+def test_renderer_keeps_memory_during_its_run_if_asked_to(library: Library, tiny: Model, retain_memory: bool) -> None:
+    during: list[Any] = []
+    renderer = make_renderer(tiny, "5", [0, 1], steps=2, retain_memory=retain_memory)
+    renderer(progress=lambda _: during.append(list(library.calls)))
+    assert during
+    expected = KEEP if retain_memory else []
+    assert all(calls == expected for calls in during)
+    assert library.calls == (KEEP + RESTORE if retain_memory else [])

@@ -1,4 +1,7 @@
-"""Filters pass through a batch of fixed width: whoever shares it, and whatever it does when memory runs out."""
+"""Continuous batching: results for any batch size, convergence, snapshots, and what happens when memory runs out.
+
+Most tests run a toy step that counts, so that the score, the image and the number of steps of each filter are known.
+"""
 
 import itertools
 import warnings
@@ -10,8 +13,8 @@ import torch
 from torch import Tensor
 
 import featvis_func as fv
-from featvis_func.engine import batching as slots
-from featvis_func.engine import device as execution
+from featvis_func.engine import batching
+from featvis_func.engine import device as device_module
 from featvis_func.engine.batching import RunResult, run_batched
 from featvis_func.engine.device import deterministic_algorithms, is_out_of_memory, plan_batch_size
 from featvis_func.models import Model
@@ -20,11 +23,13 @@ from featvis_func.rendering.result import Result
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Best, Info, State
 
+pytestmark = pytest.mark.usefixtures("cached_tracing")
+
 STEPS = 12
 
 
-def toy_begin(filters: Sequence[int]) -> tuple[State, Tensor]:
-    """A state that counts; a filter's number is its target."""
+def toy_init(filters: Sequence[int]) -> tuple[State, Tensor]:
+    """Make the state of a :class:`Toy`; a filter's number is its target."""
     count = len(filters)
     zeros = torch.zeros(count)
     best = Best(zeros - torch.inf, zeros[:, None, None, None], zeros, zeros.long() - 1)
@@ -32,15 +37,16 @@ def toy_begin(filters: Sequence[int]) -> tuple[State, Tensor]:
 
 
 class Toy:
-    """Rises by one a step until the step that is the filter's number; then it rests. Counts what it is asked."""
+    """A step whose score is the step's number, up to the filter's number; it records the batch sizes of its calls."""
 
-    def __init__(self, most: int = 1000) -> None:
-        self.most = most
-        self.widths: list[int] = []
+    def __init__(self, max_batch_size: int = 1000) -> None:
+        """Raise an out-of-memory error for batches of more than ``max_batch_size`` filters."""
+        self.max_batch_size = max_batch_size
+        self.batch_sizes: list[int] = []
 
     def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
-        self.widths.append(len(target))
-        if len(target) > self.most:
+        self.batch_sizes.append(len(target))
+        if len(target) > self.max_batch_size:
             raise torch.OutOfMemoryError("too many")
         score = torch.minimum(state.step, target).float()
         better = score > state.best.score
@@ -55,165 +61,188 @@ class Toy:
 
 
 def toy_run(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> RunResult:
-    return run_batched(toy or Toy(), {}, toy_begin, filters, **{"steps": STEPS, **options})
+    return run_batched(toy or Toy(), {}, toy_init, filters, **{"steps": STEPS, **options})
 
 
-def expected(filters: Sequence[int], taken: Sequence[int]) -> Tensor:
+def expected_history(filters: Sequence[int], steps: Sequence[int]) -> Tensor:
+    """The scores of filters that took these numbers of steps: NaN after the last one."""
     history = torch.full((STEPS, len(filters)), torch.nan)
-    for i, (number, count) in enumerate(zip(filters, taken, strict=True)):
+    for i, (number, count) in enumerate(zip(filters, steps, strict=True)):
         history[:count, i] = torch.arange(count).clamp_max(number)
     return history
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 50])
-def test_every_filter_runs_to_its_end_in_the_order_asked_for(width: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 50])
+def test_every_filter_takes_all_steps_and_results_have_the_requested_order(batch_size: int) -> None:
     filters = [7, 1, 30, 4, 9]
     toy = Toy()
-    outcome = toy_run(filters, toy, slots=width)
-    assert torch.equal(outcome.info.score, expected(filters, [STEPS] * 5))
-    assert outcome.steps.tolist() == [STEPS] * 5
-    assert outcome.best.score.tolist() == [7, 1, 11, 4, 9]
-    assert outcome.best.step.tolist() == [7, 1, 11, 4, 9]
-    assert outcome.best.image.flatten().tolist() == filters
-    assert set(toy.widths) == {min(width, 5)}
-    assert len(toy.widths) == STEPS * -(-5 // min(width, 5))
+    result = toy_run(filters, toy, batch_size=batch_size)
+    assert torch.equal(result.info.score, expected_history(filters, [STEPS] * 5))
+    assert result.steps.tolist() == [STEPS] * 5
+    assert result.best.score.tolist() == [7, 1, 11, 4, 9]
+    assert result.best.step.tolist() == [7, 1, 11, 4, 9]
+    assert result.best.image.flatten().tolist() == filters
+    assert result.batch_size == min(batch_size, 5)
+    assert set(toy.batch_sizes) == {min(batch_size, 5)}
+    assert len(toy.batch_sizes) == STEPS * -(-5 // min(batch_size, 5))
 
 
-# A filter that rises until step k is looked at after 4, 8 and 12 steps; one of number 0 has no gradient and goes on.
-RESTS = {0: 12, 1: 8, 3: 8, 4: 12, 7: 12, 30: 12}
+# With patience=4 the score of a filter is compared after 8 and 12 steps with that 4 steps before. A filter whose score
+# rises until step k stops at the first comparison without a rise; filter 0, which never has a gradient, does not stop.
+STEPS_TO_CONVERGENCE = {0: 12, 1: 8, 3: 8, 4: 12, 7: 12, 30: 12}
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 6])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
 @pytest.mark.parametrize("filters", [[0, 1, 3, 4, 7, 30], [30, 3, 1, 0, 7, 4]], ids=str)
-def test_a_filter_that_rests_gives_its_slot_away(filters: list[int], width: int) -> None:
+def test_converged_filter_is_replaced_by_the_next_one(filters: list[int], batch_size: int) -> None:
     toy = Toy()
-    outcome = toy_run(filters, toy, slots=width, tolerance=0.0, patience=4)
-    taken = [RESTS[number] for number in filters]
-    assert outcome.steps.tolist() == taken
-    torch.testing.assert_close(outcome.info.score, expected(filters, taken), equal_nan=True)
-    assert outcome.best.image.flatten().tolist() == filters
-    assert not outcome.info.alive[8:, filters.index(1)].any()
-    assert set(toy.widths) == {width}
-    # Whoever waits takes the first slot that is free.
-    free = [0] * width
-    for steps in taken:
-        free[free.index(min(free))] += steps
-    assert len(toy.widths) == max(free)
+    result = toy_run(filters, toy, batch_size=batch_size, tolerance=0.0, patience=4)
+    steps = [STEPS_TO_CONVERGENCE[number] for number in filters]
+    assert result.steps.tolist() == steps
+    torch.testing.assert_close(result.info.score, expected_history(filters, steps), equal_nan=True)
+    assert result.best.image.flatten().tolist() == filters
+    assert not result.info.alive[8:, filters.index(1)].any()
+    assert set(toy.batch_sizes) == {batch_size}
+    # The next filter takes the first row that is free.
+    row_steps = [0] * batch_size
+    for count in steps:
+        row_steps[row_steps.index(min(row_steps))] += count
+    assert len(toy.batch_sizes) == max(row_steps)
 
 
-def test_ages_that_are_no_multiples_of_the_patience_change_nothing() -> None:
+def test_results_do_not_depend_on_the_batch_size_if_steps_is_no_multiple_of_patience() -> None:
     filters = [30, 1, 3, 4, 7, 1, 30, 3]
-    one = toy_run(filters, slots=1, tolerance=0.0, patience=5)
-    for width in (2, 3, 8):
-        other = toy_run(filters, slots=width, tolerance=0.0, patience=5)
-        assert torch.equal(one.steps, other.steps)
-        torch.testing.assert_close(one.info.score, other.info.score, equal_nan=True)
-    assert set(one.steps.tolist()) == {10, 12}
+    reference = toy_run(filters, batch_size=1, tolerance=0.0, patience=5)
+    for batch_size in (2, 3, 8):
+        result = toy_run(filters, batch_size=batch_size, tolerance=0.0, patience=5)
+        assert torch.equal(reference.steps, result.steps)
+        torch.testing.assert_close(reference.info.score, result.info.score, equal_nan=True)
+    assert set(reference.steps.tolist()) == {10, 12}
 
 
-def test_the_tolerance_is_a_share_of_the_score() -> None:
-    # 11 after 12 steps against 7 after 8: 57% more.
+def test_tolerance_is_relative_to_the_score() -> None:
+    # The scores are 11 after 12 steps and 7 after 8, a rise of 57 %.
     assert toy_run([30], tolerance=0.5, patience=4).steps.item() == 12
-    assert toy_run([30], tolerance=1.0, patience=2).steps.item() == 6  # 5 against 3: 67% more
+    # The scores are 5 after 6 steps and 3 after 4, a rise of 67 %.
+    assert toy_run([30], tolerance=1.0, patience=2).steps.item() == 6
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
-def test_out_of_memory_halves_the_batch(most: int) -> None:
+@pytest.mark.parametrize("max_batch_size", [1, 2, 3])
+def test_out_of_memory_halves_the_batch_size_with_a_warning(max_batch_size: int) -> None:
     filters = list(range(1, 12))
-    toy = Toy(most)
+    toy = Toy(max_batch_size)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        outcome = toy_run(filters, toy, slots=8)
-    halved = [(8, 4), (4, 2), (2, 1)][: 3 if most == 1 else 2]
-    told = [f"out of memory with {a} filters at a time; going on with {b}" for a, b in halved]
-    assert [str(warning.message) for warning in caught] == told
-    torch.testing.assert_close(outcome.info.score, expected(filters, [STEPS] * 11))
-    assert toy.widths[-1] == (2 if most > 1 else 1)
+        result = toy_run(filters, toy, batch_size=8)
+    halvings = [(8, 4), (4, 2), (2, 1)][: 3 if max_batch_size == 1 else 2]
+    messages = [f"out of memory with batch_size={a}; going on with {b}" for a, b in halvings]
+    assert [str(warning.message) for warning in caught] == messages
+    torch.testing.assert_close(result.info.score, expected_history(filters, [STEPS] * 11))
+    assert toy.batch_sizes[-1] == result.batch_size == (2 if max_batch_size > 1 else 1)
 
 
-class Fills(Toy):
-    """Takes four filters at a time to their end, but only two from the third step after that on."""
+class LaterOutOfMemory(Toy):
+    """Holds four filters for the first ``STEPS + 3`` steps, and two after that."""
 
     def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
-        self.most = 4 if len(self.widths) < STEPS + 3 else 2
+        self.max_batch_size = 4 if len(self.batch_sizes) < STEPS + 3 else 2
         return super().__call__(weights, state, target)
 
 
-def test_what_was_finished_before_memory_ran_out_is_kept() -> None:
-    toy = Fills()
+def test_filters_that_ended_before_memory_ran_out_are_not_repeated() -> None:
+    toy = LaterOutOfMemory()
     with pytest.warns(UserWarning, match="going on with 2"):
-        outcome = toy_run(range(1, 9), toy, slots=4)
-    assert outcome.best.image.flatten().tolist() == list(range(1, 9))
-    assert toy.widths == [4] * (STEPS + 4) + [2] * 2 * STEPS
+        result = toy_run(range(1, 9), toy, batch_size=4)
+    assert result.best.image.flatten().tolist() == list(range(1, 9))
+    assert toy.batch_sizes == [4] * (STEPS + 4) + [2] * 2 * STEPS
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), MemoryError(), RuntimeError("something else")])
-def test_what_no_smaller_batch_helps_is_raised(error: Exception) -> None:
-    calls: list[int] = []
+def test_error_is_raised_at_batch_size_1_or_if_it_is_not_about_memory(error: Exception) -> None:
+    batch_sizes: list[int] = []
 
     def step(weights: Any, state: State, target: Tensor) -> Any:
-        calls.append(len(target))
+        batch_sizes.append(len(target))
         raise error
 
-    helps = is_out_of_memory(error)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(type(error)):
-            run_batched(step, {}, toy_begin, [1, 2, 3], steps=1)
-    assert calls == ([3, 1] if helps else [3])
+            run_batched(step, {}, toy_init, [1, 2, 3], steps=1)
+    assert batch_sizes == ([3, 1] if is_out_of_memory(error) else [3])
 
 
-def test_a_filter_that_was_not_finite_and_now_rises_goes_on() -> None:
-    class Late(Toy):
+def test_out_of_memory_is_raised_if_the_filters_need_a_single_batch() -> None:
+    toy = Toy(2)
+    with pytest.raises(torch.OutOfMemoryError):
+        toy_run([1, 2, 3], toy, batch_size=3, single_batch=True)
+    assert toy.batch_sizes == [3]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": 3, "tolerance": 0.1}], ids=str)
+def test_single_batch_refuses_another_batch_size_and_a_tolerance(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="3 filters that depend on each other need batch_size=3 and no tolerance"):
+        toy_run([1, 2, 3], single_batch=True, **options)
+
+
+def test_filter_does_not_converge_while_its_score_becomes_finite() -> None:
+    class LateFinite(Toy):
+        """Has no finite score before its fifth step."""
+
         def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
             state, info = super().__call__(weights, state, target)
             finite = state.step > 4
             return state, info._replace(score=torch.where(finite, info.score, torch.nan), finite=finite)
 
-    assert toy_run([30], Late(), tolerance=0.0, patience=4).steps.item() == STEPS
+    assert toy_run([30], LateFinite(), tolerance=0.0, patience=4).steps.item() == STEPS
 
 
-def test_progress_comes_to_the_whole() -> None:
-    for options in ({}, {"tolerance": 0.0, "patience": 4, "slots": 2}):
-        done: list[int] = []
-        toy_run([1, 30, 3, 1, 7], progress=done.append, **options)
-        assert sum(done) == 5 * STEPS
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.0, "patience": 4, "batch_size": 2}], ids=str)
+def test_progress_adds_up_to_all_steps(options: dict[str, Any]) -> None:
+    progress: list[int] = []
+    toy_run([1, 30, 3, 1, 7], progress=progress.append, **options)
+    assert sum(progress) == 5 * STEPS
 
 
-def test_progress_comes_to_the_whole_where_filters_begin_anew() -> None:
-    done: list[int] = []
+def test_progress_is_negative_where_filters_start_again() -> None:
+    progress: list[int] = []
     with pytest.warns(UserWarning, match="going on with 2"):
-        toy_run(range(1, 9), Fills(), slots=4, progress=done.append)
-    assert [number for number in done if number < 0] == [-4 * 3]
-    assert sum(done) == 8 * STEPS
+        toy_run(range(1, 9), LaterOutOfMemory(), batch_size=4, progress=progress.append)
+    assert [number for number in progress if number < 0] == [-4 * 3]
+    assert sum(progress) == 8 * STEPS
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"slots": 0}, "slots must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"tolerance": -0.1}, "tolerance must be finite and at least 0, got -0.1"),
         ({"tolerance": float("nan")}, "tolerance must be finite and at least 0, got nan"),
     ],
 )
-def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         toy_run([1], **options)
+
+
+def test_no_filters_are_refused() -> None:
+    with pytest.raises(ValueError, match="number of filters must be at least 1, got 0"):
+        toy_run([])
 
 
 # --- snapshots ------------------------------------------------------------------------------------------------------
 
 
-def walk_begin(filters: Sequence[int]) -> tuple[State, Tensor]:
-    """The parameters are a filter's number and how many steps it has taken."""
-    state, target = toy_begin(filters)
+def counting_init(filters: Sequence[int]) -> tuple[State, Tensor]:
+    """Make the state of a :class:`Counting`: the parameters are a filter's number and its number of steps."""
+    state, target = toy_init(filters)
     return state._replace(params=torch.stack([target, torch.zeros_like(target)], dim=1).float()), target
 
 
-class Walk(Toy):
-    """Counts its steps in the parameters, too."""
+class Counting(Toy):
+    """A toy step that also counts the steps of each filter in its parameters."""
 
     def __call__(self, weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Info]:
         params = state.params + torch.tensor([0.0, 1.0])
@@ -221,47 +250,47 @@ class Walk(Toy):
         return state._replace(params=params), info
 
 
-def walk(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> RunResult:
+def counting_run(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> RunResult:
     def decode(params: Tensor) -> Tensor:
         return params.reshape(2, 1, 1) / 255
 
-    return run_batched(toy or Walk(), {}, walk_begin, filters, **{"steps": STEPS, "decode": decode, **options})
+    return run_batched(toy or Counting(), {}, counting_init, filters, **{"steps": STEPS, "decode": decode, **options})
 
 
-def walked(filters: Sequence[int], moments: Sequence[int], taken: Sequence[int]) -> Tensor:
-    rows = [[[number, min(moment, most)] for moment in moments] for number, most in zip(filters, taken, strict=True)]
+def expected_snapshots(filters: Sequence[int], at_steps: Sequence[int], last_steps: Sequence[int]) -> Tensor:
+    rows = [[[number, min(at, last)] for at in at_steps] for number, last in zip(filters, last_steps, strict=True)]
     return torch.tensor(rows, dtype=torch.uint8)[..., None, None]
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5, STEPS + 1])
-@pytest.mark.parametrize("width", [1, 2, 5, 8])
+@pytest.mark.parametrize("count", [1, 4, STEPS + 1])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("options", [{}, {"tolerance": 0.0, "patience": 4}, {"tolerance": 0.0, "patience": 5}], ids=str)
-def test_snapshots_are_of_a_filters_own_steps(options: dict[str, Any], width: int, count: int) -> None:
+def test_snapshots_show_each_filter_at_its_own_steps(options: dict[str, Any], batch_size: int, count: int) -> None:
     filters = [7, 1, 30, 4, 9, 1, 3]
-    plain = walk(filters, slots=width, **options)
+    plain = counting_run(filters, batch_size=batch_size, **options)
     assert plain.snapshots is None
-    toys = Walk(), Walk()
-    outcome = walk(filters, toys[0], slots=width, pad=True, snapshots=count, **options)
-    assert outcome.snapshots is not None
-    assert outcome.snapshots.dtype == torch.uint8
-    moments = fv.snapshot_steps(STEPS, count)
-    assert torch.equal(outcome.snapshots, walked(filters, moments, outcome.steps.tolist()))
-    torch.testing.assert_close((outcome.best, outcome.info), (plain.best, plain.info), rtol=0, atol=0, equal_nan=True)
-    walk(filters, toys[1], slots=width, pad=True, **options)
-    assert toys[0].widths == toys[1].widths, "snapshots take steps"
+    with_snapshots, without = Counting(), Counting()
+    result = counting_run(filters, with_snapshots, batch_size=batch_size, pad=True, snapshots=count, **options)
+    assert result.snapshots is not None
+    assert result.snapshots.dtype == torch.uint8
+    at_steps = fv.snapshot_steps(STEPS, count)
+    assert torch.equal(result.snapshots, expected_snapshots(filters, at_steps, result.steps.tolist()))
+    torch.testing.assert_close((result.best, result.info), (plain.best, plain.info), rtol=0, atol=0, equal_nan=True)
+    counting_run(filters, without, batch_size=batch_size, pad=True, **options)
+    assert with_snapshots.batch_sizes == without.batch_sizes, "snapshots must not take steps of their own"
 
 
-def test_snapshots_where_memory_runs_out() -> None:
-    class Scarce(Walk, Fills):
+def test_snapshots_are_complete_if_memory_runs_out_in_a_step() -> None:
+    class CountingOutOfMemory(Counting, LaterOutOfMemory):
         pass
 
     with pytest.warns(UserWarning, match="going on with 2"):
-        outcome = walk(range(1, 9), Scarce(), slots=4, snapshots=3)
-    assert outcome.snapshots is not None
-    assert torch.equal(outcome.snapshots, walked(range(1, 9), (0, 6, 12), [STEPS] * 8))
+        result = counting_run(range(1, 9), CountingOutOfMemory(), batch_size=4, snapshots=3)
+    assert result.snapshots is not None
+    assert torch.equal(result.snapshots, expected_snapshots(range(1, 9), (0, 6, 12), [STEPS] * 8))
 
 
-def test_memory_that_runs_out_while_decoding_halves_the_batch_too() -> None:
+def test_snapshots_are_complete_if_memory_runs_out_while_decoding() -> None:
     calls: list[Tensor] = []
 
     def decode(params: Tensor) -> Tensor:
@@ -271,111 +300,111 @@ def test_memory_that_runs_out_while_decoding_halves_the_batch_too() -> None:
         return params.reshape(2, 1, 1) / 255
 
     with pytest.warns(UserWarning, match="going on with 1"):
-        outcome = walk([5, 6, 7], slots=3, snapshots=3, decode=decode)
-    assert outcome.snapshots is not None
-    assert torch.equal(outcome.snapshots, walked([5, 6, 7], (0, 6, 12), [STEPS] * 3))
+        result = counting_run([5, 6, 7], batch_size=3, snapshots=3, decode=decode)
+    assert result.snapshots is not None
+    assert torch.equal(result.snapshots, expected_snapshots([5, 6, 7], (0, 6, 12), [STEPS] * 3))
 
 
-def test_without_snapshots_nothing_is_decoded() -> None:
+def test_nothing_is_decoded_without_snapshots() -> None:
     def decode(params: Tensor) -> Tensor:
-        raise AssertionError("nobody asked")
+        raise AssertionError("decode was called")
 
-    assert walk([1, 2], decode=decode).snapshots is None
+    assert counting_run([1, 2], decode=decode).snapshots is None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snapshots": STEPS + 2}, r"snapshots must be 0 to 13, as 12 steps have so many images, got 14"),
-        ({"snapshots": -1}, "snapshots must be 0 to 13"),
-        ({"snapshots": 2, "decode": None}, "2 snapshots were asked for, but no decode="),
+        ({"snapshots": STEPS + 2}, r"snapshots must be in \[0, 13\] for steps=12, got 14"),
+        ({"snapshots": -1}, r"snapshots must be in \[0, 13\] for steps=12, got -1"),
+        ({"snapshots": 2, "decode": None}, "snapshots=2 needs decode="),
     ],
     ids=str,
 )
-def test_snapshots_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_snapshots_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        walk([1], **options)
+        counting_run([1], **options)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 32, 513])
-def test_moments_rise_evenly_from_the_start_to_the_end(steps: int) -> None:
+def test_snapshot_steps_are_evenly_spaced_from_0_to_the_last_step(steps: int) -> None:
     for count in range(2, steps + 2):
-        moments = fv.snapshot_steps(steps, count)
-        assert (len(moments), moments[0], moments[-1]) == (count, 0, steps)
-        gaps = {b - a for a, b in itertools.pairwise(moments)}
+        at_steps = fv.snapshot_steps(steps, count)
+        assert (len(at_steps), at_steps[0], at_steps[-1]) == (count, 0, steps)
+        gaps = {b - a for a, b in itertools.pairwise(at_steps)}
         assert gaps <= {steps // (count - 1), -(-steps // (count - 1))}
     assert fv.snapshot_steps(steps, 1) == (steps,)
     assert fv.snapshot_steps(steps, 0) == ()
 
 
-# --- in a render ----------------------------------------------------------------------------------------------------
+# --- rendering ------------------------------------------------------------------------------------------------------
 
 
-def agree(a: Result, b: Result) -> None:
+def assert_results_close(a: Result, b: Result) -> None:
     assert torch.equal(a.steps, b.steps)
     torch.testing.assert_close(a.history, b.history, rtol=1e-3, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(a.images, b.images, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4])
-def test_a_render_with_a_tolerance_is_the_same_in_any_batch(tiny: Model, batch_size: int) -> None:
-    options: dict[str, Any] = {"steps": 40, "tolerance": 0.05, "views": "none", "optimizer": "published"}
-    whole = render(tiny, "5", batch_size=6, **options)
-    assert len(set(whole.steps.tolist())) > 1
-    assert (whole.steps < 40).any()
-    agree(render(tiny, "5", batch_size=batch_size, **options), whole)
-    full = render(tiny, "5", batch_size=6, **{**options, "tolerance": None})
-    for i, steps in enumerate(whole.steps.tolist()):
-        torch.testing.assert_close(full.history[:steps, i], whole.history[:steps, i])
-        assert whole.history[steps:, i].isnan().all()
+def test_images_with_a_tolerance_do_not_depend_on_the_batch_size(tiny: Model) -> None:
+    options: dict[str, Any] = {"steps": 40, "tolerance": 0.05, "transforms": "none", "optimizer": "published"}
+    reference = render(tiny, "5", batch_size=6, **options)
+    assert len(set(reference.steps.tolist())) > 1
+    assert (reference.steps < 40).any()
+    for batch_size in (1, 4):
+        assert_results_close(render(tiny, "5", batch_size=batch_size, **options), reference)
+    all_steps = render(tiny, "5", batch_size=6, **{**options, "tolerance": None})
+    for i, steps in enumerate(reference.steps.tolist()):
+        torch.testing.assert_close(all_steps.history[:steps, i], reference.history[:steps, i])
+        assert reference.history[steps:, i].isnan().all()
 
 
-def test_out_of_memory_gives_the_same_images(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = render(tiny, "5", steps=4)
-    real = slots.run
+def test_images_are_the_same_if_memory_runs_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = render(tiny, "5", steps=4)
+    real_run = batching.run
 
-    def scarce(step: Any, weights: Any, state: State, target: Tensor, **options: Any) -> Any:
+    def run_two_at_most(step: Any, weights: Any, state: State, target: Tensor, **options: Any) -> Any:
         if len(target) > 2:
             raise torch.OutOfMemoryError("too many")
-        return real(step, weights, state, target, **options)
+        return real_run(step, weights, state, target, **options)
 
-    monkeypatch.setattr(slots, "run", scarce)
+    monkeypatch.setattr(batching, "run", run_two_at_most)
     with pytest.warns(UserWarning, match="going on with 3"), pytest.warns(UserWarning, match="going on with 1"):
-        agree(render(tiny, "5", steps=4), whole)
+        assert_results_close(render(tiny, "5", steps=4), reference)
 
 
-# --- the device -----------------------------------------------------------------------------------------------------
+# --- device ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("two", "six", "free", "slots"),
+    ("two", "six", "free", "batch_size"),
     [
-        (300.0, 700.0, 10_200.0, 80),  # 100 + 100 n in 8160
+        (300.0, 700.0, 10_200.0, 80),  # 100 + 100 n bytes in 8160
         (300.0, 700.0, 1_000.0, 7),
         (300.0, 700.0, 10.0, 1),
         (300.0, 300.0, 1e12, 256),
         (300.0, 700.0, 1e12, 256),
     ],
 )
-def test_the_batch_that_fills_a_memory(two: float, six: float, free: float, slots: int) -> None:
-    assert plan_batch_size(two, six, free) == slots
+def test_plan_batch_size_fills_four_fifths_of_the_memory(two: float, six: float, free: float, batch_size: int) -> None:
+    assert plan_batch_size(two, six, free) == batch_size
 
 
-def test_the_memory_is_probed_on_two_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_batch_size_measures_steps_of_2_and_of_6_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Toy()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9_000, 20_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_300)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.widths[-1])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.batch_sizes[-1])
     device = torch.device("cuda")
-    assert execution.probe_batch_size(toy, {}, toy_begin, [1], device=device) == 80
-    assert toy.widths == [2, 2, 6]
-    assert execution.probe_batch_size(Toy(1), {}, toy_begin, [1], device=device) == 1
-    assert execution.probe_batch_size(toy, {}, toy_begin, [1], device=device, most=24) == 24
+    assert device_module.probe_batch_size(toy, {}, toy_init, [1], device=device) == 80
+    assert toy.batch_sizes == [2, 2, 6]
+    assert device_module.probe_batch_size(Toy(1), {}, toy_init, [1], device=device) == 1
+    assert device_module.probe_batch_size(toy, {}, toy_init, [1], device=device, most=24) == 24
 
 
-def test_what_says_that_memory_ran_out() -> None:
+def test_is_out_of_memory_recognises_the_errors_of_torch_and_of_python() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
@@ -384,10 +413,10 @@ def test_what_says_that_memory_ran_out() -> None:
     assert is_out_of_memory(caught.value)
 
 
-def test_deterministic_settings_are_put_back(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_algorithms_restores_all_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: Any = torch.utils.deterministic
 
-    def now() -> tuple[bool, ...]:
+    def current() -> tuple[bool, ...]:
         return (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -397,24 +426,18 @@ def test_deterministic_settings_are_put_back(tiny: Model, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(settings, "fill_uninitialized_memory", True)
-    before = now()
+    before = current()
     with deterministic_algorithms(True):
-        assert now() == (True, False, False, False)
-    assert now() == before
+        assert current() == (True, False, False, False)
+    assert current() == before
     with pytest.raises(ValueError, match="finite"), deterministic_algorithms(True):
         toy_run([1], tolerance=-1.0)
-    assert now() == before
+    assert current() == before
     with deterministic_algorithms(False):
-        assert now() == before
-    plain = render(tiny, "5", [0, 4], steps=3)
-    exact = render(tiny, "5", [0, 4], steps=3, deterministic=True)
-    assert now() == before
-    torch.testing.assert_close(exact.history, plain.history, rtol=1e-3, atol=1e-4)
-    again = render(tiny, "5", [0, 4], steps=3, deterministic=True)
-    assert torch.equal(again.images, exact.images)
+        assert current() == before
 
 
-def test_deterministic_settings_that_warn_only_are_put_back() -> None:
+def test_deterministic_algorithms_restores_warn_only() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with deterministic_algorithms(True):
@@ -425,95 +448,109 @@ def test_deterministic_settings_that_warn_only_are_put_back() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_reruns_are_bit_equal_and_the_loop_does_not_wait(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"steps": 4, "device": "cuda", "deterministic": True}
-    results = [render(tiny, "5", compile=False, **options) for _ in range(2)]
-    assert torch.equal(results[0].images, results[1].images)
-    real = slots.run
+def test_deterministic_rendering_is_repeatable_and_restores_the_settings(tiny: Model) -> None:
+    plain = render(tiny, "5", [0, 4], steps=3)
+    first, second = (render(tiny, "5", [0, 4], steps=3, deterministic=True) for _ in range(2))
+    assert not torch.are_deterministic_algorithms_enabled()
+    torch.testing.assert_close(first.history, plain.history, rtol=1e-3, atol=1e-4)
+    assert torch.equal(first.images, second.images)
 
-    def strict(*args: Any, **kwargs: Any) -> Any:
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_deterministic_rendering_on_cuda_is_bit_equal(tiny: Model) -> None:
+    options: dict[str, Any] = {"steps": 4, "device": "cuda", "deterministic": True}
+    first, second = (render(tiny, "5", compile=False, **options) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_steps_on_cuda_do_not_synchronize(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_run = batching.run
+
+    def run_without_synchronizing(*args: Any, **kwargs: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return real(*args, **kwargs)
+            return real_run(*args, **kwargs)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(slots, "run", strict)
+    monkeypatch.setattr(batching, "run", run_without_synchronizing)
     render(tiny, "5", steps=4, device="cuda")
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------
 
 
-def chosen(compile: str, *, pixels: int = 1, exported: bool = True, device: str = "cpu") -> Any:
-    return execution.select_step(
+def selected_step(compile: str, *, pixels: int = 1, exported: bool = True, device: str = "cpu") -> Any:
+    return device_module.select_step(
         Toy(), compile, device=torch.device(device), pixels=pixels, exported=exported, name="Net"
     )
 
 
-def test_auto_compiles_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[bool] = []
+def test_select_step_compiles_automatically_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudagraphs_of_calls: list[bool] = []
 
     def compile_step(step: Any, *, cudagraphs: bool) -> Any:
-        made.append(cudagraphs)
+        cudagraphs_of_calls.append(cudagraphs)
         return step
 
-    monkeypatch.setattr(execution, "compile_step", compile_step)
-    assert isinstance(chosen("auto"), Toy)
-    assert isinstance(chosen("no", pixels=10**12), Toy)
-    assert isinstance(chosen("auto", pixels=10**12, exported=False), Toy)
-    assert made == []
-    chosen("auto", pixels=10**12)
-    chosen("auto", device="cuda")
-    chosen("yes")
-    assert made == [False] * 3
-    chosen("cudagraphs")
-    assert made[3:] == [True]
-    with pytest.raises(ValueError, match="Net cannot be exported, and so not compiled"):
-        chosen("yes", exported=False)
-    with pytest.raises(ValueError, match="compile must be one of auto, yes, no, cudagraphs, got 'fast'"):
-        chosen("fast")
+    monkeypatch.setattr(device_module, "compile_step", compile_step)
+    assert isinstance(selected_step("auto"), Toy)
+    assert isinstance(selected_step("no", pixels=10**12), Toy)
+    assert isinstance(selected_step("auto", pixels=10**12, exported=False), Toy)
+    assert cudagraphs_of_calls == []
+    selected_step("auto", pixels=10**12)
+    selected_step("auto", device="cuda")
+    selected_step("yes")
+    assert cudagraphs_of_calls == [False] * 3
+    selected_step("cudagraphs")
+    assert cudagraphs_of_calls[3:] == [True]
+    with pytest.raises(ValueError, match="Net cannot be exported and therefore not be compiled; use compile=False"):
+        selected_step("yes", exported=False)
 
 
-def test_auto_goes_on_where_compiling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_step_falls_back_to_the_eager_step_if_compiling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no compiler here\nand more")
 
-    monkeypatch.setattr(execution, "compile_step", lambda *_, **__: broken)
-    step = chosen("auto", pixels=10**12)
-    begun = toy_begin([3])
-    with pytest.warns(UserWarning, match="goes on without torch.compile, which failed: no compiler here$"):
-        state, _ = step({}, *begun)
-    step({}, state, begun[1])
-    step({}, *toy_begin([3, 4]))
+    monkeypatch.setattr(device_module, "compile_step", lambda *_, **__: broken)
+    step = selected_step("auto", pixels=10**12)
+    state, target = toy_init([3])
+    with pytest.warns(UserWarning, match="going on without torch.compile, which failed: no compiler here$"):
+        after, _ = step({}, state, target)
+    step({}, after, target)
+    step({}, *toy_init([3, 4]))
     with pytest.raises(RuntimeError, match="no compiler here"):
-        chosen("yes")({}, *begun)
+        selected_step("yes")({}, state, target)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
-def test_a_whole_layer_compiles_once(tiny: Model) -> None:
+def test_step_is_compiled_once_for_all_filters_of_a_layer(tiny: Model) -> None:
     counters = torch._dynamo.utils.counters
     counters.clear()
-    result = render(tiny, "5", steps=20, batch_size=2, tolerance=0.05, optimizer="published", compile=True)
+    options: dict[str, Any] = {"steps": 20, "batch_size": 2, "tolerance": 0.05, "optimizer": "published"}
+    compiled = render(tiny, "5", compile=True, **options)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-    assert len(set(result.steps.tolist())) > 1
-    eager = render(tiny, "5", steps=20, batch_size=2, tolerance=0.05, optimizer="published", compile=False)
-    torch.testing.assert_close(result.history[:4], eager.history[:4], rtol=1e-3, atol=1e-4)
+    assert len(set(compiled.steps.tolist())) > 1
+    eager = render(tiny, "5", compile=False, **options)
+    torch.testing.assert_close(compiled.history[:4], eager.history[:4], rtol=1e-3, atol=1e-4)
 
 
-def test_many_layers_compile_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: real(step, backend="aot_eager", **o))
-    count = torch._dynamo.config.recompile_limit + 2
-    net = torch.nn.Sequential(*[torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(count)]).eval()
+@pytest.mark.slow
+def test_compile_step_has_a_recompile_limit_of_its_own_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: real_compile(step, backend="eager", **o))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 3, padding=1)).eval()
     model = fv.load_model(net, size=8)
-    for layer in range(count):
-        assert render(model, str(layer), [0], steps=1, compile=True).status == ("ok",)
+    options: dict[str, Any] = {"image": "pixel", "transforms": "none", "optimizer": "sgd", "redirect": 0}
+    for layer in ("0", "1"):
+        assert render(model, layer, [0], steps=1, compile=True, **options).status == ("ok",)
 
 
-def test_leaves_of_an_outcome_have_the_filters_axis() -> None:
-    outcome = toy_run([3, 4], slots=1)
-    assert all(leaf.shape[0] == 2 for leaf in tree_leaves(outcome.best))
-    assert all(leaf.shape == (STEPS, 2) for leaf in outcome.info)
+def test_leaves_of_a_run_result_have_the_filters_axis() -> None:
+    result = toy_run([3, 4], batch_size=1)
+    assert all(leaf.shape[0] == 2 for leaf in tree_leaves(result.best))
+    assert all(leaf.shape == (STEPS, 2) for leaf in result.info)

@@ -1,4 +1,4 @@
-"""What the loggers write, read back from TensorBoard's event files and from W&B's offline runs."""
+"""Loggers: their output, read back from TensorBoard's event files and from W&B's offline runs."""
 
 import io
 import json
@@ -16,16 +16,17 @@ import pytest
 import torch
 
 import featvis_func as fv
+from featvis_func.io.pil import picture
 from featvis_func.rendering.loggers import _BINS, Logger, tensorboard_logger, wandb_logger
-from featvis_func.rendering.result import Result, picture
+from featvis_func.rendering.result import Result
 
 
 def make(count: int = 3, *, channels: int = 3, seed: int = 0, first: int = 7) -> Result:
-    """A result whose last filter never had a finite score."""
+    """A result whose last filter has no finite score."""
     generator = torch.Generator().manual_seed(seed)
     scores, history = torch.rand(2, count, generator=generator)[0], torch.rand(4, count, generator=generator)
     scores[-1], history[:, -1] = -math.inf, math.nan
-    history[2:, 0] = math.nan  # stopped after two steps
+    history[2:, 0] = math.nan  # Stopped after two steps.
     return Result(
         images=torch.rand(count, channels, 5, 6, generator=generator),
         activations=torch.rand(count, 2, 3, generator=generator),
@@ -40,7 +41,7 @@ def make(count: int = 3, *, channels: int = 3, seed: int = 0, first: int = 7) ->
 
 
 def as_rgb(image: PIL.Image.Image) -> np.ndarray:
-    """TensorBoard has grey as three equal channels."""
+    """Pixels as TensorBoard stores them: a grey image has three equal channels."""
     return np.asarray(image.convert("RGB") if image.mode == "L" else image)
 
 
@@ -50,59 +51,58 @@ def as_rgb(image: PIL.Image.Image) -> np.ndarray:
 def events(folder: Path) -> Any:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     kinds = ("COMPRESSED_HISTOGRAMS", "IMAGES", "SCALARS", "HISTOGRAMS", "TENSORS")
-    found = accumulator.EventAccumulator(str(folder), {getattr(accumulator, kind): 0 for kind in kinds})
-    return found.Reload()
+    return accumulator.EventAccumulator(str(folder), {getattr(accumulator, kind): 0 for kind in kinds}).Reload()
 
 
-def test_tensorboard_has_what_there_was(tmp_path: Path) -> None:
+def test_tensorboard_logs_images_scores_and_text(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     results = {0: make(), 500: make(seed=1)}
     with tensorboard_logger(tmp_path / "run") as log:
         for step, result in results.items():
             log(result, step)
-    found, root = events(tmp_path / "run"), "featvis/block.conv"
-    assert set(found.Tags()["images"]) == {f"{root}/{name}" for name in ("grid", "image/7", "image/8", "image/9")}
+    log_file, root = events(tmp_path / "run"), "featvis/block.conv"
+    assert set(log_file.Tags()["images"]) == {f"{root}/{name}" for name in ("grid", "image/7", "image/8", "image/9")}
     for i, number in enumerate((7, 8, 9)):
-        shown = found.Images(f"{root}/image/{number}")
-        assert [event.step for event in shown] == [0, 500]
-        for event, result in zip(shown, results.values(), strict=True):
+        logged = log_file.Images(f"{root}/image/{number}")
+        assert [event.step for event in logged] == [0, 500]
+        for event, result in zip(logged, results.values(), strict=True):
             pixels = PIL.Image.open(io.BytesIO(event.encoded_image_string))
             np.testing.assert_array_equal(np.asarray(pixels), np.asarray(picture(result.images[i])))
     curves = {f"{root}/history/{step}/{number}" for step in (0, 500) for number in (7, 8)}
-    assert set(found.Tags()["scalars"]) == {f"{root}/score/7", f"{root}/score/8"} | curves
+    assert set(log_file.Tags()["scalars"]) == {f"{root}/score/7", f"{root}/score/8"} | curves
     for i, number in enumerate((7, 8)):
-        scores = [(event.step, event.value) for event in found.Scalars(f"{root}/score/{number}")]
+        scores = [(event.step, event.value) for event in log_file.Scalars(f"{root}/score/{number}")]
         assert scores == [(step, result.scores[i].item()) for step, result in results.items()]
         for step, result in results.items():
-            curve = [(event.step, event.value) for event in found.Scalars(f"{root}/history/{step}/{number}")]
+            curve = [(event.step, event.value) for event in log_file.Scalars(f"{root}/history/{step}/{number}")]
             assert curve == [*enumerate(result.history[: result.steps[i], i].tolist())]
-    histogram = found.Histograms(f"{root}/scores")[0].histogram_value
+    histogram = log_file.Histograms(f"{root}/scores")[0].histogram_value
     finite = results[0].scores[:2].double()
     assert histogram.num == sum(histogram.bucket) == 2
     assert (histogram.min, histogram.max) == (finite.min().item(), finite.max().item())
-    table = found.Tensors(f"{root}/filters/text_summary")[1].tensor_proto.string_val[0].decode()
+    table = log_file.Tensors(f"{root}/filters/text_summary")[1].tensor_proto.string_val[0].decode()
     assert f"| 7 | {results[500].scores[0]:.4g} | 1 | 2 | ok |" in table
     assert "| 9 | -inf | -1 | 4 | nonfinite |" in table
-    text = found.Tensors(f"{root}/config/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert all(line.startswith("    ") for line in text.splitlines()), "not shown as it stands"
+    text = log_file.Tensors(f"{root}/config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert all(line.startswith("    ") for line in text.splitlines()), "the text would not be shown verbatim"
     assert json.loads(text) == results[0].config
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
-def test_tensorboard_shows_any_number_of_channels(tmp_path: Path, channels: int) -> None:
+def test_tensorboard_accepts_any_number_of_channels(tmp_path: Path, channels: int) -> None:
     pytest.importorskip("tensorboard")
     result = make(channels=channels)
     with tensorboard_logger(str(tmp_path), prefix="") as log:
         log(result)
-    found = events(tmp_path)
+    log_file = events(tmp_path)
     for tag, image in {"image/7": picture(result.images[0]), "grid": result.grid()}.items():
-        (event,) = found.Images(f"block.conv/{tag}")
+        (event,) = log_file.Images(f"block.conv/{tag}")
         pixels = np.asarray(PIL.Image.open(io.BytesIO(event.encoded_image_string)))
         np.testing.assert_array_equal(pixels, as_rgb(image))
-    assert {event.value for event in found.Scalars("block.conv/history/7")} == set(result.history[:2, 0].tolist())
+    assert {event.value for event in log_file.Scalars("block.conv/history/7")} == set(result.history[:2, 0].tolist())
 
 
-def test_a_writer_stays_open_and_has_the_loss_beside_the_images(tmp_path: Path) -> None:
+def test_given_writer_stays_open(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     writer = import_module("torch.utils.tensorboard").SummaryWriter(str(tmp_path))
     with tensorboard_logger(writer) as log:
@@ -110,13 +110,13 @@ def test_a_writer_stays_open_and_has_the_loss_beside_the_images(tmp_path: Path) 
     writer.add_scalar("loss", 0.5, 4)
     writer.close()
     assert len([*tmp_path.glob("events*")]) == 1, "the writer was closed, and opened a second file"
-    found = events(tmp_path)
-    assert found.Scalars("loss")[0].value == 0.5
-    assert found.Images("featvis/block.conv/grid")[0].step == 3
+    log_file = events(tmp_path)
+    assert log_file.Scalars("loss")[0].value == 0.5
+    assert log_file.Images("featvis/block.conv/grid")[0].step == 3
 
 
 @pytest.mark.parametrize("score", [0.0, 2.5, -3e38, 1e21], ids=str)
-def test_a_histogram_of_equal_scores(tmp_path: Path, score: float) -> None:
+def test_histogram_of_equal_scores(tmp_path: Path, score: float) -> None:
     pytest.importorskip("tensorboard")
     with tensorboard_logger(tmp_path) as log:
         log(replace(make(), scores=torch.full((3,), score)))
@@ -124,7 +124,7 @@ def test_a_histogram_of_equal_scores(tmp_path: Path, score: float) -> None:
     assert sum(histogram.bucket) == 3
 
 
-def test_a_result_without_a_finite_score(tmp_path: Path) -> None:
+def test_tensorboard_result_without_a_finite_score(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with tensorboard_logger(tmp_path) as log:
         log(make(1))
@@ -134,7 +134,7 @@ def test_a_result_without_a_finite_score(tmp_path: Path) -> None:
     assert len(tags["images"]) == 2
 
 
-def test_a_module_is_watched_while_it_is_trained(tmp_path: Path) -> None:
+def test_module_can_be_logged_while_it_is_trained(tmp_path: Path) -> None:
     """The example of the module's docstring."""
     pytest.importorskip("tensorboard")
     torch.manual_seed(0)
@@ -148,9 +148,9 @@ def test_a_module_is_watched_while_it_is_trained(tmp_path: Path) -> None:
             if step % 2 == 0:
                 log(fv.render(fv.load_model(module, size=16), "0", range(2), steps=2, progress=False), step)
     assert module.training
-    shown = events(tmp_path).Images("featvis/0/image/1")
-    assert [event.step for event in shown] == [0, 2]
-    assert shown[0].encoded_image_string != shown[1].encoded_image_string, "the same weights were rendered twice"
+    logged = events(tmp_path).Images("featvis/0/image/1")
+    assert [event.step for event in logged] == [0, 2]
+    assert logged[0].encoded_image_string != logged[1].encoded_image_string, "the same weights were rendered twice"
 
 
 # --- Weights & Biases -----------------------------------------------------------------------------------------------
@@ -158,18 +158,18 @@ def test_a_module_is_watched_while_it_is_trained(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """W&B without a network, and with all that it writes in a folder of the test's own."""
+    """W&B without a network, which writes into the test's folder only."""
     wandb = pytest.importorskip("wandb")
     for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield tmp_path
-    wandb.teardown()  # or it would keep to these settings
+    wandb.teardown()  # It would keep these settings otherwise.
 
 
 def records(run_file: Path) -> Iterator[Any]:
-    """The records of a run's log: in blocks of 32 KiB, parts with a head of checksum, length and kind."""
+    """The records of a run's log: blocks of 32 KiB with parts, each after a header of checksum, length and kind."""
     record = import_module("wandb.proto.wandb_internal_pb2").Record
     data, at, parts = run_file.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
@@ -181,13 +181,13 @@ def records(run_file: Path) -> Iterator[Any]:
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # A complete record, or the last part of one.
             yield record.FromString(parts)
             parts = b""
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:
-    """Nested keys joined by slashes, as W&B itself joins some."""
+    """Join nested keys by slashes, as W&B itself does for some."""
     if not isinstance(value, dict):
         return {name: value}
     return {key: leaf for part, below in value.items() for key, leaf in flat(below, f"{name}/{part}").items()}
@@ -199,7 +199,7 @@ def named(items: Any) -> dict[str, Any]:
 
 
 def runs(folder: Path) -> list[Path]:
-    """The logs of the runs that have ended; W&B's own process writes them, and may still be at it after a run's end."""
+    """The logs of the finished runs; a process of W&B's own writes them, and ends at ``teardown`` only."""
     import_module("wandb").teardown()
     return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
 
@@ -213,7 +213,7 @@ def pixels_of(run_file: Path, path: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_wandb_has_what_there_was(offline: Path, channels: int) -> None:
+def test_wandb_logs_images_scores_and_history(offline: Path, channels: int) -> None:
     results = {0: make(channels=channels), 500: make(channels=channels, seed=1)}
     with wandb_logger("filters", name="first") as log:
         for step, result in results.items():
@@ -246,7 +246,7 @@ def test_wandb_has_what_there_was(offline: Path, channels: int) -> None:
     assert {f"{root}/{name}": value for name, value in results[0].config.items()} in configs
 
 
-def test_wandb_takes_a_result_without_a_finite_score(offline: Path) -> None:
+def test_wandb_result_without_a_finite_score(offline: Path) -> None:
     with wandb_logger("filters") as log:
         log(make(1))
     (entry,) = history_of(runs(offline)[0])
@@ -254,7 +254,7 @@ def test_wandb_takes_a_result_without_a_finite_score(offline: Path) -> None:
     assert not any("score" in name for name in entry)
 
 
-def test_a_run_stays_open(offline: Path) -> None:
+def test_given_run_stays_open(offline: Path) -> None:
     with import_module("wandb").init(project="mine") as run:
         with wandb_logger(run, prefix="seen") as log:
             log(make(), 2)
@@ -262,14 +262,14 @@ def test_a_run_stays_open(offline: Path) -> None:
         with wandb_logger("other") as log:
             log(make())
     files = runs(offline)
-    assert len(files) == 2, "the logger took the run under way for its own"
+    assert len(files) == 2, "the logger has used the active run"
     entries = [entry for file in files for entry in history_of(file)]
     both = [entry for entry in entries if "loss" in entry]
     assert (len(entries), len(both)) == (2, 1)
     assert both[0]["seen/block.conv/grid/_type"] == "image-file"
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_run_stays_open(offline: Path) -> None:
     ],
     ids=["tensorboard", "wandb"],
 )
-def test_a_package_that_is_not_there(
+def test_missing_package_raises(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_logger: Any, package: str, extra: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -290,7 +290,7 @@ def test_a_package_that_is_not_there(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_writer_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_writer_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
 
     class Writer:
@@ -308,16 +308,16 @@ def test_a_writer_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("where", [None, 3, [1]], ids=str)
 @pytest.mark.parametrize("make_logger", [tensorboard_logger, wandb_logger])
-def test_what_is_no_place(make_logger: Any, where: Any) -> None:
+def test_invalid_destination_raises(make_logger: Any, where: Any) -> None:
     with pytest.raises(ValueError, match=r"expected .* got"):
         make_logger(where)
 
 
-def test_a_run_takes_no_options() -> None:
+def test_options_for_an_existing_run_raise() -> None:
     class Run:
         log = config = None
 
-    with pytest.raises(ValueError, match="the run is there already, and takes no options; got mode"):
+    with pytest.raises(ValueError, match="options are for a new run, but an existing run was given; got mode"):
         wandb_logger(Run(), mode="offline")
 
 
@@ -328,9 +328,9 @@ def test_a_run_takes_no_options() -> None:
         (make(), -1, "step must be at least 0, got -1"),
         (make(), 1.5, "step must be a whole number, got 1.5"),
     ],
-    ids=["no result", "negative", "fraction"],
+    ids=["not a result", "negative", "fraction"],
 )
-def test_what_is_no_entry(given: Any, step: Any, message: str) -> None:
-    log = Logger(lambda result, step: pytest.fail("was written"), lambda: None)
+def test_invalid_result_or_step_raises(given: Any, step: Any, message: str) -> None:
+    log = Logger(lambda result, step: pytest.fail("the result was written"), lambda: None)
     with pytest.raises(ValueError, match=message):
         log(given, step)

@@ -1,10 +1,10 @@
-"""What a render gives back: the sheet, the files, the summary."""
+"""Results: the image grid, the files and the summary."""
 
 import json
 import math
 import os
 import stat
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from featvis_func.rendering.result import Result, picture, writable_folder
+from featvis_func.io.pil import picture
+from featvis_func.rendering.result import Result, read_result, writable_folder
 
 GAP = 2
 
@@ -36,7 +37,7 @@ def make(count: int = 5, *, channels: int = 3, h: int = 4, w: int = 6, first: in
     )
 
 
-# --- the sheet ------------------------------------------------------------------------------------------------------
+# --- the grid -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -56,39 +57,39 @@ def make(count: int = 5, *, channels: int = 3, h: int = 4, w: int = 6, first: in
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_grid_geometry(count: int, columns: int | None, shape: tuple[int, int], channels: int) -> None:
     result = make(count, channels=channels)
-    sheet = result.grid(columns=columns)
-    wide = 6 * (channels if channels == 2 else 1)
-    rows, across = shape
-    assert sheet.size == (across * (wide + GAP) + GAP, rows * (4 + GAP) + GAP)
-    assert sheet.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGBA"}[channels]
-    pixels = np.asarray(sheet).copy()
+    grid = result.grid(columns=columns)
+    width = 6 * (channels if channels == 2 else 1)
+    rows, per_row = shape
+    assert grid.size == (per_row * (width + GAP) + GAP, rows * (4 + GAP) + GAP)
+    assert grid.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pixels = np.asarray(grid).copy()
     for i, image in enumerate(result.images):
-        y, x = i // across * (4 + GAP) + GAP, i % across * (wide + GAP) + GAP
-        tile = pixels[y : y + 4, x : x + wide]
+        y, x = i // per_row * (4 + GAP) + GAP, i % per_row * (width + GAP) + GAP
+        tile = pixels[y : y + 4, x : x + width]
         np.testing.assert_array_equal(tile, np.asarray(picture(image)))
         tile[...] = 255
-    assert (pixels == 255).all(), "something outside of the tiles"
+    assert (pixels == 255).all(), "pixels outside of the tiles are not white"
 
 
 @pytest.mark.parametrize("columns", [0, -1])
-def test_grid_needs_a_column(columns: int) -> None:
+def test_grid_with_less_than_one_column_raises(columns: int) -> None:
     with pytest.raises(ValueError, match=f"columns must be at least 1, got {columns}"):
         make().grid(columns=columns)
 
 
-def test_picture_rounds_to_the_nearest_and_stays_in_range() -> None:
+def test_picture_rounds_and_clamps() -> None:
     values = torch.tensor([0.0, 0.5 / 255 - 1e-5, 0.6 / 255, 1.0, 1.2, -0.1])
     assert np.asarray(picture(values.reshape(1, 1, 6))).ravel().tolist() == [0, 0, 1, 255, 255, 0]
 
 
-def test_picture_colours_and_other_channels() -> None:
+def test_picture_shows_other_channels_side_by_side() -> None:
     rgb = torch.stack([torch.full((2, 3), v) for v in (1.0, 0.0, 0.2)])
     assert picture(rgb).getpixel((2, 1)) == (255, 0, 51)
-    beside = np.asarray(picture(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)])))
-    assert beside.tolist() == [[0, 0, 0, 255, 255, 255]] * 2
+    side_by_side = np.asarray(picture(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)])))
+    assert side_by_side.tolist() == [[0, 0, 0, 255, 255, 255]] * 2
 
 
-def test_a_notebook_shows_the_grid() -> None:
+def test_notebook_shows_the_grid() -> None:
     result = make()
     image = PIL.Image.open(BytesIO(result._repr_png_()))
     assert image.format == "PNG"
@@ -110,15 +111,15 @@ def test_repr(status: tuple[str, ...], expected: str) -> None:
     assert repr(replace(make(3), status=status)) == expected
 
 
-def refuse(constant: str) -> Any:
-    raise AssertionError(f"{constant} is no JSON")
+def reject(constant: str) -> Any:
+    raise AssertionError(f"{constant} is not JSON")
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf], ids=str)
 def test_summary_is_strict_json(score: float) -> None:
     result = make(2)
-    odd = replace(result, scores=torch.tensor([1.5, score]), best_step=torch.tensor([3, -1]), status=("ok", "dead"))
-    summary = json.loads(json.dumps(odd.summary()), parse_constant=refuse)
+    not_ok = replace(result, scores=torch.tensor([1.5, score]), best_step=torch.tensor([3, -1]), status=("ok", "dead"))
+    summary = json.loads(json.dumps(not_ok.summary()), parse_constant=reject)
     assert summary["config"] == {"layer": "conv", "steps": 7}
     assert summary["filters"] == [
         {"filter": 0, "score": 1.5, "best_step": 3, "steps": 7, "status": "ok"},
@@ -135,7 +136,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_save_writes_what_was_promised(tmp_path: Path) -> None:
+def test_save_writes_the_promised_files(tmp_path: Path) -> None:
     result = make(3, first=9)
     files = result.save(tmp_path / "a" / "b")
     names = ["grid.png", "filter-0009.png", "filter-0010.png", "filter-0011.png", "result.safetensors", "run.json"]
@@ -150,18 +151,18 @@ def test_save_writes_what_was_promised(tmp_path: Path) -> None:
     assert tensors.pop("filters").tolist() == [9, 10, 11]
     assert not tensors
     with safetensors.safe_open(files[4], "pt") as file:
-        assert json.loads(file.metadata()["run"], parse_constant=refuse) == result.summary()
+        assert json.loads(file.metadata()["run"], parse_constant=reject) == result.summary()
     text = files[5].read_text(encoding="utf-8")
     assert text.endswith("}\n")
-    assert json.loads(text, parse_constant=refuse) == result.summary()
+    assert json.loads(text, parse_constant=reject) == result.summary()
 
 
-def test_numbers_of_filters_sort_as_names(tmp_path: Path) -> None:
+def test_image_names_sort_by_filter(tmp_path: Path) -> None:
     files = replace(make(2), filters=(7, 123456)).save(tmp_path)
     assert [path.name for path in files[1:3]] == ["filter-000007.png", "filter-123456.png"]
 
 
-def test_equal_results_are_equal_bytes(tmp_path: Path) -> None:
+def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
     make().save(tmp_path / "first")
     make().save(tmp_path / "second")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
@@ -171,7 +172,7 @@ def test_equal_results_are_equal_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "third") != contents(tmp_path / "first")
 
 
-def test_saving_again_replaces(tmp_path: Path) -> None:
+def test_saving_again_replaces_the_files(tmp_path: Path) -> None:
     make(channels=1).save(tmp_path)
     make().save(tmp_path)
     make().save(tmp_path / "fresh")
@@ -181,7 +182,7 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
+def test_file_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
     old = os.umask(mask)
     try:
         files = make().save(tmp_path)
@@ -192,9 +193,9 @@ def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), MemoryError()])
-# Of the third file's; each file is synchronised, and then its folder.
+# For the third file: each is written, synchronised, followed by its folder, and renamed.
 @pytest.mark.parametrize(("where", "number"), [("replace", 3), ("write", 3), ("fsync", 5)])
-def test_a_write_that_ends_early_leaves_nothing_half_written(
+def test_interrupted_save_leaves_complete_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str, number: int
 ) -> None:
     make().save(tmp_path)
@@ -224,7 +225,7 @@ def test_a_write_that_ends_early_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize("path", ["file", "file/below"])
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path, path: str) -> None:
+def test_file_in_place_of_the_folder_raises(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot write to the folder") as caught:
         make().save(tmp_path / path)
@@ -232,7 +233,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, path: str) -> None:
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+def test_folder_in_place_of_a_file_raises(tmp_path: Path) -> None:
     (tmp_path / "grid.png").mkdir()
     with pytest.raises(ValueError, match=r"cannot write .*grid\.png"):
         make().save(tmp_path)
@@ -240,13 +241,13 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+def test_folder_without_write_permission_raises(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="cannot write to the folder"):
         make().save(tmp_path)
 
 
-def test_a_folder_is_tried_without_a_trace(tmp_path: Path) -> None:
+def test_writable_folder_leaves_no_file(tmp_path: Path) -> None:
     assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert list((tmp_path / "a" / "b").iterdir()) == []
     assert writable_folder(str(tmp_path)) == tmp_path
@@ -261,39 +262,106 @@ def test_images_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
     }
 
 
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optional", [(), ("saliency",), ("snapshots",), ("saliency", "snapshots")], ids=str)
+def test_read_result_returns_what_was_saved(tmp_path: Path, optional: tuple[str, ...]) -> None:
+    result = with_snapshots(3, first=9)
+    result = replace(result, saliency=torch.rand(3, 4, 6), status=("ok", "dead", "nonfinite"))
+    result = replace(result, **{name: None for name in ("saliency", "snapshots") if name not in optional})
+    result.save(tmp_path)
+    read = read_result(tmp_path)
+    for field in fields(Result):
+        expected, value = getattr(result, field.name), getattr(read, field.name)
+        assert torch.equal(value, expected) if isinstance(expected, torch.Tensor) else value == expected, field.name
+
+
+def rewrite(
+    folder: Path, *, rename: dict[str, str] | None = None, config: dict[str, Any] | None = None, drop: str = ""
+) -> None:
+    """Change the names of tensors and entries of the configuration in a saved result."""
+    path = folder / "result.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        summary = json.loads(file.metadata()["run"])
+    tensors = {(rename or {}).get(n, n): t for n, t in safetensors.torch.load_file(path).items() if n != drop}
+    summary["config"] |= config or {}
+    safetensors.torch.save_file(tensors, path, {"run": json.dumps(summary)})
+
+
+def test_read_result_reads_the_names_of_earlier_versions(tmp_path: Path) -> None:
+    result = replace(make(3), saliency=torch.rand(3, 4, 6))
+    result.save(tmp_path)
+    rewrite(tmp_path, rename={"saliency": "transparency"}, config={"views": "lucid", "slots": 8, "transparency": True})
+    read = read_result(tmp_path)
+    assert result.saliency is not None
+    assert read.saliency is not None
+    assert torch.equal(read.saliency, result.saliency)
+    assert read.transparent().images.shape == (3, 4, 4, 6)
+    assert read.config == {**result.config, "transforms": "lucid", "batch_size_used": 8, "saliency": True}
+
+
+def test_read_result_names_unknown_and_missing_tensors(tmp_path: Path) -> None:
+    make(3).save(tmp_path)
+    rewrite(tmp_path, rename={"steps": "lengths"}, drop="history")
+    with pytest.raises(ValueError, match=r"result\.safetensors' is damaged: it lacks history, steps"):
+        read_result(tmp_path)
+    replace(make(3), saliency=torch.rand(3, 4, 6)).save(tmp_path)
+    rewrite(tmp_path, rename={"saliency": "heat"})
+    with pytest.raises(
+        ValueError,
+        match=r"result\.safetensors' holds heat, which this version does not know; expected images, .*saliency",
+    ):
+        read_result(tmp_path)
+
+
+def test_read_result_of_another_folder_or_a_damaged_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no result\.safetensors of a rendering that can be read"):
+        read_result(tmp_path / "none")
+    make(3).save(tmp_path)
+    path = tmp_path / "result.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"result\.safetensors' is damaged: "):
+        read_result(tmp_path)
+    safetensors.torch.save_file({"images": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"result\.safetensors' is damaged: 'run'"):
+        read_result(tmp_path)
+
+
 # --- snapshots ------------------------------------------------------------------------------------------------------
 
 
-def filmed(count: int = 3, *, channels: int = 3, first: int = 0, frames: int = 4) -> Result:
+def with_snapshots(count: int = 3, *, channels: int = 3, first: int = 0, frames: int = 4) -> Result:
     result = make(count, channels=channels, first=first)
     return replace(result, snapshots=torch.randint(0, 256, (count, frames, channels, 4, 6)).to(torch.uint8))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_snapshots_are_saved_and_animated(tmp_path: Path, channels: int) -> None:
-    result = filmed(3, first=9, channels=channels)
+    result = with_snapshots(3, first=9, channels=channels)
     files = result.save(tmp_path)
-    films = ["filter-0009.webp", "filter-0010.webp", "filter-0011.webp"]
-    assert [path.name for path in files if path.suffix == ".webp"] == films
+    animations = ["filter-0009.webp", "filter-0010.webp", "filter-0011.webp"]
+    assert [path.name for path in files if path.suffix == ".webp"] == animations
     assert files[-1].name == "run.json"
     assert sorted(contents(tmp_path)) == sorted(path.name for path in files)
     tensors = safetensors.torch.load_file(tmp_path / "result.safetensors")
     assert result.snapshots is not None
     assert torch.equal(tensors["snapshots"], result.snapshots)
     assert json.loads((tmp_path / "run.json").read_text())["snapshots"] == 4
-    with PIL.Image.open(tmp_path / films[1]) as film:
-        assert getattr(film, "n_frames", 1) == 4
-        assert film.size == (6 * (2 if channels == 2 else 1), 4)
+    with PIL.Image.open(tmp_path / animations[1]) as animation:
+        assert getattr(animation, "n_frames", 1) == 4
+        assert animation.size == (6 * (2 if channels == 2 else 1), 4)
     before = contents(tmp_path)
     result.save(tmp_path / "again")
     assert contents(tmp_path / "again") == before
 
 
 def test_animations_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
-    filmed(3).save(tmp_path)
+    with_snapshots(3).save(tmp_path)
     (tmp_path / "filter-0007.webp").write_bytes(b"mine")
     make(2, first=1).save(tmp_path)
-    (tmp_path / "filter-0001.webp").write_bytes(b"mine, too")  # the last run has written none
+    (tmp_path / "filter-0001.webp").write_bytes(b"mine, too")  # The last run has written no animation.
     make(1, first=2).save(tmp_path)
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith("filter")} == {
         *("filter-0002.png", "filter-0007.webp", "filter-0001.webp")
@@ -301,26 +369,26 @@ def test_animations_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_a_filter_is_animated_by_its_number(tmp_path: Path, suffix: str) -> None:
-    result = filmed(channels=1, first=5)
+def test_animate_writes_the_snapshots_of_a_filter(tmp_path: Path, suffix: str) -> None:
+    result = with_snapshots(channels=1, first=5)
     path = result.animate(tmp_path / f"six.{suffix}", 6, seconds=0.4, hold=0.6)
     assert result.snapshots is not None
     total = 0
-    with PIL.Image.open(path) as film:
+    with PIL.Image.open(path) as animation:
         for index, frame in enumerate(result.snapshots[1, :, 0]):
-            film.seek(index)
-            film.load()
-            total += film.info["duration"]
+            animation.seek(index)
+            animation.load()
+            total += animation.info["duration"]
             if suffix == "gif":
-                np.testing.assert_array_equal(np.asarray(film.convert("L")), frame.numpy())
+                np.testing.assert_array_equal(np.asarray(animation.convert("L")), frame.numpy())
     assert total == 1000
 
 
-def test_what_cannot_be_animated(tmp_path: Path) -> None:
+def test_animate_raises_for_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this result has no snapshots; render with snapshots="):
         make().animate(tmp_path / "a.gif", 0)
     with pytest.raises(ValueError, match="this result has no filter 3; it has 0-2"):
-        filmed().animate(tmp_path / "a.gif", 3)
+        with_snapshots().animate(tmp_path / "a.gif", 3)
     with pytest.raises(ValueError, match=r"unknown suffix of an animation '\.mp4'; expected one of \.gif, \.webp"):
-        filmed().animate(tmp_path / "a.mp4", 0)
+        with_snapshots().animate(tmp_path / "a.mp4", 0)
     assert list(tmp_path.iterdir()) == []

@@ -1,14 +1,24 @@
 """Fixtures that the tests of sweeps share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from featvis_func.models import Model, fingerprint
 from featvis_func.rendering import renderer as rendering
 
 _FEATURES: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: the images are tiny, and several threads wait for each other on a loaded machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

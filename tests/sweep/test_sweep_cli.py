@@ -145,7 +145,7 @@ def test_dry_run_prints_a_plan_and_writes_nothing(tmp_path: Path, capsys: pytest
         (["--engine", "slurm"], "unknown engine 'slurm'; expected one of local, torchrun, srun, array, ray"),
         (["--engine", "torchrun"], "RANK"),
         (["--image-dtype", "png"], "unknown image_dtype 'png'; expected one of uint8, float16"),
-        (["--views", "sideways"], "unknown views 'sideways'"),
+        (["--transforms", "sideways"], "unknown transforms 'sideways'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--unit-size", "0"], "unit_size must be at least 1, got 0"),
@@ -153,7 +153,10 @@ def test_dry_run_prints_a_plan_and_writes_nothing(tmp_path: Path, capsys: pytest
         (["--tolerance", "-1"], "tolerance"),
         (["--redirect", "-1"], "redirect must be at least 0, got -1"),
         (["--size", "0"], "0"),
-        (["--steps", "2", "--snapshots", "4"], "snapshots must be 0 to 3, as 2 steps have so many images, got 4"),
+        (
+            ["--steps", "2", "--snapshots", "4"],
+            "snapshots must be in [0, 3] for steps=2, got 4",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -284,7 +287,7 @@ def test_signal_stops_a_sweep_and_keeps_committed_units(
 @pytest.mark.slow
 @posix
 def test_full_disk_prints_one_error_and_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run ``python -m featvis_func`` on TextureNet with default options, in a process that can write small files only."""
+    """Run ``python -m featvis_func`` on TextureNet with default options, and limit the size of its files."""
     monkeypatch.setattr(models, "load_model", load_model)
     out = tmp_path / "out"
     arguments = ["sweep", "--layers", "head", "--filters", "0-7", "--steps", "1", "--size", "32", "--out", str(out)]
@@ -323,13 +326,13 @@ def test_help_does_not_import_torch() -> None:
 
 
 def test_unknown_option_is_a_type_error(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+    with pytest.raises(TypeError, match="has no option 'stepz'; did you mean 'steps'"):
         running.sweep("texturenet", out=tmp_path / "out", stepz=3)  # pyright: ignore[reportCallIssue]
     assert not (tmp_path / "out").exists()
 
 
 def test_progress_bar_counts_all_filters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    running.sweep(small_model(), ["head"], out=out, steps=1, size=32, progress=True)
+    running.sweep(small_model(), ["head"], out=out, steps=1, size=32, precision="float32", compile="no", progress=True)
     assert "32/32" in capsys.readouterr().err
     assert engines.rank_of("local") == engines.Rank()

@@ -104,6 +104,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> None:
 # Kills.
 
 
+@pytest.mark.slow
 def test_kills_at_any_event_lose_no_committed_unit(tmp_path: Path) -> None:
     """Kill one process, or two at work in one folder, at random events until several runs are complete."""
     chance = random.Random(0)
@@ -155,7 +156,6 @@ def test_kills_at_any_event_lose_no_committed_unit(tmp_path: Path) -> None:
         assert any(count for name, count in seen.items() if what in name), f"no kill tested: {what}"
 
 
-@pytest.mark.slow
 def test_kill_at_each_event_in_turn_leaves_a_folder_that_can_be_completed(tmp_path: Path) -> None:
     run = toy_run({"a": 2, "b": 1})
     fill(tmp_path / "undisturbed", run, Toy())
@@ -309,7 +309,7 @@ def shard_of(folder: Folder, unit: Unit) -> Path:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-@pytest.mark.parametrize("scene", ["new", "damaged", "failing"])
+@pytest.mark.parametrize("scene", ["new", pytest.param("damaged", marks=pytest.mark.slow), "failing"])
 @pytest.mark.usefixtures("gone", "unsynchronised")
 def test_error_at_each_file_system_call_commits_no_bad_unit(tmp_path: Path, scene: str, kind: Kind) -> None:
     """Let each call fail in turn: nothing bad is committed, nothing is lost, and the next run completes the folder."""
