@@ -1,12 +1,14 @@
 """Settings of the test processes, and models that several test modules share."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from benchmarks.evaluate import load_squeezenet
 from featvis_func.models import Model, load_model
+from tests.cached_tracing import cached_tracing as cached_tracing
 from tests.toys import TINY_SIZE, make_tiny
 
 
@@ -49,3 +51,12 @@ def squeezenet() -> Model:
     if module is None:
         pytest.skip("no SqueezeNet weights at FEATVIS_WEIGHTS or in ../shared/weights")
     return load_model(module)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: for tiny images, where several threads wait for each other on a loaded machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

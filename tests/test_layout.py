@@ -103,7 +103,7 @@ def test_tests_mirror_the_rooms() -> None:
 
 
 # Imports each module first, each in a child of a process that has imported torch but nothing of this package; prints
-# those that failed. multiprocessing's fork server would not do: a process has only one, and other tests choose its imports.
+# those that failed. A fork server would not do: a process has only one, and other tests choose what it imports.
 IMPORT_EACH = """
 import os, sys, traceback, warnings
 from importlib import import_module

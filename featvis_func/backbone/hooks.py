@@ -83,36 +83,42 @@ def wave(count: int) -> Tensor:
     return torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
 
 
-class _RandomOperations(TorchDispatchMode):
-    """Note whether this thread runs an operation that may draw random numbers."""
+class RandomOperations(TorchDispatchMode):
+    """Notes whether an operation of this thread draws from a global random generator."""
 
-    seen = False
+    drew = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        before = _random_states()
+        output = func(*args, **(kwargs or {}))
+        self.drew = self.drew or not all(map(torch.equal, before, _random_states()))
+        return output
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[RandomOperations]:
     """Context manager that restores the global random generators, if a module draws from them within the block.
 
-    All threads share the generators. They are restored only if this thread has run an operation that may draw, so that
-    other threads do not draw the same numbers again.
+    All threads share the generators. They are restored only if an operation of this thread has drawn, so that other
+    threads do not draw the same numbers again.
     """
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    before, before_cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
-    operations = _RandomOperations()
+    before, operations = _random_states(), RandomOperations()
     try:
         with operations:
-            yield
+            yield operations
     finally:
-        if operations.seen:
-            if not torch.equal(torch.get_rng_state(), before):
-                torch.set_rng_state(before)
-            for device, state in enumerate(before_cuda):
-                if not torch.equal(torch.cuda.get_rng_state(device), state):
-                    torch.cuda.set_rng_state(state, device)
+        if operations.drew:
+            torch.set_rng_state(before[0])
+            for device, state in enumerate(before[1:]):
+                torch.cuda.set_rng_state(state, device)
+
+
+def _random_states() -> list[Tensor]:
+    """Return the states of the global random generators: that of the CPU, then those of the CUDA devices."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else [])]
 
 
 def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:

@@ -39,6 +39,8 @@ class Reference(NamedTuple):
     """The values of all images but the last, run without it."""
     gradient: Tensor
     """The gradient of a fixed mixture of all values with respect to the images."""
+    random: bool
+    """Whether the module has drawn random numbers."""
 
 
 def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tensor) -> Reference:
@@ -55,10 +57,11 @@ def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tenso
             module(images)
         return caught
 
-    values, gradient = _values_and_gradient(apply, images)
-    with torch.no_grad(), random_state_kept():
-        fewer = apply(images[:-1])
-    return Reference(images, values, fewer, gradient)
+    with random_state_kept() as operations:
+        values, gradient = _values_and_gradient(apply, images)
+        with torch.no_grad():
+            fewer = apply(images[:-1])
+    return Reference(images, values, fewer, gradient, operations.drew)
 
 
 def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> None:
@@ -91,7 +94,10 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
 
 def find_mismatch(core: Backbone, reference: Reference) -> str:
     """Describe how a backbone's values or gradient differ from the module's; empty if they agree."""
-    values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
+    with random_state_kept():
+        if reference.random:
+            torch.rand(())  # with the random numbers of the reference, the values could agree by chance
+        values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
     if difference := _difference(values, reference.values):
         return difference
     expected = reference.gradient
@@ -119,7 +125,8 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
         return own, core.weights
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in core.weights.items()}
     try:
-        values, _ = _values_and_gradient(lambda images: core.apply(weights, images), reference.images.to(dtype))
+        with random_state_kept():
+            values, _ = _values_and_gradient(lambda images: core.apply(weights, images), reference.images.to(dtype))
         if difference := _difference(values, reference.values, _BFLOAT16_TOLERANCE):
             raise ValueError(difference)
     except Exception as error:  # whatever a model raises in a dtype that it was not written for
@@ -148,7 +155,7 @@ def _values_and_gradient(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the layers' outputs, and the gradient of a fixed mixture of all their values to the images."""
     images = images.clone().requires_grad_()
-    with torch.enable_grad(), random_state_kept():
+    with torch.enable_grad():
         values = apply(images)
         mixed = sum((wave(v.numel()).to(v).reshape(v.shape) * v).sum() for v in values.values())
         gradient = torch.zeros_like(images)

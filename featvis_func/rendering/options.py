@@ -1,13 +1,13 @@
 """The options of a rendering, in one table. Imports no torch, so that ``featvis --help`` is instant.
 
-Each field of :class:`RenderOptions` has a type, a default and an :class:`Option`: its help text, what checks it, and how
-the command line reads it. :func:`featvis_func.render` repeats the names and defaults in its signature, where editors see
-them; everything else is made from this table: :func:`featvis_func.make_renderer`, :func:`featvis_func.sweep.sweep`, the
-command line, ``run.json``, the command and call in a gallery that reproduce an image, and the documentation. A new option
-takes a field here, and its name in the signature and the docstring of ``render``.
+Each field of :class:`RenderOptions` has a type, a default and an :class:`Option`: its help text, what checks it, and
+how the command line reads it. :func:`featvis_func.render` repeats the names and defaults in its signature, where editors
+see them; everything else is made from this table: :func:`featvis_func.make_renderer`,
+:func:`featvis_func.sweep.sweep`, the command line, ``run.json``, and the command and call that reproduce an image in a
+gallery. A new option takes three edits beside its use: a field here, and its name in the signature and in the docstring
+of ``render``, which begins with the help text.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -214,13 +214,14 @@ class RenderOptions:
             name = aliases.get(given, given)
             if name not in known:
                 raise TypeError(f"{function}() has no option {given!r}{suggest(given, [*known, *aliases])}")
-            if given in aliases and value is None:
+            if name != given and value is None:
                 continue
-            if name in values and values[name] != DEFAULTS[name]:
+            if name in values and DEFAULTS[name] not in (value, values[name]):
                 raise TypeError(
                     f"{function}() got {name!r} twice: it is also called {', '.join(OPTIONS[name].aliases)}"
                 )
-            values[name] = value
+            if name not in values or value != DEFAULTS[name]:
+                values[name] = value
         return cls(**values)
 
     def to_json(self, names: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -283,14 +284,3 @@ def default_of(name: str) -> str:
     default = DEFAULTS[name]
     words = ("on" if default else "off") if isinstance(default, bool) else str(default)
     return OPTIONS[name].default_text or words
-
-
-@functools.cache
-def options_table() -> str:
-    """The options as a table in Markdown, as the documentation has it."""
-    rows = ["| `render(...)` | default | | command line |", "|---|---|---|---|"]
-    for name, option in OPTIONS.items():
-        names = ", ".join(f"`{n}`" for n in (name, *option.aliases))
-        flags = ", ".join(f"`{flag_of(n)}`" for n in (name, *option.aliases))
-        rows.append(f"| {names} | {default_of(name)} | {option.help} | {flags} |")
-    return "\n".join(rows) + "\n"

@@ -122,19 +122,20 @@ def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float 
     """The default optimizer: unit gradient, and Adam without momentum whose learning rate decreases linearly.
 
     The distance that the spectrum can travel is the same for any number of steps; more steps take smaller ones, to a
-    higher activation at less saturation. Momentum keeps gradients of earlier random transforms: without it the published
-    activation is reached in a sixth of the steps (``benchmarks/quality.py``).
+    higher activation at less saturation. Momentum keeps gradients of earlier random transforms: without it the
+    published activation is reached in a sixth of the steps (``benchmarks/quality.py``).
 
     For filters that start without a gradient, :func:`featvis_func.render` also redirects gradients in the first
     :data:`REDIRECT` steps. Of the 177 filters of SqueezeNet's ``features.12.expand3x3_activation`` that start dead at
-    128 pixels, this revives all within 32 steps, to the robust activation of filters that were never dead (1600 against
-    1580); the drift revives 113 (610, counting grey images), the published gradient noise 112 (710). Both together do as
-    well as redirecting alone (177, 1580); the drift serves where nothing can be redirected: a whole layer that is off
-    before the last convolution, and models that cannot be exported (``benchmarks/dead.py``).
+    128 pixels, this revives all within 32 steps, to the robust activation of filters that were never dead (1600
+    against 1580); the drift revives 113 (610, counting grey images), the published gradient noise 112 (710). Both
+    together do as well as redirecting alone (177, 1580); the drift serves where nothing can be redirected: a whole
+    layer that is off before the last convolution, and models that cannot be exported (``benchmarks/dead.py``).
 
     Args:
         steps: number of steps of the run, at least 1.
-        lr: learning rate of the first step, above 0; that of the last step is 0.3 times as large. Default: ``8 / steps``.
+        lr: learning rate of the first step, above 0; that of the last step is 0.3 times as large. Default:
+            ``8 / steps``.
         drift: size of the drift that moves filters without a gradient, see
             :func:`~featvis_func.optimizer.add_drift`; 0 for none.
 
@@ -164,10 +165,10 @@ def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:
 def plain_optimizer(name: str, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
     """A textbook optimizer on the unit gradient: ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"``.
 
-    The size of the gradient differs between layers, models and filters by orders of magnitude. With the gradient divided
-    by its norm, a learning rate of steepest ascent is the length of a step everywhere, Adam's ``eps`` is small beside
-    every gradient, and the drift that revives dead filters is small beside the gradient of others (for ``"sgd"`` the sum
-    of both is divided by its norm again). The learning rate is constant.
+    The size of the gradient differs between layers, models and filters by orders of magnitude. With the gradient
+    divided by its norm, a learning rate of steepest ascent is the length of a step everywhere, Adam's ``eps`` is small
+    beside every gradient, and the drift that revives dead filters is small beside the gradient of others (for
+    ``"sgd"`` the sum of both is divided by its norm again). The learning rate is constant.
 
     Args:
         name: one of these.

@@ -142,6 +142,10 @@ def test_names_select_parts_of_outputs() -> None:
     assert listed["both[deep][1]"] == ((16, 8), 8)
     assert listed["mix"] == ((6, 16), 6)
     assert "attention" not in listed
+
+
+def test_render_takes_a_part_of_an_output() -> None:
+    model = toy(Tokens)
     result = fv.render(model, "attention[0]:3-4", steps=2)
     assert result.activations.shape == (2, 16)
     assert result.config["layer"] == "attention[0]"

@@ -393,6 +393,7 @@ def test_each_filter_is_redirected_by_its_own_step(dead_model: Model) -> None:
     assert info.alive.tolist() == [True, True, True]
 
 
+@pytest.mark.slow
 def test_a_compiled_step_needs_no_recompilation_when_redirection_ends(dead_model: Model) -> None:
     ascent, features = ascent_of(dead_model, fv.pixel(24), redirect=2)
     target = torch.tensor([0, 1])

@@ -23,7 +23,6 @@ from featvis_func.models import Model, load_model
 from featvis_func.rendering import api as rendering
 from featvis_func.rendering import renderer
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, OPTIONS, TRANSFORMS, flag_of
-from tests.cached_tracing import cached_tracing as cached_tracing
 
 QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
 pytestmark = pytest.mark.usefixtures("cached_tracing")
@@ -419,6 +418,7 @@ def test_interrupted_save_leaves_complete_files(
     assert left == {name: complete[name] for name in left}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_sigint_ends_a_process(tmp_path: Path) -> None:
     script = (

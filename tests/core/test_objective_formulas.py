@@ -13,7 +13,6 @@ from featvis_func import objective as o
 from featvis_func.objective import IMAGE, Objective
 from featvis_func.random import fold_in, uniform
 from featvis_func.rendering.activations import activations_of
-from tests.cached_tracing import cached_tracing as cached_tracing
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 

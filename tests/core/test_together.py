@@ -15,7 +15,6 @@ from featvis_func.random import fold_in
 from featvis_func.transform import chain, jitter, multiview, normalize, rotate, scale, warp
 from featvis_func.tree import tree_map
 from featvis_func.types import Image
-from tests.cached_tracing import cached_tracing as cached_tracing
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 

@@ -1,4 +1,4 @@
-"""Tests of the gallery's files: builds, incremental rebuilds, rejected input, and reproduction that reproduce an image."""
+"""Tests of the gallery: its files, incremental builds, rejected input, and images that are reproduced from a record."""
 
 import io
 import json
@@ -492,7 +492,7 @@ def test_photographs_without_a_loadable_model_are_rejected(photographs: Path, tm
     assert not (tmp_path / "site").exists()
 
 
-# --- reproduction --------------------------------------------------------------------------------------------------------
+# --- reproduction ------------------------------------------------------------------------------------------------
 
 OPTIONS = ["--steps", "3", "--size", "24x20", "--seed", "5", "--views", "lucid", "--optimizer", "adam", "--lr", "0.1"]
 

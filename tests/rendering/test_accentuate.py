@@ -14,7 +14,6 @@ from featvis_func.image import fourier
 from featvis_func.io.image_files import read_image
 from featvis_func.io.pil import picture as as_picture
 from featvis_func.rendering.activations import activations_of
-from tests.cached_tracing import cached_tracing as cached_tracing
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 

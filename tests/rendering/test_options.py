@@ -29,7 +29,6 @@ from featvis_func.rendering import options, presets
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, SWEEP_OPTIONS, RenderOptions, flag_of
 from featvis_func.sweep import dry_run, open_store, sweep
 from featvis_func.types import Image, Optimizer, Transform
-from tests.cached_tracing import cached_tracing as cached_tracing
 
 ALIASES = {alias: name for name, option in OPTIONS.items() for alias in option.aliases}
 NOT_OPTIONS = ("model", "objective", "filters", "features", "progress")
@@ -78,11 +77,6 @@ def test_docstring_of_render_begins_with_the_help_text(name: str) -> None:
 
     help_text = normalised(OPTIONS[name].help)
     assert normalised(docstring_arguments(fv.render)[name]).startswith(help_text)
-
-
-def test_documentation_table_has_a_row_per_option() -> None:
-    rows = options.options_table().splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == [*OPTIONS]
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

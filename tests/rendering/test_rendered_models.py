@@ -59,6 +59,7 @@ def test_module_is_left_unchanged() -> None:
     assert torch.equal(result.images, expected.images)
 
 
+@pytest.mark.slow
 def test_renderings_leave_no_tensors_and_hooks_behind(tiny: Model) -> None:
     def live_tensors() -> int:
         gc.collect()

@@ -22,7 +22,6 @@ from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
 from featvis_func.rendering.presets import default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Image, Optimizer, State, Transform
-from tests.cached_tracing import cached_tracing as cached_tracing
 from tests.rendering.parts import Parts, equal_trees, parts_of
 from tests.rendering.results import check_consistent, equal_results
 from tests.toys import TINY_SIZE

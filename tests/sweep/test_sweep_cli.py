@@ -30,7 +30,7 @@ from tests.sweep_toys import join, ready, receive, start
 
 LAYERS = ["--layers", "block1.conv,head"]
 QUICK = ["--steps", "1", "--size", "32", "--precision", "float32", "--compile", "no", "--threads", "1"]
-pytestmark = pytest.mark.usefixtures("cached_tracing")
+pytestmark = pytest.mark.usefixtures("cached_tracing", "one_thread")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX")
 
 

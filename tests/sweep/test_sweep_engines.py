@@ -39,6 +39,7 @@ from featvis_func.tree import tree_map
 from tests.sweep_toys import HANG_SECONDS, Toy, join, kill_self, ready, start, toy_run
 from tests.toys import TINY_SIZE, make_tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {"steps": 1, "size": 32, "threads": 1, "precision": "float32", "compile": "no"}
 

@@ -17,7 +17,7 @@ from featvis_func.sweep import dry_run, open_store, sweep, validate
 from featvis_func.sweep.plan import plan_layers
 
 QUICK: dict[str, Any] = {"steps": 1, "size": 8}
-pytestmark = pytest.mark.usefixtures("cached_tracing")
+pytestmark = pytest.mark.usefixtures("cached_tracing", "one_thread")
 
 
 def model(**layers: nn.Module) -> fv.Model:

@@ -50,6 +50,7 @@ from tests.sweep_toys import (
     toy_run,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 KILLS = 60
 
 
