@@ -69,6 +69,7 @@ def test_each_room_imports_only_leftwards(room: str) -> None:
     assert others <= allowed(room), f"{room} imports {sorted(others - allowed(room))}; the order is: {SENTENCE}"
 
 
+@pytest.mark.slow
 def test_one_module_imports_the_cpu_folder() -> None:
     importing = {
         path.relative_to(PACKAGE).as_posix()
@@ -170,6 +171,7 @@ def test_torch_is_not_imported_for(code: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_optional_libraries_are_imported_only_when_used() -> None:
     code = "import sys, featvis_func; featvis_func.load_model('texturenet'); featvis_func.render"
     code += "; featvis_func.wandb_logger; others = {'timm', 'transformers', 'ray', 'tensorboard', 'wandb'}"
@@ -191,6 +193,7 @@ def not_first() -> list[str]:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_can_be_imported_first_and_changes_no_setting_of_torch(module: str, not_first: list[str]) -> None:
     """No cycle is hidden by the order of imports."""

@@ -43,6 +43,7 @@ def test_guide_blocks_run() -> None:
     assert Path("gallery/index.html").exists()
 
 
+@pytest.mark.slow
 def test_sweep_guide_blocks_run(tmp_path: Path) -> None:
     names = run_blocks("featvis_func/sweep/README.md")
     assert names["status"].complete  # type: ignore[attr-defined]
@@ -50,10 +51,12 @@ def test_sweep_guide_blocks_run(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("pictures/block1.conv/filter-*.png"))) == 12
 
 
+@pytest.mark.slow
 def test_benchmark_guide_blocks_run() -> None:
     run_blocks("benchmarks/README.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
 def test_links_and_pictures_exist(readme: str) -> None:
     path = ROOT / readme
@@ -64,6 +67,7 @@ def test_links_and_pictures_exist(readme: str) -> None:
     assert [target for target in local if not (path.parent / target).exists()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
 def test_links_within_a_readme_lead_to_a_heading(readme: str) -> None:
     text = (ROOT / readme).read_text(encoding="utf-8")

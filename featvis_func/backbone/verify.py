@@ -22,7 +22,7 @@ _TOLERANCE = 1e-3
 _ULPS = 16
 # In bfloat16, whose rounding errors add up over the layers of a network.
 _BFLOAT16_TOLERANCE = 0.1
-# For the gradient, relative to its norm; looser, since rounding can switch a rectifier or a maximum.
+# For the gradient, relative to its norm; looser, since rounding can switch a ReLU or a maximum.
 _GRADIENT_TOLERANCE = 5e-2
 
 PRECISIONS = ("auto", "float32", "bfloat16")

@@ -50,7 +50,7 @@ def reproduce(
         lines.append(f"# module: your {model}, which is not recorded")
         lines.append(f"model = fv.load_model(module{''.join(f', {name}={value!r}' for name, value in inputs.items())})")
     code = config.get("objective_code")
-    every_filter = code is None and ("objective" not in config or "objective_code" in config)
+    every_filter = code is None and (not config.get("objective") or "objective_code" in config)
     if every_filter:
         objective = f"fv.channel({layer!r}), {number}"
     else:

@@ -1,8 +1,8 @@
 """The options of a rendering, in one table. Imports no torch, so that ``featvis --help`` is instant.
 
 Each field of :class:`RenderOptions` has a type, a default and an :class:`Option`: its help text, what checks it, and
-how the command line reads it. :func:`featvis_func.render` repeats the names and defaults in its signature, where editors
-see them; everything else is made from this table: :func:`featvis_func.make_renderer`,
+how the command line reads it. :func:`featvis_func.render` repeats the names and defaults in its signature, where
+editors see them; everything else is made from this table: :func:`featvis_func.make_renderer`,
 :func:`featvis_func.sweep.sweep`, the command line, ``run.json``, and the command and call that reproduce an image in a
 gallery. A new option takes three edits beside its use: a field here, and its name in the signature and in the docstring
 of ``render``, which begins with the help text.

@@ -112,6 +112,7 @@ def test_check_counts_modules_that_are_not_called() -> None:
     assert not any("out_proj" in layer.layer for layer in report.layers)
 
 
+@pytest.mark.slow
 def test_check_reports_a_graph_pass_that_changes_values(monkeypatch: pytest.MonkeyPatch) -> None:
     import featvis_func.backbone.export as export
 

@@ -112,6 +112,7 @@ def test_features_of_swin_have_channels_first() -> None:
     torch.testing.assert_close(actual, outputs[0].permute(0, 3, 1, 2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_names_select_parts_of_outputs() -> None:
     model = toy(Tokens)
     names = ["attention[0]", "both[narrow]", "both[deep][1]", "mix"]
@@ -144,6 +145,7 @@ def test_names_select_parts_of_outputs() -> None:
     assert "attention" not in listed
 
 
+@pytest.mark.slow
 def test_render_takes_a_part_of_an_output() -> None:
     model = toy(Tokens)
     result = fv.render(model, "attention[0]:3-4", steps=2)

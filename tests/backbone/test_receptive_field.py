@@ -51,6 +51,7 @@ def fields_of(model: Model, layer: str, batch_size: int = 32) -> Field:
     return field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(56, 40)], ids=str)
 @pytest.mark.parametrize("name", STACKS)
 def test_fields_follow_from_kernels_strides_and_padding(name: str, size: tuple[int, int]) -> None:

@@ -134,6 +134,7 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_redirected_gradient_equals_lucids(name: str) -> None:
     make, f = ACTIVATIONS[name]
@@ -175,6 +176,7 @@ def test_activations_rise_in_the_interval_of_the_table(kind: str) -> None:
     assert (slopes(outer) <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [nn.LeakyReLU(inplace=True), nn.ELU(), nn.Softplus(), nn.Sigmoid()], ids=str)
 def test_activations_that_rise_everywhere_are_not_redirected(layer: nn.Module) -> None:
     features = traced(net(layer), "2")
@@ -233,6 +235,7 @@ class Pooled(nn.Module):
         return self.last(F.max_pool2d(torch.relu(x), 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Merged, Pooled])
 def test_redirected_gradient_of_optimized_graphs_equals_lucids(make: Callable[[], nn.Module]) -> None:
     with torch.random.fork_rng(devices=[]):
@@ -253,6 +256,7 @@ def test_redirected_gradient_of_optimized_graphs_equals_lucids(make: Callable[[]
     assert [bool((a - b).abs().max() > 1e-6) for a, b in zip(gradient, own, strict=True)] == [True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "last", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(108, 2))], ids=["conv", "linear"]
 )
@@ -306,6 +310,7 @@ def test_compiled_gradient_equals_eager_for_every_mask(backend: str) -> None:
             assert [bool((g > 0.05).any()) for g in expected[0][:2]] == [m > 0 for m in mask[:2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argnums", [(0,), (0, 1)], ids=str)
 def test_redirected_compiled_equals_eager_for_arguments_of_grad(argnums: tuple[int, ...]) -> None:
     """Without other operations before it."""
@@ -332,6 +337,7 @@ def dead_model() -> Model:
     return load_model(module, mean=(0, 0, 0), std=(1, 1, 1), size=24)
 
 
+@pytest.mark.slow
 def test_redirection_revives_filters_that_start_dead(dead_model: Model) -> None:
     optimizer = default_optimizer(8, drift=0.0)
     grey = render(dead_model, "1", steps=8, optimizer=optimizer, transforms="none")
@@ -351,6 +357,7 @@ def test_filters_without_a_gradient_after_redirection_are_dead(dead_model: Model
     assert result.status == ("dead",) * 3
 
 
+@pytest.mark.slow
 def test_redirection_moves_gelu_above_its_minimum() -> None:
     """Its own gradient moves the input towards minus infinity, where the value is zero."""
     module = net(nn.GELU()).float()
@@ -409,6 +416,7 @@ def test_a_compiled_step_needs_no_recompilation_when_redirection_ends(dead_model
     assert info.alive.tolist() == [True, True]
 
 
+@pytest.mark.slow
 def test_default_of_redirect(dead_model: Model) -> None:
     result = render(dead_model, "1", [0], steps=8, transforms="none")
     assert result.config["redirect"] == 16

@@ -25,6 +25,7 @@ def test_comparison_takes_the_first_run_that_matches_the_published_script() -> N
     assert quality.compare(clear, faint).saturation_published == 0.0
 
 
+@pytest.mark.slow
 def test_quality_measures_a_model_of_another_input_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATVIS_WEIGHTS", "absent")
     monkeypatch.setattr(quality, "PUBLISHED_STEPS", (1, 2, 3))

@@ -130,6 +130,7 @@ def test_only_the_central_196_px_of_an_unshifted_image_are_visible() -> None:
     assert not seen.any()
 
 
+@pytest.mark.slow
 def test_border_is_rarely_visible() -> None:
     # Only some random shifts make it visible; the fraction of draws decreases towards the edge.
     draws = 20
@@ -259,6 +260,7 @@ def test_find_layer_accepts_a_unique_end_of_a_name() -> None:
         baseline.find_layer(nn.ModuleDict({key: nn.ModuleDict({"conv": nn.Conv2d(1, 1, 1)}) for key in "ab"}), "conv")
 
 
+@pytest.mark.slow
 def test_reference_raises_the_scores_of_a_squeezenet_filter() -> None:
     state = torch.get_rng_state()
     model = load_squeezenet()

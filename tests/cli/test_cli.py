@@ -76,6 +76,7 @@ def test_render_writes_to_the_default_folder() -> None:
     assert not Path("featvis-out/gallery").exists()
 
 
+@pytest.mark.slow
 def test_every_flag_reaches_render(tmp_path: Path, texturenet: Model) -> None:
     weights = tmp_path / "mine.safetensors"
     safetensors.torch.save_file(texturenet.module.state_dict(), weights)
@@ -179,6 +180,7 @@ def test_equal_commands_write_equal_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "third")["grid.png"] != contents(tmp_path / "first")["grid.png"]
 
 
+@pytest.mark.slow
 def test_all_filters_of_a_layer(tmp_path: Path) -> None:
     flags = [*QUICK, "--layer", "block1.conv", "--filters", "all", "--batch-size", "64", "--no-gallery"]
     assert cli.main(["render", *flags, "--out", str(tmp_path / "out")]) == 0
@@ -188,6 +190,7 @@ def test_all_filters_of_a_layer(tmp_path: Path) -> None:
     assert len(names) == convolution.out_channels
 
 
+@pytest.mark.slow
 def test_torchvision_model_with_random_weights(tmp_path: Path) -> None:
     flags = ["--layer", "3.squeeze", *QUICK, "--no-gallery", "--out", str(tmp_path / "out")]
     assert cli.main(["render", "torchvision:squeezenet1_1@none", *flags]) == 0
@@ -395,6 +398,7 @@ def test_interrupted_run_leaves_no_files(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_save_leaves_complete_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +484,7 @@ def test_help_names_every_flag_and_every_preset(capsys: pytest.CaptureFixture[st
         assert f": {', '.join(names)}" in printed.replace("- ", "-")
 
 
+@pytest.mark.slow
 def test_package_can_be_run_as_a_module(tmp_path: Path) -> None:
     done = python("-m", "featvis_func", "render", *QUICK, "--no-gallery", "--out", str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -326,6 +326,7 @@ def test_result_is_a_function_of_the_key(name: str) -> None:
     assert any(not torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(n, d) for n, case in CASES.items() for d in (torch.float32, torch.float64)[: 1 if case.of_key else 2]],
@@ -345,6 +346,7 @@ def test_dtype_and_device_of_the_arguments_are_kept(name: str, dtype: torch.dtyp
         assert {leaf.dtype for leaf in results} <= {expected, torch.int64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.smooth])
 def test_gradient_equals_finite_differences(name: str) -> None:
     case = CASES[name]

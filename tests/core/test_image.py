@@ -99,6 +99,7 @@ def shared_image(size: tuple[int, int], *, channels: int) -> Image:
 FACTORIES = [fourier, pixel, phase, laplacian_pyramid, cppn, alpha, shared_image]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", FACTORIES)
 @pytest.mark.parametrize("size", [(6, 6), (5, 7)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])

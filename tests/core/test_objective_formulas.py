@@ -220,6 +220,7 @@ def test_invalid_arguments_raise_value_errors(make: Callable[[], Any], message: 
 # --- with a trained model -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_activations_of_equals_a_forward_pass_of_the_module(texturenet: fv.Model) -> None:
     image = uniform(fold_in(torch.tensor([0, 0]), torch.tensor(3)), (3, *texturenet.size))
     mean, std = (torch.tensor(v)[:, None, None] for v in (texturenet.mean, texturenet.std))
@@ -227,6 +228,7 @@ def test_activations_of_equals_a_forward_pass_of_the_module(texturenet: fv.Model
     torch.testing.assert_close(activations_of(texturenet, ["head"], image)["head"], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_total_variation_penalty_makes_the_image_smoother(texturenet: fv.Model) -> None:
     channel, penalty = fv.channel("block4.conv", 3), o.total_variation()
     plain, smooth = (
@@ -235,6 +237,7 @@ def test_total_variation_penalty_makes_the_image_smoother(texturenet: fv.Model) 
     assert penalty({IMAGE: smooth}, TARGET) < 0.7 * penalty({IMAGE: plain}, TARGET)
 
 
+@pytest.mark.slow
 def test_inversion_approaches_its_reference(texturenet: fv.Model) -> None:
     image = fv.render(texturenet, "block6.conv", [13], steps=8).images[0]
     reference = activations_of(texturenet, ["block2.conv"], image)
@@ -243,6 +246,7 @@ def test_inversion_approaches_its_reference(texturenet: fv.Model) -> None:
     assert result.activations.shape[1:] == reference["block2.conv"].shape[1:]
 
 
+@pytest.mark.slow
 def test_direction_along_one_channel_renders_the_image_of_that_channel(texturenet: fv.Model) -> None:
     one_hot = torch.zeros(32)
     one_hot[7] = 1.0

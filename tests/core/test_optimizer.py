@@ -420,6 +420,7 @@ def float64_by_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("name", RULES)
 def test_rules_match_torch_to_float64_rounding(name: str) -> None:

@@ -59,6 +59,7 @@ def test_threefry_broadcasts_elementwise() -> None:
     assert (int(many[0][0, 1]), int(many[1][0, 1])) == (0xC4923A9C, 0x483DF7A0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [random.bits, random.uniform], ids=["bits", "uniform"])
 def test_bits_and_uniform_are_bit_equal_eager_vmapped_and_compiled(
     function: Callable[[Tensor, tuple[int, ...]], Tensor],
@@ -70,6 +71,7 @@ def test_bits_and_uniform_are_bit_equal_eager_vmapped_and_compiled(
     assert torch.equal(torch.stack([compiled(key) for key in keys]), eager)
 
 
+@pytest.mark.slow
 def test_normal_is_close_eager_vmapped_and_compiled() -> None:
     """Equal up to rounding: vectorised logarithms differ in the last bit."""
     keys = torch.stack([random.key(seed) for seed in (0, 1, 2**64 - 1)])

@@ -168,6 +168,7 @@ def test_invalid_arguments_raise_value_errors(make: Callable[[], object], messag
         make()
 
 
+@pytest.mark.slow
 def test_diversity_makes_images_of_one_unit_differ() -> None:
     model = toy()
     unit = o.channel("2", 1)
@@ -316,6 +317,7 @@ def test_shared_parameters_stay_equal_for_all_filters() -> None:
     assert renderer([0, 3]).config["batch_size_used"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_opacity_penalty_makes_an_image_with_alpha_channel_more_transparent(channels: int) -> None:
     model = toy(channels)

@@ -76,6 +76,7 @@ def test_invalid_arguments_raise_and_name_the_value(call, message: str) -> None:
         call()
 
 
+@pytest.mark.slow
 def test_shipped_weights_classify_held_out_textures(net: TextureNet) -> None:
     # Other images than those that the training module evaluates on.
     images, labels = train.make_images(train.HELD_OUT + 10**6, 12 * len(CLASSES), size=SIZE)
@@ -116,6 +117,7 @@ def test_network_accepts_other_sizes_and_every_pixel_has_a_gradient(net: Texture
     assert bool((image.grad.abs().amax(1) > 0).all()), "some pixels have no gradient"
 
 
+@pytest.mark.slow
 def test_training_is_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same seed gives bit-equal weights, whether the images are generated in this or in another process."""
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors"]

@@ -151,7 +151,9 @@ def compare_compiled_gradients(
 
 
 @pytest.mark.usefixtures("eager_transforms")
-@pytest.mark.parametrize("argnums", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "argnums", [pytest.param(argnums, marks=pytest.mark.slow) for argnums in ((0,), (2,), (0, 1, 2))] + [(1,)], ids=str
+)
 def test_conv2d_3x3_compiled_equals_eager_with_all_gradients(
     argnums: tuple[int, ...], chunks: list[tuple[int, ...]]
 ) -> None:
@@ -167,6 +169,7 @@ def test_conv2d_3x3_compiled_by_inductor_equals_eager_with_all_gradients(
     compare_compiled_gradients("inductor", bias, (0, 1, 2), chunks)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager_transforms")
 def test_conv2d_3x3_compiled_takes_the_gradients_of_leaves(chunks: list[tuple[int, ...]]) -> None:
     """By ``torch.autograd.grad`` outside of the compiled function, as in training."""
@@ -240,6 +243,7 @@ def compare_backbone(settings: dict[str, Any], backend: str, chunks: list[tuple[
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager_transforms")
 @pytest.mark.parametrize("settings", [{"bias": False}, {"padding": (1,)}], ids=str)
 def test_backbone_runs_winograd_where_it_is_compiled(settings: dict[str, Any], chunks: list[tuple[int, ...]]) -> None:
@@ -274,6 +278,7 @@ def test_winograd_3x3_is_chosen_for_plain_float32_convolutions(settings: dict[st
     assert (winograd_3x3(convolution) is not None) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -287,6 +292,7 @@ def test_backbone_has_packed_weights_for_winograd_only(settings: dict[str, Any],
     assert any(name.endswith("transformed") for name in compiled_weights(features)) == expected
 
 
+@pytest.mark.slow
 def test_renderer_packs_weights_if_it_compiles() -> None:
     model, features = features_of()
     assert len(features.packed) == 2
@@ -327,6 +333,7 @@ class Awkward(nn.Module):
         return self.last(values + self.conv_weight["flipped"] * self.conv(self.picture))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager_transforms")
 def test_backbone_of_unusual_convolutions_equals_the_module(chunks: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)

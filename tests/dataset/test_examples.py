@@ -51,6 +51,7 @@ def examples_by_hook(model: Model, layer: str, folder: Path, count: int) -> tupl
     return top.values.T, names, places.gather(0, top.indices).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_top_examples_equals_a_loop_with_hooks(tiny: Model, tmp_path: Path, batch_size: int) -> None:
     folder = write_images(tmp_path)
@@ -68,6 +69,7 @@ def test_top_examples_equals_a_loop_with_hooks(tiny: Model, tmp_path: Path, batc
                 assert [example.position for example in examples] == (positions if layer != "9" else [()] * 4)
 
 
+@pytest.mark.slow
 def test_missing_entries_are_marked_if_there_are_too_few_images(tiny: Model, tmp_path: Path) -> None:
     result = fv.top_examples(tiny, "3", write_images(tmp_path, 2), count=5)
     layer = result.layers["3"]
@@ -79,6 +81,7 @@ def test_missing_entries_are_marked_if_there_are_too_few_images(tiny: Model, tmp
     assert len(result.of("3", 0)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_equal_scores_are_in_the_order_of_paths(tiny: Model, tmp_path: Path, batch_size: int) -> None:
     for name in ("d", "b", "c", "a"):
@@ -110,6 +113,7 @@ def test_box_is_the_receptive_field_in_the_upright_image(tmp_path: Path) -> None
     assert result.crop(example).size == (112, 112)
 
 
+@pytest.mark.slow
 def test_boxes_of_global_layers_and_at_the_border(tiny: Model, tmp_path: Path) -> None:
     PIL.Image.fromarray(np.zeros((50, 80, 3), np.uint8)).save(tmp_path / "a.png")
     result = fv.top_examples(tiny, ["0", "9"], tmp_path)
@@ -121,6 +125,7 @@ def test_boxes_of_global_layers_and_at_the_border(tiny: Model, tmp_path: Path) -
         assert top >= 0
 
 
+@pytest.mark.slow
 def test_crops_read_each_file_once(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = fv.top_examples(tiny, LAYERS, write_images(tmp_path, 3), count=3)
     examples = [example for filter in range(6) for example in result.of("3", filter)]
@@ -134,6 +139,7 @@ def test_crops_read_each_file_once(tiny: Model, tmp_path: Path, monkeypatch: pyt
         np.testing.assert_array_equal(np.asarray(crop), np.asarray(result.crop(example, 24)))
 
 
+@pytest.mark.slow
 def test_token_and_channels_last_layouts(tmp_path: Path) -> None:
     class Net(OneConv):
         def __init__(self) -> None:
@@ -155,6 +161,7 @@ def test_token_and_channels_last_layouts(tmp_path: Path) -> None:
     torch.testing.assert_close(right - left, bottom - top)
 
 
+@pytest.mark.slow
 def test_few_batches_of_images_are_in_memory(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, alive, peak = write_images(tmp_path, 80), weakref.WeakSet[Tensor](), 0
     original = reading.read_pixels
@@ -171,6 +178,7 @@ def test_few_batches_of_images_are_in_memory(tiny: Model, tmp_path: Path, monkey
     assert peak <= 12
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_skipped_with_one_warning(tiny: Model, tmp_path: Path) -> None:
     folder = write_images(tmp_path, 6)
     expected = fv.top_examples(tiny, LAYERS, folder, count=3)
@@ -221,6 +229,7 @@ def test_keep_best_over_batches_equals_a_stable_sort() -> None:
     assert torch.equal(top.places, order.indices[:, :6] * 10)
 
 
+@pytest.mark.slow
 def test_save_and_load_round_trip(tiny: Model, tmp_path: Path) -> None:
     result = fv.top_examples(tiny, LAYERS, write_images(tmp_path / "in", 5), count=7)
     path = result.save(tmp_path / "new" / "examples.safetensors")
@@ -241,6 +250,7 @@ def test_save_and_load_round_trip(tiny: Model, tmp_path: Path) -> None:
         fv.Examples.load(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_covers_compares_model_layers_files_and_count(
     tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +288,7 @@ def test_top_examples_does_not_modify_the_model(tiny: Model, tmp_path: Path) -> 
     assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_layers_are_resolved_by_suffix(texturenet: Model, tmp_path: Path) -> None:
     result = fv.top_examples(texturenet, ["block1.conv", "1.conv", "head"], write_images(tmp_path, 2), count=1)
     assert list(result.layers) == ["block1.conv", "head"]
@@ -306,6 +317,7 @@ def test_invalid_arguments_raise(tiny: Model, tmp_path: Path, arguments: dict[st
         fv.top_examples(tiny, **given)
 
 
+@pytest.mark.slow
 def test_invalid_lookups_and_crops_raise(tiny: Model, tmp_path: Path) -> None:
     result = fv.top_examples(tiny, LAYERS, write_images(tmp_path, 2))
     with pytest.raises(ValueError, match="layer '0' has filters 0 to 7, got 8"):

@@ -346,6 +346,7 @@ def assert_results_close(a: Result, b: Result) -> None:
     torch.testing.assert_close(a.images, b.images, rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_images_with_a_tolerance_do_not_depend_on_the_batch_size(tiny: Model) -> None:
     options: dict[str, Any] = {"steps": 40, "tolerance": 0.05, "transforms": "none", "optimizer": "published"}
     reference = render(tiny, "5", batch_size=6, **options)
@@ -359,6 +360,7 @@ def test_images_with_a_tolerance_do_not_depend_on_the_batch_size(tiny: Model) ->
         assert reference.history[steps:, i].isnan().all()
 
 
+@pytest.mark.slow
 def test_images_are_the_same_if_memory_runs_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = render(tiny, "5", steps=4)
     real_run = batching.run

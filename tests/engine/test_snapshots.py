@@ -44,6 +44,7 @@ def equal_up_to_rounding(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and a.shape == b.shape and bool((a.int() - b.int()).abs().max() <= 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["fourier", "pixel", "phase", "laplacian_pyramid", "cppn", "alpha"])
 def test_snapshots_equal_those_of_a_plain_loop(tiny: Model, image: str) -> None:
     filters = [4, 0, 5]
@@ -59,6 +60,7 @@ def test_snapshots_equal_those_of_a_plain_loop(tiny: Model, image: str) -> None:
     assert_equal_results(result, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_snapshots_do_not_depend_on_the_batch_size(tiny: Model, batch_size: int) -> None:
     expected = snapshots_by_loop(tiny, "5", [0, 1, 2, 3, 4], 3)
@@ -67,6 +69,7 @@ def test_snapshots_do_not_depend_on_the_batch_size(tiny: Model, batch_size: int)
     assert_equal_results(result, render(tiny, "5", range(5), steps=STEPS, batch_size=batch_size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 6])
 def test_snapshots_of_a_stopped_filter_repeat_its_last_image(tiny: Model, batch_size: int) -> None:
     options: dict[str, Any] = {"steps": 40, "tolerance": 0.05, "transforms": "none", "optimizer": "published"}

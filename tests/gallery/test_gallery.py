@@ -127,6 +127,7 @@ def test_layer_and_model_names_are_escaped(tmp_path: Path) -> None:
     assert [p.name for p in (site / "layers").iterdir()] == [source.folder_of(name)]
 
 
+@pytest.mark.slow
 def test_layer_pages_have_at_most_500_filters(tmp_path: Path) -> None:
     fill(tmp_path / "s", toy_run({"wide": 1201}, unit_size=100), Toy(side=4))
     site = build_gallery(tmp_path / "s").path.parent
@@ -402,6 +403,7 @@ def test_filter_pages_show_the_photographs_with_the_highest_scores(
         build_gallery(tmp_path / "store", images=photographs, model=model)
 
 
+@pytest.mark.slow
 def test_photographs_with_another_model_are_rejected(photographs: Path, tmp_path: Path) -> None:
     from featvis_func.sweep import sweep
 
@@ -443,6 +445,7 @@ class ChannelsLast(nn.Module):
         return self.permuted(self.first(x).movedim(1, -1)).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_photographs_and_reproduction_of_a_layer_with_explicit_axes(photographs: Path, tmp_path: Path) -> None:
     from featvis_func.sweep import sweep
 
@@ -455,6 +458,7 @@ def test_photographs_and_reproduction_of_a_layer_with_explicit_axes(photographs:
         assert "fv.channel(&#39;permuted@hwc&#39;), 1," in (folder / "1.html").read_text()
 
 
+@pytest.mark.slow
 def test_photographs_with_other_weights_are_rejected(photographs: Path, tmp_path: Path) -> None:
     module = fv.load_model("texturenet").module
     files = [tmp_path / "one.pt", tmp_path / "two.pt"]
@@ -471,6 +475,7 @@ def test_photographs_with_other_weights_are_rejected(photographs: Path, tmp_path
         assert build_gallery(result, tmp_path / "site", images=photographs, model=same).filters == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not valid text")
 def test_photographs_whose_file_names_are_not_valid_text(photographs: Path, tmp_path: Path) -> None:
     (photographs / "image-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
@@ -497,6 +502,7 @@ def test_photographs_without_a_loadable_model_are_rejected(photographs: Path, tm
 OPTIONS = ["--steps", "3", "--size", "24x20", "--seed", "5", "--views", "lucid", "--optimizer", "adam", "--lr", "0.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], OPTIONS, ["--image", "pixel", "--redirect", "2", "--snapshots", "2"]])
 def test_reproduction_reproduces_a_rendered_image(options: list[str], tmp_path: Path) -> None:
     given = ["--steps", "2", "--device", "cpu", *options]
@@ -517,6 +523,7 @@ def test_reproduction_reproduces_a_rendered_image(options: list[str], tmp_path: 
     assert not (tmp_path / "first/gallery").exists()
 
 
+@pytest.mark.slow
 def test_reproduction_reproduces_an_image_of_a_sweep(tmp_path: Path) -> None:
     from featvis_func.sweep import open_store, sweep
 
@@ -529,6 +536,7 @@ def test_reproduction_reproduces_an_image_of_a_sweep(tmp_path: Path) -> None:
     torch.testing.assert_close(names["result"].images[0], entry.image, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_reproduction_of_a_custom_module_and_objective_is_python_only(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
     model = fv.load_model(module, size=12, mean=[0.5], std=[0.5])
@@ -644,6 +652,7 @@ def test_render_command_rejects_an_occupied_gallery_folder_before_rendering(
     assert [p.name for p in tmp_path.iterdir()] == ["gallery"]
 
 
+@pytest.mark.slow
 def test_templates_and_assets_are_package_data() -> None:
     code = "import featvis_func.gallery.pages as p; print(*sorted(p.assets()), p.compare_page('m')[:15])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

@@ -181,6 +181,7 @@ def wait_for_url_ending(page: Any, text: str) -> None:
 # Navigation.
 
 
+@pytest.mark.slow
 def test_links_lead_from_the_model_to_a_filter_and_back(anywhere: Visit) -> None:
     page = anywhere()
     assert page.locator("h1").inner_text() == MODEL
@@ -211,6 +212,7 @@ def test_links_lead_from_the_model_to_a_filter_and_back(anywhere: Visit) -> None
     wait_for_url_ending(page, "toy/index.html")
 
 
+@pytest.mark.slow
 def test_filter_page_follows_the_sort_order_of_its_url(visit: Visit) -> None:
     order = expected_order("score", layer="wide", descending=True, dead=False)
     index = 600
@@ -226,6 +228,7 @@ def test_filter_page_follows_the_sort_order_of_its_url(visit: Visit) -> None:
     assert page.locator("#grid a:focus").evaluate("a => a.getBoundingClientRect().top > 60")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "descending"), [("score", True), ("converged", False)])
 def test_grid_is_sorted_by_score_and_convergence(visit: Visit, key: str, descending: bool) -> None:
     page = visit("layers/conv/index.html#theme=dark")
@@ -245,6 +248,7 @@ def test_grid_is_sorted_by_score_and_convergence(visit: Visit, key: str, descend
     assert grid(page) == list(reversed(range(LAYERS["conv"])))
 
 
+@pytest.mark.slow
 def test_sorting_covers_all_pages_of_a_layer(visit: Visit) -> None:
     page = visit("layers/wide/page-3.html")
     page.locator("#sort").select_option("score")
@@ -262,6 +266,7 @@ def test_sorting_covers_all_pages_of_a_layer(visit: Visit) -> None:
     assert page.locator("#pager > *").all_inner_texts() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_dead_filters_can_be_hidden(visit: Visit) -> None:
     page = visit("layers/conv/index.html")
     assert page.locator("#grid li.dead").count() == LAYERS["conv"] - len(expected_order(dead=False))
@@ -280,6 +285,7 @@ def test_dead_filters_can_be_hidden(visit: Visit) -> None:
     assert page.locator(".facts div", has_text="Score").inner_text().split() == ["Score", "none"]
 
 
+@pytest.mark.slow
 def test_layer_search_finds_numbers_and_ranges(visit: Visit) -> None:
     page = visit("layers/wide/page-3.html")
     for text, expected in [
@@ -312,6 +318,7 @@ def test_layer_search_finds_numbers_and_ranges(visit: Visit) -> None:
     wait_for_url_ending(page, "wide/17.html")
 
 
+@pytest.mark.slow
 def test_model_search_finds_layers_and_filters(visit: Visit) -> None:
     page = visit()
     press(page, "/")
@@ -332,6 +339,7 @@ def test_model_search_finds_layers_and_filters(visit: Visit) -> None:
     assert page.locator("#said").inner_text() == "conv has no filter 60"
 
 
+@pytest.mark.slow
 def test_keyboard_shortcuts_navigate(visit: Visit) -> None:
     page = visit("layers/conv/index.html#sort=score")
     order = expected_order("score", descending=True)
@@ -369,6 +377,7 @@ def test_keyboard_shortcuts_navigate(visit: Visit) -> None:
     wait_for_url_ending(page, "toy/index.html#sort=score")
 
 
+@pytest.mark.slow
 def test_tab_order_follows_the_layout(visit: Visit) -> None:
     page = visit("layers/conv/index.html")
     order = []
@@ -395,6 +404,7 @@ def test_tab_order_follows_the_layout(visit: Visit) -> None:
 # Pinned filters.
 
 
+@pytest.mark.slow
 def test_pins_of_two_layers_are_compared(anywhere: Visit) -> None:
     page = anywhere("layers/conv/index.html")
     press(page, "ArrowRight", "ArrowRight", "p")
@@ -433,6 +443,7 @@ def test_pins_of_two_layers_are_compared(anywhere: Visit) -> None:
     assert page.locator("#pins").is_hidden()
 
 
+@pytest.mark.slow
 def test_pins_survive_going_back_in_the_history(anywhere: Visit) -> None:
     page = anywhere("layers/conv/index.html")
     page.locator("#grid a").nth(4).click()
@@ -451,6 +462,7 @@ def test_pins_survive_going_back_in_the_history(anywhere: Visit) -> None:
     assert fresh.locator("#pins").is_hidden(), "a new URL without pins pins nothing"
 
 
+@pytest.mark.slow
 def test_malformed_and_unknown_pins_are_ignored(visit: Visit) -> None:
     malformed = "*".join(
         ["%2525E0%2525A4%2525A", "..", "..%252F..:1", "nothing:4", "conv:x", "conv:99999", ":", "conv:7", "conv:7"]
@@ -463,6 +475,7 @@ def test_malformed_and_unknown_pins_are_ignored(visit: Visit) -> None:
     assert "Pin filters" in page.locator("#said").inner_text()
 
 
+@pytest.mark.slow
 def test_pins_missing_from_the_gallery_are_shown_by_name(visit: Visit) -> None:
     pins, missing = "pins=conv:1*conv:99*gone:4", f"{visit.site.url}layers/gone/thumbs/4.webp"
     page = visit(f"layers/conv/index.html#{pins}")
@@ -484,6 +497,7 @@ def test_pins_missing_from_the_gallery_are_shown_by_name(visit: Visit) -> None:
 # Contents of the pages.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("anywhere", "layer"),
     [("file", HOSTILE), ("file", QUOTED), ("file", LONG), ("http", QUOTED)],
@@ -512,6 +526,7 @@ def test_special_characters_in_layer_names(anywhere: Visit, layer: str) -> None:
     assert page.locator("#compared img.map").count() == (layer != LONG)
 
 
+@pytest.mark.slow
 def test_damaged_and_missing_units_are_reported(visit: Visit) -> None:
     page = visit()
     assert page.locator(".problems summary").inner_text() == "1 unit left out"
@@ -524,6 +539,7 @@ def test_damaged_and_missing_units_are_reported(visit: Visit) -> None:
     assert "No filter of this layer has been rendered yet." in page.locator("main").inner_text()
 
 
+@pytest.mark.slow
 def test_slider_shows_the_snapshots(web: Visit) -> None:
     page = web(PAGES["filter"])
     positions = []
@@ -545,6 +561,7 @@ def test_slider_shows_the_snapshots(web: Visit) -> None:
     assert download.value.path().read_bytes()[8:12] == b"WEBP"
 
 
+@pytest.mark.slow
 def test_copied_command_and_python_call_are_valid(web: Visit) -> None:
     page = web(PAGES["filter"], permissions=["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the command").click()
@@ -559,6 +576,7 @@ def test_copied_command_and_python_call_are_valid(web: Visit) -> None:
     compile(page.evaluate("navigator.clipboard.readText()"), "call", "exec")
 
 
+@pytest.mark.slow
 def test_theme_follows_the_system_until_one_is_chosen(visit: Visit) -> None:
     def background(page: Any) -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -578,6 +596,7 @@ def test_theme_follows_the_system_until_one_is_chosen(visit: Visit) -> None:
     page.wait_for_function("dark => getComputedStyle(document.body).backgroundColor !== dark", arg=dark)
 
 
+@pytest.mark.slow
 def test_pages_work_without_javascript(visit: Visit) -> None:
     page = visit(java_script_enabled=False)
     assert page.locator(".scripted:visible").count() == 0
@@ -596,6 +615,7 @@ def test_pages_work_without_javascript(visit: Visit) -> None:
     assert "needs JavaScript" in page.locator("noscript").inner_text()
 
 
+@pytest.mark.slow
 def test_touch_pins_and_swipes(visit: Visit) -> None:
     page = visit("layers/conv/index.html", width=390, height=700, has_touch=True, is_mobile=True)
     star = page.locator("#grid li[data-n='1'] .pin")
@@ -619,6 +639,7 @@ def test_touch_pins_and_swipes(visit: Visit) -> None:
 # Layout, accessibility and size.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAGES)
 def test_pages_fit_the_width_of_the_window(visit: Visit, kind: str) -> None:
     long_name = PAGES[kind].replace(folder_url(HOSTILE), folder_url(LONG))
@@ -633,6 +654,7 @@ def test_pages_fit_the_width_of_the_window(visit: Visit, kind: str) -> None:
         assert page.locator("header").evaluate("h => h.offsetHeight") < 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kind", PAGES)
 def test_axe_finds_no_serious_accessibility_violations(visit: Visit, kind: str, theme: str) -> None:
@@ -653,6 +675,7 @@ def test_axe_finds_no_serious_accessibility_violations(visit: Visit, kind: str, 
             assert violation["impact"] not in ("serious", "critical"), details
 
 
+@pytest.mark.slow
 def test_first_view_of_500_filters_loads_less_than_1_mb(browser: Any, folder: Path, server: str) -> None:
     folder.mkdir(exist_ok=True)
     visit = Visit(browser, Site(heavy_site(folder / "heavy"), f"{server}heavy/"))

@@ -35,6 +35,7 @@ OBJECTIVES: list[tuple[o.Objective, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "supplied"), OBJECTIVES, ids=lambda value: None)
 def test_objectives_that_hold_tensors_name_them(objective: o.Objective, supplied: dict[str, Any], tiny: Model) -> None:
     result = fv.render(tiny, objective, [0, 1], **QUICK)
@@ -49,6 +50,7 @@ def test_two_tensors_of_one_name_get_two_variables(tiny: Model) -> None:
     torch.testing.assert_close(other.images, result.images)
 
 
+@pytest.mark.slow
 def test_activations_and_pictures_are_named(tiny: Model) -> None:
     picture = torch.rand(3, 20, 20)
     kept = fv.activations_of(tiny, ["3"], picture)
@@ -57,6 +59,7 @@ def test_activations_and_pictures_are_named(tiny: Model) -> None:
     torch.testing.assert_close(other.images, result.images)
 
 
+@pytest.mark.slow
 def test_an_objective_of_your_own_is_named(tiny: Model) -> None:
     own = o.Objective(lambda a, t: a["3"].mean(), lambda a, t: a["3"].mean(0), ("3",), (), "everything")
     result = fv.render(tiny, own - 0.1 * o.l2(), **QUICK)

@@ -84,6 +84,7 @@ def test_load_model_returns_a_model_unchanged(texturenet: Model) -> None:
 # --- torchvision ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "googlenet"])
 def test_random_weights_are_reproducible_and_keep_the_global_rng_state(name: str) -> None:
@@ -102,6 +103,7 @@ def test_random_weights_are_reproducible_and_keep_the_global_rng_state(name: str
     assert (first.mean, first.std, first.size) == (IMAGENET_MEAN, IMAGENET_STD, (224, 224))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "weights", "size"),
     [

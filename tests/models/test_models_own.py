@@ -149,6 +149,7 @@ class NonTensorOutput(nn.Module):
         return (logits, x) if self.kind == "tuple" else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dict", "tuple", "nothing"])
 @pytest.mark.filterwarnings("error")
 def test_models_with_non_tensor_outputs_are_supported(kind: str) -> None:

@@ -53,6 +53,7 @@ def test_mean_std_and_size_arguments_override_the_preset() -> None:
     assert (model.mean, model.std, model.size) == ((0.1,) * 3, (0.2,) * 3, (64, 48))
 
 
+@pytest.mark.slow
 def test_transformer_is_built_for_the_given_size() -> None:
     model = load_model("timm:test_vit@none", size=(32, 48))
     assert model.size == (32, 48)

@@ -71,6 +71,7 @@ def middle_layer(module: nn.Module) -> str:
     return [name for name, _ in module.named_modules() if name.endswith(MIDDLE)][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TINY)
 def test_features_equal_a_forward_hook(tmp_path: Path, kind: str) -> None:
     """The layers have the names that transformers gives them."""

@@ -32,6 +32,7 @@ def accentuated(photograph: Tensor | str | Path, **options: Any) -> fv.Result:
     return fv.accentuate("texturenet", "block4.conv:3-4", photograph, **settings)
 
 
+@pytest.mark.slow
 def test_activation_rises_and_strength_keeps_the_near_layer(photograph: Tensor) -> None:
     model = fv.load_model("texturenet")
     free, restrained = accentuated(photograph, strength=0.0), accentuated(photograph, strength=2.0)

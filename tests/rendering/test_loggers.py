@@ -212,6 +212,7 @@ def pixels_of(run_file: Path, path: str) -> np.ndarray:
     return np.asarray(PIL.Image.open(run_file.parent / "files" / path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_wandb_logs_images_scores_and_history(offline: Path, channels: int) -> None:
     results = {0: make(channels=channels), 500: make(channels=channels, seed=1)}
@@ -246,6 +247,7 @@ def test_wandb_logs_images_scores_and_history(offline: Path, channels: int) -> N
     assert {f"{root}/{name}": value for name, value in results[0].config.items()} in configs
 
 
+@pytest.mark.slow
 def test_wandb_result_without_a_finite_score(offline: Path) -> None:
     with wandb_logger("filters") as log:
         log(make(1))
@@ -254,6 +256,7 @@ def test_wandb_result_without_a_finite_score(offline: Path) -> None:
     assert not any("score" in name for name in entry)
 
 
+@pytest.mark.slow
 def test_given_run_stays_open(offline: Path) -> None:
     with import_module("wandb").init(project="mine") as run:
         with wandb_logger(run, prefix="seen") as log:

@@ -180,6 +180,7 @@ def test_option_given_by_two_names_raises(tiny: Model, tmp_path: Path, function:
         call(tiny, tmp_path / "out", **given)
 
 
+@pytest.mark.slow
 def test_views_is_an_alias_of_transforms_in_python(tiny: Model, tmp_path: Path) -> None:
     quick: dict[str, Any] = {"steps": 2, "size": 16}
     expected = fv.render(tiny, "5", [0], transforms="lucid", **quick)
@@ -341,6 +342,7 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return entries
 
 
+@pytest.mark.slow
 def test_render_retains_memory_only_if_requested(tiny: Model, entered: list[str]) -> None:
     quick: dict[str, Any] = {"steps": 1, "size": 16, "device": "cpu"}
     fv.render(tiny, "5", [0], **quick)

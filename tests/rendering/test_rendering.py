@@ -43,6 +43,7 @@ def test_render_of_the_embedded_model() -> None:
     assert result.config["layer"] == "block6.conv"
 
 
+@pytest.mark.slow
 def test_activations_are_the_filters_own_and_their_mean_is_the_score(tiny: Model) -> None:
     result = render(tiny, "5", steps=3)
     assert result.activations.shape == (6, 7, 7)
@@ -67,6 +68,7 @@ def test_score_rises(tiny: Model, steps: int) -> None:
     assert result.status == ("ok",) * 6
 
 
+@pytest.mark.slow
 def test_equal_calls_give_bit_equal_results(texturenet: Model) -> None:
     options: dict[str, Any] = {"steps": 3, "size": 24, "batch_size": 2}
     torch.manual_seed(1)
@@ -129,6 +131,7 @@ def test_layer_name_with_invalid_filters_raises(
         render(tiny, text, filters, steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_padding_of_the_last_batch_does_not_change_the_results(tiny: Model, batch_size: int) -> None:
     expected = render(tiny, "5", steps=1, batch_size=6)
@@ -146,6 +149,7 @@ SIZES = {7: (7, 7), (9, 30): (9, 30), (40, 13): (40, 13), 1: (1, 1)}
 
 
 # Every size with one parameterisation, and every parameterisation at the two sizes that are the most unlike.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "size"),
     [*(("fourier", size) for size in SIZES), *((image, s) for image in IMAGES[1:] for s in ((9, 30), 1))],
@@ -158,6 +162,7 @@ def test_image_of_any_size(tiny: Model, image: str, size: int | tuple[int, int])
     assert result.config["size"] == list(SIZES[size])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_image_with_any_number_of_channels(channels: int) -> None:
     with torch.random.fork_rng(devices=[]):
@@ -168,6 +173,7 @@ def test_image_with_any_number_of_channels(channels: int) -> None:
     assert result.images.shape == (4, channels, 12, 12)
 
 
+@pytest.mark.slow
 def test_image_with_another_number_of_channels_than_the_model_raises(tiny: Model) -> None:
     with pytest.raises(ValueError, match="the image has 1 channels; Sequential takes 3"):
         render(tiny, "3", [1], steps=1, image=fv.fourier(8, channels=1))
@@ -199,6 +205,7 @@ def test_own_image_transform_and_optimizer(tiny: Model) -> None:
     assert [result.config[name] for name in names] == ["custom", "custom", "custom", None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_by_name(tiny: Model, name: str) -> None:
     options: dict[str, Any] = {"steps": 4, "transforms": "none", "redirect": 0}
@@ -242,6 +249,7 @@ OBJECTIVES: dict[str, tuple[Objective, int, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives(tiny: Model, name: str) -> None:
     objective, count, shape = OBJECTIVES[name]
@@ -365,6 +373,7 @@ def parts_and_filters(request: pytest.FixtureRequest) -> tuple[Parts, list[int]]
     return parts_of(model, SQUEEZENET_LAYER, size=(224, 224)), [*range(8)]
 
 
+@pytest.mark.slow
 def test_image_does_not_depend_on_the_other_filters_of_the_batch(parts_and_filters: tuple[Parts, list[int]]) -> None:
     parts, filters = parts_and_filters
     params, draws, decoded, scores = [], [], [], []
@@ -402,6 +411,7 @@ def test_keys_depend_on_seed_layer_and_filter_only() -> None:
 # --- filters without a finite score or a gradient -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dead_filter_is_reported_and_the_others_continue(tiny: Model) -> None:
     expected = render(tiny, "3", [0, 2], steps=3, optimizer=published_optimizer(noise=0.0))
     convolution = tiny.module.get_submodule("3")
@@ -465,6 +475,7 @@ def blocked() -> Model:
     return load_model(nn.Sequential(convolution, nn.ReLU(inplace=True)), mean=(0, 0, 0), std=(1, 1, 1), size=24)
 
 
+@pytest.mark.slow
 def test_drift_revives_a_filter_behind_a_rectifier(blocked: Model) -> None:
     without = render(blocked, "1", steps=12, optimizer=published_optimizer(noise=0.0), transforms="none")
     assert without.status == ("dead",) * 3
@@ -481,6 +492,7 @@ def test_filters_before_the_rectifier_are_not_dead(blocked: Model) -> None:
     assert (result.history[1] > result.history[0]).all()
 
 
+@pytest.mark.slow
 def test_drift_revives_a_filter_behind_a_hidden_rectifier() -> None:
     """A ReLU between two convolutions that is off everywhere on the grey initial image passes no gradient."""
     first = nn.Conv2d(1, 2, 5)
@@ -501,6 +513,7 @@ def test_drift_revives_a_filter_behind_a_hidden_rectifier() -> None:
 # --- features, precision, progress ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_given_features_are_not_traced_again(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     features = make_features(tiny, ["3"])
     expected = render(tiny, "3", [1], steps=2)
@@ -514,6 +527,7 @@ def test_given_features_are_not_traced_again(tiny: Model, monkeypatch: pytest.Mo
         render(tiny, "0", [1], steps=2, features=features)
 
 
+@pytest.mark.slow
 def test_precision_of_the_features_is_recorded(tiny: Model) -> None:
     features = make_features(tiny, ["5"], precision="bfloat16")
     result = render(tiny, "5", [0], steps=1, features=features, precision="float32")

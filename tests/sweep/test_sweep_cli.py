@@ -81,6 +81,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_status_and_validate_describe_a_complete_sweep(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(finished)]) == 0
     assert capsys.readouterr().out == "7 of 7 units done, 56 of 56 filters\n"
@@ -201,6 +202,7 @@ def test_damaged_unit_and_orphan_are_reported_and_repaired(tmp_path: Path, capsy
     assert [p.name for p in (out / "damaged").rglob("*.safetensors.0")] == [f"{shard.name}.0"]
 
 
+@pytest.mark.slow
 def test_failed_units_are_listed_and_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +262,7 @@ def run_until_third_commit(connection: Connection, arguments: list[str]) -> None
     sys.exit(code)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
 def test_signal_stops_a_sweep_and_keeps_committed_units(

@@ -194,6 +194,7 @@ def equal_rows(one: Result, other: Result, rows: Iterable[int]) -> None:
     assert torch.equal(one.history[:, chosen], other.history[:, chosen])
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_size_for_this_and_later_units(
     tiny: Model, replace_renderers: Callable[[Replace], None], tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def start_with_nan(
     return renderer._replace(init=init)
 
 
+@pytest.mark.slow
 def test_nonfinite_filter_is_rendered_again_with_the_next_seed(
     tiny: Model, replace_renderers: Callable[[Replace], None], tmp_path: Path
 ) -> None:
@@ -287,6 +289,7 @@ class Failing:
         return render
 
 
+@pytest.mark.slow
 def test_unit_that_fails_three_times_is_recorded_and_tried_by_the_next_run(
     tiny: Model, replace_renderers: Callable[[Replace], None], tmp_path: Path
 ) -> None:
@@ -319,6 +322,7 @@ def test_unit_that_fails_three_times_is_recorded_and_tried_by_the_next_run(
     assert len(outcomes(out)) == 21
 
 
+@pytest.mark.slow
 def test_run_stops_when_more_than_five_percent_failed(
     tiny: Model, replace_renderers: Callable[[Replace], None], tmp_path: Path
 ) -> None:
@@ -337,6 +341,7 @@ def test_run_stops_when_more_than_five_percent_failed(
 # --- one renderer per layer ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_layer_is_traced_once(tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_features = rendering.make_features
     traced: list[tuple[str, ...]] = []
@@ -370,6 +375,7 @@ def measure_memory() -> tuple[float, int]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, sum(type(one) is Tensor for one in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc, which tells how much memory is used")
 def test_memory_and_tensors_do_not_accumulate_over_units(
     replace_renderers: Callable[[Replace], None], tmp_path: Path
@@ -692,6 +698,7 @@ def test_rank_with_a_failed_unit_waits_for_the_others_before_it_exits(
     assert written == {"19 {'0/00000-00000': 'RuntimeError: cursed'}"}
 
 
+@pytest.mark.slow
 def test_dry_run_estimates_the_bytes_of_the_store(cached_tracing: None, tiny: Model, tmp_path: Path) -> None:
     large = load_model(nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 40, 3)).eval(), size=48)
     small: dict[str, Any] = {"steps": 30, "size": 16, "precision": "float32", "compile": "no"}

@@ -28,7 +28,7 @@ from PIL import Image
 from featvis_func.io import atomic as files
 from featvis_func.sweep import shard
 from featvis_func.sweep.launchers import Rank, TooManyFailedError
-from featvis_func.sweep.layout import DamagedError, Folder, Run, open_folder, sealed, set_aside, start_folder
+from featvis_func.sweep.layout import FORMAT, DamagedError, Folder, Run, open_folder, sealed, set_aside, start_folder
 from featvis_func.sweep.plan import Unit, folder_of
 from featvis_func.sweep.shard import commit, read_commit
 from featvis_func.sweep.store import open_store
@@ -157,6 +157,7 @@ def test_kills_at_any_event_lose_no_committed_unit(tmp_path: Path) -> None:
         assert any(count for name, count in seen.items() if what in name), f"no kill tested: {what}"
 
 
+@pytest.mark.slow
 def test_kill_at_each_event_in_turn_leaves_a_folder_that_can_be_completed(tmp_path: Path) -> None:
     run = toy_run({"a": 2, "b": 1})
     fill(tmp_path / "undisturbed", run, Toy())
@@ -414,6 +415,7 @@ def fill_and_send_error(connection: Connection, path: Path, run: Run, toy: Toy, 
     connection.send("")
 
 
+@pytest.mark.slow
 def test_file_size_limit_ends_the_run_without_partial_files(tmp_path: Path) -> None:
     run = toy_run()
     fill(tmp_path / "undisturbed", run, Toy(side=64))
@@ -667,6 +669,7 @@ class MeetOnce:
             self.barrier.wait(HANG_SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jitter", [False, True], ids=["equal results", "other rounding"])
 @pytest.mark.parametrize("backwards", [False, True], ids=["same order", "from both ends"])
 @pytest.mark.parametrize("damaged", [False, True], ids=["new folder", "all damaged"])
@@ -799,6 +802,7 @@ def measure_memory(connection: Connection, path: Path, run: Run) -> None:
     connection.send([resident() for entry in open_store(path) if entry.image.sum() > 0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 def test_memory_does_not_grow_with_the_number_of_units(tmp_path: Path) -> None:
     run = toy_run({"a": 300, "b": 300})
@@ -865,7 +869,7 @@ def test_equal_results_give_equal_bytes_and_shards_describe_themselves(tmp_path:
             "featvis": json.dumps(
                 {
                     "config": run.hash,
-                    "format": 1,
+                    "format": FORMAT,
                     "layer": "block1.conv",
                     "status": ["ok", "dead", "nonfinite"],
                 },
