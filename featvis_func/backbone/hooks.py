@@ -8,7 +8,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from featvis_func.backbone.layers import LayerRef, tensors_in, works_channels_la
 from featvis_func.models import Model
 from featvis_func.types import Weights
 from featvis_func.validation import first_line
+
+T = TypeVar("T")
 
 
 class Backbone(NamedTuple):
@@ -83,7 +85,7 @@ def wave(count: int) -> Tensor:
     return torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
 
 
-class RandomOperations(TorchDispatchMode):
+class _RandomOperations(TorchDispatchMode):
     """Notes whether an operation of this thread draws from a global random generator."""
 
     drew = False
@@ -93,26 +95,42 @@ class RandomOperations(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         before = _random_states()
         output = func(*args, **(kwargs or {}))
-        self.drew = self.drew or not all(map(torch.equal, before, _random_states()))
+        self.drew = self.drew or not _equal(before, _random_states())
         return output
 
 
-@contextmanager
-def random_state_kept() -> Iterator[RandomOperations]:
-    """Context manager that restores the global random generators, if a module draws from them within the block.
+def keeping_random_state(function: Callable[[], T]) -> tuple[T, bool]:
+    """Call a function, and restore the global random generators if it has drawn from them.
 
-    All threads share the generators. They are restored only if an operation of this thread has drawn, so that other
-    threads do not draw the same numbers again.
+    All threads share the generators, so that they are restored only if it was this function that has drawn: otherwise
+    another thread would draw the same numbers again. Where the generators have changed, a second call tells, in which
+    each operation is watched; the first call is not watched, because not every model runs that way.
+
+    Args:
+        function: takes no arguments, and may be called twice.
+
+    Returns:
+        What it returns, and whether it has drawn.
     """
-    before, operations = _random_states(), RandomOperations()
+    before = _random_states()
+    result = function()
+    if _equal(before, _random_states()):
+        return result, False
+    operations = _RandomOperations()
     try:
         with operations:
-            yield operations
-    finally:
-        if operations.drew:
-            torch.set_rng_state(before[0])
-            for device, state in enumerate(before[1:]):
-                torch.cuda.set_rng_state(state, device)
+            result = function()
+    except Exception:  # it cannot be watched
+        operations.drew = True
+    if operations.drew:
+        torch.set_rng_state(before[0])
+        for device, state in enumerate(before[1:]):
+            torch.cuda.set_rng_state(state, device)
+    return result, operations.drew
+
+
+def _equal(states: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(states) == len(others) and all(map(torch.equal, states, others))
 
 
 def _random_states() -> list[Tensor]:
@@ -121,15 +139,28 @@ def _random_states() -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else [])]
 
 
-def forward_once(model: Model, module: nn.Module, images: Tensor) -> None:
+def forward_once(
+    model: Model, module: nn.Module, images: Tensor, *, reset: Callable[[], object] = lambda: None
+) -> None:
     """Run a complete forward pass for the hooks that it calls.
+
+    Args:
+        model: for its name and size.
+        module: to be run.
+        images: ``(n, c, h, w)``.
+        reset: called before each pass, of which there may be two: see :func:`keeping_random_state`.
 
     Raises:
         ValueError: the module fails on these images.
     """
-    try:
-        with torch.no_grad(), random_state_kept():
+
+    def run() -> None:
+        reset()
+        with torch.no_grad():
             module(images)
+
+    try:
+        keeping_random_state(run)
     except Exception as error:
         shape = f"{model.channels} x {model.size[0]} x {model.size[1]}"
         raise ValueError(f"{model.name} fails on an image of {shape}: {first_line(error)}") from error
@@ -143,8 +174,11 @@ def count_calls(
     Raises:
         ValueError: a layer is not called, or its output is not a tensor and has no part of that name.
     """
-    calls = dict.fromkeys(refs, 0)
+    calls: dict[LayerRef, int] = {}
     wrong: dict[LayerRef, str] = {}
+
+    def reset() -> None:
+        calls.update(dict.fromkeys(refs, 0))
 
     def counter(ref: LayerRef) -> Callable[..., None]:
         def count(child: nn.Module, args: Any, output: Any) -> None:
@@ -157,10 +191,10 @@ def count_calls(
 
         return count
 
-    handles = [module.get_submodule(ref.module).register_forward_hook(counter(ref)) for ref in calls]
+    handles = [module.get_submodule(ref.module).register_forward_hook(counter(ref)) for ref in refs]
     try:
         with channels_last_seen(module) as last:
-            forward_once(model, module, images)
+            forward_once(model, module, images, reset=reset)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.hooks import Backbone, catch, random_state_kept, wave
+from featvis_func.backbone.hooks import Backbone, catch, keeping_random_state, wave
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models import Model
 from featvis_func.types import Weights
@@ -57,11 +57,13 @@ def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tenso
             module(images)
         return caught
 
-    with random_state_kept() as operations:
+    def run() -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         values, gradient = _values_and_gradient(apply, images)
         with torch.no_grad():
-            fewer = apply(images[:-1])
-    return Reference(images, values, fewer, gradient, operations.drew)
+            return values, gradient, apply(images[:-1])
+
+    (values, gradient, fewer), drew = keeping_random_state(run)
+    return Reference(images, values, fewer, gradient, drew)
 
 
 def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> None:
@@ -94,10 +96,13 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
 
 def find_mismatch(core: Backbone, reference: Reference) -> str:
     """Describe how a backbone's values or gradient differ from the module's; empty if they agree."""
-    with random_state_kept():
+
+    def run() -> tuple[dict[str, Tensor], Tensor]:
         if reference.random:
             torch.rand(())  # with the random numbers of the reference, the values could agree by chance
-        values, gradient = _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
+        return _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
+
+    (values, gradient), _ = keeping_random_state(run)
     if difference := _difference(values, reference.values):
         return difference
     expected = reference.gradient
@@ -125,8 +130,8 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
         return own, core.weights
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in core.weights.items()}
     try:
-        with random_state_kept():
-            values, _ = _values_and_gradient(lambda images: core.apply(weights, images), reference.images.to(dtype))
+        images = reference.images.to(dtype)
+        (values, _), _ = keeping_random_state(lambda: _values_and_gradient(lambda x: core.apply(weights, x), images))
         if difference := _difference(values, reference.values, _BFLOAT16_TOLERANCE):
             raise ValueError(difference)
     except Exception as error:  # whatever a model raises in a dtype that it was not written for

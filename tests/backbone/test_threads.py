@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from featvis_func.backbone import hooks
 from featvis_func.backbone.features import make_features
@@ -100,19 +101,56 @@ def test_a_failed_trace_does_not_disturb_another_thread() -> None:
     assert torch.equal(torch.stack(worker.drawn), torch.stack(worker.undisturbed))
 
 
-def test_random_state_kept_restores_only_what_its_own_thread_has_drawn() -> None:
+def test_random_state_is_restored_only_after_draws_of_its_own_thread() -> None:
+    def draw_in_another_thread() -> None:
+        thread = threading.Thread(target=lambda: torch.rand(3))
+        thread.start()
+        thread.join()
+
+    def run(own: bool, other: bool) -> None:
+        if own:
+            nn.functional.dropout(torch.ones(5))
+        if other:
+            draw_in_another_thread()
+
     with torch.random.fork_rng(devices=[]):
-        for own, other in ((True, False), (False, True)):
+        for own, other in ((True, False), (False, True), (True, True), (False, False)):
             torch.manual_seed(0)
             before = torch.get_rng_state()
-            with hooks.random_state_kept():
-                if own:
-                    nn.functional.dropout(torch.ones(5))
-                if other:
-                    thread = threading.Thread(target=lambda: torch.rand(3))
-                    thread.start()
-                    thread.join()
-            assert torch.equal(torch.get_rng_state(), before) == own
+            _, drew = hooks.keeping_random_state(lambda own=own, other=other: run(own, other))
+            assert drew == own
+            assert torch.equal(torch.get_rng_state(), before) == (own or not other)
+
+
+class Conditional(nn.Module):
+    """An operator that calls functions, which not every way of watching a module supports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: x * 2, (x,))
+
+
+class FlexAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).transpose(1, 2)[:, None]
+        return flex_attention(tokens, tokens, tokens)  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:FlexAttention runs with a")
+@pytest.mark.parametrize("module", [Conditional(), FlexAttention()], ids=["cond", "flex_attention"])
+def test_modules_with_operators_of_higher_order_have_features(module: nn.Module) -> None:
+    model = load_model(module.eval(), size=8)
+    images = torch.rand(2, 3, 8, 8)
+    features = make_features(model, ["conv"])
+    torch.testing.assert_close(features.apply(features.weights, images)["conv"], module.conv(images))  # type: ignore[operator]
 
 
 @pytest.fixture
