@@ -24,10 +24,10 @@ def suggest(name: str, known: Sequence[str]) -> str:
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     """Raises ValueError if a name is not among those known.
 
-    >>> check_name("views", "sideways", ["default", "none"])
+    >>> check_name("transforms", "sideways", ["default", "none"])
     Traceback (most recent call last):
         ...
-    ValueError: unknown views 'sideways'; expected one of default, none
+    ValueError: unknown transforms 'sideways'; expected one of default, none
     """
     names = list(known)
     if name not in names:

@@ -7,7 +7,7 @@ import pytest
 
 from featvis_func.backbone.features import Features, make_features
 from featvis_func.models import Model, fingerprint
-from featvis_func.rendering import accentuate, activations, renderer
+from featvis_func.rendering import accentuate, activations, resolve
 
 _FEATURES: dict[Any, Features] = {}
 
@@ -22,5 +22,5 @@ def cached_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
             _FEATURES[key] = make_features(model, layers, **options)
         return _FEATURES[key]
 
-    for module in (accentuate, activations, renderer):
+    for module in (accentuate, activations, resolve):
         monkeypatch.setattr(module, "make_features", cached)

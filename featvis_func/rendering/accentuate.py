@@ -16,7 +16,7 @@ from featvis_func.objective import Objective, departure
 from featvis_func.rendering.activations import activations_of
 from featvis_func.rendering.api import render
 from featvis_func.rendering.presets import IMAGES
-from featvis_func.rendering.renderer import parse_objective
+from featvis_func.rendering.resolve import parse_objective
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image
 from featvis_func.validation import check_float, check_name, check_size

@@ -5,31 +5,27 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from featvis_func import objective as objectives
 from featvis_func import transform as transforms
-from featvis_func.backbone.features import Features, compiled_weights, device_of, make_features
+from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
 from featvis_func.engine.batching import RunResult, run_batched
 from featvis_func.engine.device import CPU_BATCH_SIZE, deterministic_algorithms, probe_batch_size, select_step
-from featvis_func.engine.forward import check_layers
-from featvis_func.engine.snapshots import snapshot_steps
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
-from featvis_func.io.filter_spec import split_layer
-from featvis_func.models import Model, load_model
+from featvis_func.models import Model
 from featvis_func.objective import Objective
 from featvis_func.objective.expression import Call, call, to_code
 from featvis_func.random import key
-from featvis_func.rendering.options import TRANSFORMS, RenderOptions
-from featvis_func.rendering.presets import IMAGES, REDIRECT, named_transform, optimizer_for
+from featvis_func.rendering.options import RenderOptions
+from featvis_func.rendering.presets import IMAGES, named_transform
+from featvis_func.rendering.resolve import Resolved, resolve
 from featvis_func.rendering.result import Result
-from featvis_func.types import Image, Optimizer, Params, State, Target, Transform, Weights
+from featvis_func.types import Image, Params, State, Target, Transform, Weights
 from featvis_func.validation import check_filters, check_seed
 
 
@@ -136,21 +132,6 @@ def make_renderer(
     return plan(resolved, compose(resolved))
 
 
-class Resolved(NamedTuple):
-    """What a rendering is about, all of it checked."""
-
-    model: Model
-    objective: Objective
-    filters: list[int]
-    features: Features
-    options: RenderOptions
-    """With ``redirect`` decided."""
-    size: tuple[int, int]
-    """``(h, w)`` requested for the images."""
-    optimizer: Optimizer
-    device: torch.device
-
-
 class Composed(NamedTuple):
     """The algorithm, made from its parts."""
 
@@ -160,39 +141,6 @@ class Composed(NamedTuple):
     """``(h, w)`` of the images."""
     single_batch: bool
     """Whether the filters depend on each other."""
-
-
-def resolve(
-    model: str | nn.Module | Model,
-    objective: str | Objective,
-    filters: Iterable[int] | int | None,
-    options: RenderOptions,
-    features: Features | None = None,
-) -> Resolved:
-    """Find what the arguments of a rendering mean, and refuse what cannot be rendered.
-
-    Whatever can be told without the model's graph is checked before the model is traced.
-
-    Raises:
-        ValueError: bad input, with what was given, what was expected and what exists.
-    """
-    model = load_model(model)
-    objective, filters = parse_objective(objective, filters)
-    if not objective.layers:
-        raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
-    check_own_parts(options)
-    numbers = None if filters is None else check_filters(filters)
-    optimizer = optimizer_for(options.optimizer, options.lr, options.steps)
-    size = model.size if options.size is None else options.size
-    if features is None:
-        features = make_features(model, objective.layers, device=options.device, precision=options.precision)
-    check_layers(objective, features)
-    if options.redirect is None:
-        redirect = REDIRECT if options.optimizer == "default" and features.redirected is not None else 0
-        options = replace(options, redirect=redirect)
-    device = device_of(features, options.device)
-    numbers = _check_filter_range(numbers, objective, features)
-    return Resolved(model, objective, numbers, features, options, size, optimizer, device)  # type: ignore[arg-type]
 
 
 def compose(resolved: Resolved) -> Composed:
@@ -321,53 +269,6 @@ def _objective_code(objective: Objective) -> dict[str, Any] | None:
     if isinstance(objective.expression, Call) and objective.expression == call("channel", *objective.layers):
         return None
     return to_code(objective.expression_or_name)._asdict()
-
-
-def check_own_parts(options: RenderOptions) -> None:
-    """Check options whose values may be objects of the user's own, and those that must agree with each other.
-
-    Raises:
-        ValueError: neither a name nor an object of the right type, or more snapshots than there are images.
-    """
-    if not isinstance(options.transforms, str | Transform):
-        raise ValueError(
-            f"transforms must be one of {', '.join(TRANSFORMS)} or a Transform, got {options.transforms!r}"
-        )
-    if not isinstance(options.image, str | Image):
-        raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
-    optimizer_for(options.optimizer, options.lr, options.steps)
-    snapshot_steps(options.steps, options.snapshots)
-
-
-def parse_objective(
-    objective: str | Objective, filters: Iterable[int] | int | None
-) -> tuple[Objective, Iterable[int] | int | None]:
-    """The objective and the filters that the arguments of :func:`featvis_func.render` mean."""
-    if isinstance(objective, str):
-        layer, numbers, stated = split_layer(objective)
-        if stated and filters is not None:
-            raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
-        return objectives.channel(layer), numbers if stated else filters
-    if not isinstance(objective, Objective):
-        raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
-    return objective, filters
-
-
-def _check_filter_range(numbers: list[int] | None, objective: Objective, features: Features) -> list[int]:
-    """The filter numbers, checked against the layers in which they select a channel; ``None`` means all."""
-    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in objective.targeted}
-    if numbers is None:
-        return list(range(min(widths.values()) if widths else objective.variants or 1))
-    if objective.variants is not None and max(numbers) >= objective.variants:
-        raise ValueError(f"{objective} describes images 0 to {objective.variants - 1}, got {max(numbers)}")
-    for name, width in widths.items():
-        outside = [f for f in numbers if not 0 <= f < width]
-        if outside:
-            raise ValueError(f"layer {name!r} has filters 0 to {width - 1}, got {outside[0]}")
-    for number in (min(numbers), max(numbers)):
-        if not 0 <= number < 2**32:
-            raise ValueError(f"filter numbers must be in [0, 2**32), got {number}")
-    return numbers
 
 
 def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> Result:

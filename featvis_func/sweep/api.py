@@ -12,7 +12,7 @@ from featvis_func.io.atomic import absolute_path, remove_abandoned
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
-from featvis_func.rendering.renderer import check_own_parts
+from featvis_func.rendering.resolve import check_own_parts
 from featvis_func.sweep import launchers, ray_engine
 from featvis_func.sweep.layout import Run, start_folder
 from featvis_func.sweep.plan import Estimate, LayerPlan, estimate, plan_layers

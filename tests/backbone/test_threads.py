@@ -1,7 +1,7 @@
 """Threads that trace, compute and render at the same time do not affect one another."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -153,17 +153,8 @@ def test_modules_with_operators_of_higher_order_have_features(module: nn.Module)
     torch.testing.assert_close(features.apply(features.weights, images)["conv"], module.conv(images))  # type: ignore[operator]
 
 
-@pytest.fixture
-def one_thread_per_operation() -> Iterator[None]:
-    """Operations that share two cores among many threads wait for one another most of the time."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread_per_operation")
+@pytest.mark.usefixtures("one_thread")
 def test_renders_in_threads_equal_renders_one_after_another(texturenet: Model) -> None:
     layers = ["block1.conv", "block2.conv", "block3.conv", "head"]
 

@@ -21,7 +21,7 @@ from featvis_func.cli import main as cli
 from featvis_func.gallery.reproduce import reproduce
 from featvis_func.models import Model, load_model
 from featvis_func.rendering import api as rendering
-from featvis_func.rendering import renderer
+from featvis_func.rendering import renderer, resolve
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, OPTIONS, TRANSFORMS, flag_of
 
 QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
@@ -384,14 +384,16 @@ def test_error_removes_only_new_folders(tmp_path: Path, capsys: pytest.CaptureFi
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run_batched", "make_features", "_result"])
+@pytest.mark.parametrize(
+    ("module", "name"), [(renderer, "run_batched"), (resolve, "make_features"), (renderer, "_result")]
+)
 def test_interrupted_run_leaves_no_files(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    module: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(renderer, name, interrupt)
+    monkeypatch.setattr(module, name, interrupt)
     assert cli.main(["render", *QUICK, "--out", str(tmp_path / "a" / "b")]) == 130
     printed = capsys.readouterr()
     assert printed.err.strip() == "featvis: interrupted; nothing unfinished was written"

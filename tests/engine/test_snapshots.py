@@ -139,7 +139,7 @@ def test_renderer_takes_snapshots_of_any_of_its_filters_and_any_seed(tiny: Model
 def test_invalid_number_of_snapshots_is_refused_before_the_model_is_traced(
     tiny: Model, count: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featvis_func.rendering.renderer.make_features", None)
+    monkeypatch.setattr("featvis_func.rendering.resolve.make_features", None)
     with pytest.raises(ValueError, match=message):
         render(tiny, "5", steps=2, snapshots=count)
 

@@ -343,7 +343,7 @@ def test_options_are_checked_before_the_model_is_traced(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("traced")
 
-    monkeypatch.setattr("featvis_func.rendering.renderer.make_features", fail)
+    monkeypatch.setattr("featvis_func.rendering.resolve.make_features", fail)
     with pytest.raises(ValueError, match=message):
         render(tiny, "3", **{"filters": [1], **options})
 
@@ -521,7 +521,7 @@ def test_given_features_are_not_traced_again(tiny: Model, monkeypatch: pytest.Mo
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("traced again")
 
-    monkeypatch.setattr("featvis_func.rendering.renderer.make_features", fail)
+    monkeypatch.setattr("featvis_func.rendering.resolve.make_features", fail)
     assert torch.equal(render(tiny, "3", [1], steps=2, features=features).images, expected.images)
     with pytest.raises(ValueError, match="the features lack layer '0'"):
         render(tiny, "0", [1], steps=2, features=features)

@@ -1,0 +1,115 @@
+"""What the arguments of a rendering mean: models, objectives, filters and options, all of them checked."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from featvis_func import objective as objectives
+from featvis_func.backbone.features import Features, device_of, make_features
+from featvis_func.engine.forward import check_layers
+from featvis_func.engine.snapshots import snapshot_steps
+from featvis_func.io.filter_spec import split_layer
+from featvis_func.models import Model, load_model
+from featvis_func.objective import Objective
+from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
+from featvis_func.rendering.presets import REDIRECT, optimizer_for
+from featvis_func.types import Image, Optimizer, Transform
+from featvis_func.validation import check_filters
+
+
+class Resolved(NamedTuple):
+    """What a rendering is about, all of it checked."""
+
+    model: Model
+    objective: Objective
+    filters: list[int]
+    features: Features
+    options: RenderOptions
+    """With ``redirect`` decided."""
+    size: tuple[int, int]
+    """``(h, w)`` requested for the images."""
+    optimizer: Optimizer
+    device: torch.device
+
+
+def resolve(
+    model: str | nn.Module | Model,
+    objective: str | Objective,
+    filters: Iterable[int] | int | None,
+    options: RenderOptions,
+    features: Features | None = None,
+) -> Resolved:
+    """Find what the arguments of a rendering mean, and refuse what cannot be rendered.
+
+    Whatever can be told without the model's graph is checked before the model is traced.
+
+    Raises:
+        ValueError: bad input, with what was given, what was expected and what exists.
+    """
+    model = load_model(model)
+    objective, filters = parse_objective(objective, filters)
+    if not objective.layers:
+        raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
+    check_own_parts(options)
+    numbers = None if filters is None else check_filters(filters)
+    optimizer = optimizer_for(options.optimizer, options.lr, options.steps)
+    size = model.size if options.size is None else options.size
+    if features is None:
+        features = make_features(model, objective.layers, device=options.device, precision=options.precision)
+    check_layers(objective, features)
+    if options.redirect is None:
+        redirect = REDIRECT if options.optimizer == "default" and features.redirected is not None else 0
+        options = replace(options, redirect=redirect)
+    device = device_of(features, options.device)
+    numbers = _check_filter_range(numbers, objective, features)
+    return Resolved(model, objective, numbers, features, options, size, optimizer, device)  # type: ignore[arg-type]
+
+
+def check_own_parts(options: RenderOptions) -> None:
+    """Check options whose values may be objects of the user's own, and those that must agree with each other.
+
+    Raises:
+        ValueError: neither a name nor an object of the right type, or more snapshots than there are images.
+    """
+    if not isinstance(options.transforms, str | Transform):
+        raise ValueError(
+            f"transforms must be one of {', '.join(TRANSFORMS)} or a Transform, got {options.transforms!r}"
+        )
+    if not isinstance(options.image, str | Image):
+        raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
+    optimizer_for(options.optimizer, options.lr, options.steps)
+    snapshot_steps(options.steps, options.snapshots)
+
+
+def parse_objective(
+    objective: str | Objective, filters: Iterable[int] | int | None
+) -> tuple[Objective, Iterable[int] | int | None]:
+    """The objective and the filters that the arguments of :func:`featvis_func.render` mean."""
+    if isinstance(objective, str):
+        layer, numbers, stated = split_layer(objective)
+        if stated and filters is not None:
+            raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
+        return objectives.channel(layer), numbers if stated else filters
+    if not isinstance(objective, Objective):
+        raise ValueError(f"expected the name of a layer or an Objective, got {objective!r}")
+    return objective, filters
+
+
+def _check_filter_range(numbers: list[int] | None, objective: Objective, features: Features) -> list[int]:
+    """The filter numbers, checked against the layers in which they select a channel; ``None`` means all."""
+    widths = {n: features.shapes[n][objectives.feature_axis(features.shapes[n])] for n in objective.targeted}
+    if numbers is None:
+        return list(range(min(widths.values()) if widths else objective.variants or 1))
+    if objective.variants is not None and max(numbers) >= objective.variants:
+        raise ValueError(f"{objective} describes images 0 to {objective.variants - 1}, got {max(numbers)}")
+    for name, width in widths.items():
+        outside = [f for f in numbers if not 0 <= f < width]
+        if outside:
+            raise ValueError(f"layer {name!r} has filters 0 to {width - 1}, got {outside[0]}")
+    for number in (min(numbers), max(numbers)):
+        if not 0 <= number < 2**32:
+            raise ValueError(f"filter numbers must be in [0, 2**32), got {number}")
+    return numbers
