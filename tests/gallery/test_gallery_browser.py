@@ -60,7 +60,7 @@ class Visit:
     def __call__(self, path: str = "index.html", *, width: int = 1280, height: int = 800, **options: Any) -> Any:
         """Open a page in a new browser context."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(300_000)  # only a guard against hanging
         self._contexts.append(context)
         context.on("request", self._on_request)
         context.on("requestfailed", self._on_failure)
