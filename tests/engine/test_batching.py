@@ -541,10 +541,10 @@ def test_step_is_compiled_once_for_all_filters_of_a_layer(tiny: Model) -> None:
 
 
 @pytest.mark.slow
+@torch._dynamo.config.patch(recompile_limit=1)
 def test_compile_step_has_a_recompile_limit_of_its_own_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     real_compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: real_compile(step, backend="eager", **o))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 3, padding=1)).eval()
     model = fv.load_model(net, size=8)
     options: dict[str, Any] = {"image": "pixel", "transforms": "none", "optimizer": "sgd", "redirect": 0}
