@@ -9,7 +9,7 @@ of ``render``, which begins with the help text.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from featvis_func.validation import check_float, check_int, check_name, check_seed, check_size, suggest
@@ -243,15 +243,10 @@ def _json_value(value: Any) -> Any:
     return list(value) if type(value) is tuple else "custom"
 
 
-def _table(options: type[RenderOptions]) -> dict[str, Field[Any]]:
-    return {entry.name: entry for entry in fields(options)}
-
-
-OPTIONS: dict[str, Option] = {name: entry.metadata["option"] for name, entry in _table(RenderOptions).items()}
+OPTIONS: dict[str, Option] = {entry.name: entry.metadata["option"] for entry in fields(RenderOptions)}
 """Option name -> what is known of it, in the order of ``render``'s signature."""
 
-DEFAULTS: dict[str, Any] = {name: entry.default for name, entry in _table(RenderOptions).items()}
-assert MISSING not in DEFAULTS.values()
+DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(RenderOptions)}
 
 SWEEP_OPTIONS: tuple[str, ...] = tuple(name for name, option in OPTIONS.items() if option.in_sweep)
 """The options that a sweep takes; it has a batch size and a device of its own."""

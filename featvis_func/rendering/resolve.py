@@ -53,9 +53,8 @@ def resolve(
     objective, filters = parse_objective(objective, filters)
     if not objective.layers:
         raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
-    check_own_parts(options)
+    optimizer = check_own_parts(options)
     numbers = None if filters is None else check_filters(filters)
-    optimizer = optimizer_for(options.optimizer, options.lr, options.steps)
     size = model.size if options.size is None else options.size
     if features is None:
         features = make_features(model, objective.layers, device=options.device, precision=options.precision)
@@ -68,8 +67,11 @@ def resolve(
     return Resolved(model, objective, numbers, features, options, size, optimizer, device)  # type: ignore[arg-type]
 
 
-def check_own_parts(options: RenderOptions) -> None:
+def check_own_parts(options: RenderOptions) -> Optimizer:
     """Check options whose values may be objects of the user's own, and those that must agree with each other.
+
+    Returns:
+        The optimizer, which has to be made to be checked.
 
     Raises:
         ValueError: neither a name nor an object of the right type, or more snapshots than there are images.
@@ -80,8 +82,8 @@ def check_own_parts(options: RenderOptions) -> None:
         )
     if not isinstance(options.image, str | Image):
         raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
-    optimizer_for(options.optimizer, options.lr, options.steps)
     snapshot_steps(options.steps, options.snapshots)
+    return optimizer_for(options.optimizer, options.lr, options.steps)
 
 
 def parse_objective(
