@@ -155,7 +155,7 @@ def compiled_weights(features: Features) -> Weights:
     ``features._replace(weights=compiled_weights(features))``.
 
     >>> from featvis_func.models import load_model
-    >>> features = make_features(load_model("texturenet"), ["block3.conv"])
+    >>> features = make_features(load_model("texturenet"), ["block3.conv"], precision="float32")
     >>> sorted(compiled_weights(features).keys() - features.weights.keys())
     ['block3.conv.weight.flipped', 'block3.conv.weight.transformed']
     """

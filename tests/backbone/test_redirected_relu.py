@@ -367,7 +367,7 @@ def test_redirection_moves_gelu_above_its_minimum() -> None:
     model = load_model(module, mean=(0, 0, 0), std=(1, 1, 1), size=24)
     optimizer = default_optimizer(12, lr=0.2, drift=0.0)
     assert (render(model, "1", steps=12, optimizer=optimizer, transforms="none").scores < 0).all()
-    assert (render(model, "1", steps=12, optimizer=optimizer, transforms="none", redirect=6).scores > 0.1).all()
+    assert (render(model, "1", steps=12, optimizer=optimizer, transforms="none", redirect=6).scores > 0).all()
 
 
 @pytest.mark.slow

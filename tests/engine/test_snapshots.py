@@ -63,10 +63,11 @@ def test_snapshots_equal_those_of_a_plain_loop(tiny: Model, image: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_snapshots_do_not_depend_on_the_batch_size(tiny: Model, batch_size: int) -> None:
-    expected = snapshots_by_loop(tiny, "5", [0, 1, 2, 3, 4], 3)
-    result = render(tiny, "5", range(5), steps=STEPS, batch_size=batch_size, snapshots=3)
+    # Steps in proportion to the gradient: Adam's would amplify the rounding in which batches differ.
+    expected = snapshots_by_loop(tiny, "5", [0, 1, 2, 3, 4], 3, optimizer="sgd")
+    result = render(tiny, "5", range(5), steps=STEPS, batch_size=batch_size, snapshots=3, optimizer="sgd")
     assert equal_up_to_rounding(result.snapshots, expected)
-    assert_equal_results(result, render(tiny, "5", range(5), steps=STEPS, batch_size=batch_size))
+    assert_equal_results(result, render(tiny, "5", range(5), steps=STEPS, batch_size=batch_size, optimizer="sgd"))
 
 
 @pytest.mark.slow
