@@ -30,12 +30,14 @@ class Model(NamedTuple):
     """Mean per channel: the module receives ``(image - mean) / std`` for an image in ``[0, 1]``."""
     std: tuple[float, ...]
     """Standard deviation per channel."""
-    size: tuple[int, int]
-    """Input size ``(h, w)`` in pixels."""
+    size: tuple[int, ...]
+    """Input size: ``(h, w)`` in pixels; ``(t, h, w)`` for videos of ``t`` frames; ``(t,)`` for signals."""
     categories: tuple[str, ...] = ()
     """Class names, if known."""
     weights: str = ""
     """Origin of the weights, if known: the name used by the library they come from, or a file name and its SHA-256."""
+    assumed: tuple[str, ...] = ()
+    """What is not known and was assumed instead, among ``"size"``, ``"channels"`` and ``"normalisation"``."""
 
     @property
     def channels(self) -> int:
