@@ -35,7 +35,7 @@ class Done(NamedTuple):
 
     unit: Unit
     outcome: str
-    """``"rendered"``, ``"found"`` (it was done before), ``"failed"``, or ``"refused"``: its layer cannot be rendered."""
+    """``"rendered"``, ``"found"`` (done before), ``"failed"``, or ``"refused"``: its layer cannot be rendered."""
     seconds: float
     error: str = ""
     """Type and message of the last error of a failed unit."""
