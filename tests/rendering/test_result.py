@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from featvis_func.io.pil import picture
-from featvis_func.rendering.result import Result, read_result, writable_folder
+from featvis_func.rendering.files import writable_folder
+from featvis_func.rendering.result import Result, read_result
 
 GAP = 2
 
