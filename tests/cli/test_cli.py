@@ -96,6 +96,7 @@ def test_every_flag_reaches_render(tmp_path: Path, texturenet: Model) -> None:
         "--redirect": "1",
         "--precision": "float32",
         "--compile": "no",
+        "--bands": "2,1,0",
         "--device": "cpu",
         "--weights": str(weights),
         "--out": str(out),
@@ -121,6 +122,7 @@ def test_every_flag_reaches_render(tmp_path: Path, texturenet: Model) -> None:
         "deterministic": True,
         "saliency": True,
         "snapshots": 0,
+        "bands": [2, 1, 0],
         "device": "cpu",
     }
     assert set(expected) - {"layer"} == {name for name, option in OPTIONS.items() if option.recorded}

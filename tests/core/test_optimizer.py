@@ -313,7 +313,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-22, 1e-19, 1e-15, 1e-10, 1.0, 1e18, 1e30])
-@pytest.mark.parametrize("wrap", [lambda f: f, pytest.param(compiled, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, pytest.param(compiled, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 def test_norm_and_unit_gradient_at_any_scale(wrap: Callable[[Any], Any], scale: float) -> None:
     """Float32 squares of these underflow or overflow. Each row of the batch has a scale of its own."""
     grads = {"a": torch.stack([noise(50), noise(50) * scale, torch.zeros(50)]).float()}
