@@ -55,7 +55,8 @@ class Result:
     status: tuple[str, ...]
     """Per filter: ``"ok"``; ``"dead"`` if no step had a gradient; ``"nonfinite"`` if the score or the gradient of a
     step was not finite (such a step is skipped, and the image is the best of the others); ``"flat"`` if the score never
-    rose above that of step 0, as of a unit that was never trained: the image is the initial one."""
+    rose above that of step 0, in more than one step: the image is the initial one. Units that were never trained do so,
+    and others if the steps are too few and too large."""
     history: Tensor
     """float32 ``(steps, n)``: the objective at each step, for the transformed image; NaN after a filter's last step."""
     steps: Tensor
