@@ -141,3 +141,30 @@ def check_size(size: Any) -> tuple[int, int]:
     if h < 1 or w < 1 or any(isinstance(side, bool) for side in sides):
         raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
     return h, w
+
+
+def check_bands(bands: Any, channels: int | None = None) -> tuple[int, ...]:
+    """Channels to show: one as grey, or three as red, green and blue, numbered from 0.
+
+    Args:
+        bands: the channels.
+        channels: how many there are, if that is known.
+
+    >>> check_bands([3, 2, 1])
+    (3, 2, 1)
+    >>> check_bands((3, 2, 6), 6)
+    Traceback (most recent call last):
+        ...
+    ValueError: bands has channel 6, but the channels are 0 to 5; got (3, 2, 6)
+    """
+    try:
+        numbers = tuple(operator.index(band) for band in bands)
+    except TypeError as error:
+        raise ValueError(f"bands must be channel numbers such as (3, 2, 1), got {bands!r}") from error
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"bands must be 1 channel (grey) or 3 (red, green, blue), got {numbers}")
+    missing = [band for band in numbers if band < 0 or (channels is not None and band >= channels)]
+    if missing:
+        last = "numbered from 0" if channels is None else "0 only" if channels == 1 else f"0 to {channels - 1}"
+        raise ValueError(f"bands has channel {missing[0]}, but the channels are {last}; got {numbers}")
+    return numbers

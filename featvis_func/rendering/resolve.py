@@ -11,6 +11,7 @@ from featvis_func import objective as objectives
 from featvis_func.backbone.features import Features, device_of, make_features
 from featvis_func.engine.forward import check_layers
 from featvis_func.engine.snapshots import snapshot_steps
+from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
@@ -54,6 +55,7 @@ def resolve(
     if not objective.layers:
         raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
     optimizer = check_own_parts(options)
+    check_shown(options.bands, model.channels, len(model.size))
     numbers = None if filters is None else check_filters(filters)
     size = model.size if options.size is None else options.size
     if features is None:

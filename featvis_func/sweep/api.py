@@ -9,6 +9,7 @@ from torch import nn
 
 from featvis_func.engine.device import check_device
 from featvis_func.io.atomic import absolute_path, remove_abandoned
+from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
@@ -168,6 +169,7 @@ def _configure(
         if value == "custom":
             raise ValueError(f"a sweep takes {name} by name, not an object, got {getattr(options, name)!r}")
     check_own_parts(options)
+    check_shown(options.bands, model.channels, len(model.size))
     if device is None:
         device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
     plans = plan_layers(model, layers, filters, batch_size=batch_size, unit_size=unit_size, device=device)

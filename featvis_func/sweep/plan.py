@@ -242,7 +242,7 @@ def estimate(
         weight = 0.0 if low == high else (index - low) / (high - low)
         batches = sum(-(-len(unit.filters) // plan.batch_size) for unit in plan.units)
         seconds += batches * config["steps"] * (costs[low] * (1 - weight) + costs[high] * weight)
-        positions = torch.Size(plan.shape[1:]).numel() if len(plan.shape) == 3 else max(plan.shape[:-1], default=1)
+        positions = torch.Size(plan.shape[1:]).numel() if len(plan.shape) >= 3 else max(plan.shape[:-1], default=1)
         images = values * (itemsize + config.get("snapshots", 0))
         per_filter = images + positions * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
         size += len(plan.filters) * per_filter + len(plan.units) * _BYTES_PER_UNIT

