@@ -14,6 +14,7 @@ from featvis_func.engine.snapshots import snapshot_steps
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
+from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
 from featvis_func.rendering.presets import REDIRECT, optimizer_for
 from featvis_func.types import Image, Optimizer, Transform
@@ -24,13 +25,14 @@ class Resolved(NamedTuple):
     """What a rendering is about, all of it checked."""
 
     model: Model
+    """With its input size: see :func:`~featvis_func.rendering.input_size.with_input_size`."""
     objective: Objective
     filters: list[int]
     features: Features
     options: RenderOptions
     """With ``redirect`` decided."""
-    size: tuple[int, int]
-    """``(h, w)`` requested for the images."""
+    size: tuple[int, ...]
+    """Requested for the images: ``(h, w)``, ``(t, h, w)`` or ``(t,)``."""
     optimizer: Optimizer
     device: torch.device
 
@@ -55,7 +57,8 @@ def resolve(
         raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
     optimizer = check_own_parts(options)
     numbers = None if filters is None else check_filters(filters)
-    size = model.size if options.size is None else options.size
+    model = with_input_size(model, options.size, features)
+    size = image_size(options.size, model)
     if features is None:
         features = make_features(model, objective.layers, device=options.device, precision=options.precision)
     check_layers(objective, features)
