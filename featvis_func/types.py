@@ -50,7 +50,7 @@ class Image(NamedTuple):
     init: Callable[[Key], Params]
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
-    """parameters -> ``(c, h, w)`` float, in the valid range for any parameters; likewise ``(c, t, h, w)``, ``(c, t)``."""
+    """parameters -> ``(c, h, w)`` float, in the valid range for any parameters."""
     share_params: Callable[[Params], Params] | None = None
     """Average the part of the parameters that all filters share: parameters, or updates, with the leading axis ``n`` ->
     the same, with that part averaged over ``n``. Such filters are rendered in one batch."""

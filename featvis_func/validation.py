@@ -128,7 +128,7 @@ def check_filters(filters: Iterable[int] | int) -> list[int]:
 
 
 def check_size(size: Any) -> tuple[int, ...]:
-    """An image size: one number for a square, ``(h, w)``, ``(t, h, w)`` for a video or ``(t,)`` for a signal, as a tuple.
+    """A size as a tuple: one number for a square, ``(h, w)``, ``(t, h, w)`` for a video or ``(t,)`` for a signal.
 
     >>> check_size(64), check_size((48, 64)), check_size((16, 48, 64)), check_size((1000,))
     ((64, 64), (48, 64), (16, 48, 64), (1000,))
@@ -136,8 +136,8 @@ def check_size(size: Any) -> tuple[int, ...]:
     sides = _whole_sides(size)
     if not 1 <= len(sides) <= 3:
         raise ValueError(
-            f"image size must be whole pixels, at least 1: one number, (h, w), (t, h, w) for videos or (t,) for signals,"
-            f" got {size}"
+            f"image size must be whole pixels, at least 1: one number, (h, w), (t, h, w) for videos or (t,) for"
+            f" signals, got {size}"
         )
     return sides
 

@@ -80,7 +80,9 @@ def receptive_fields(
     (5, 5)
     """
     if len(shape) != 3:
-        raise ValueError(f"receptive fields are measured for models of images (c, h, w), got an input of {tuple(shape)}")
+        raise ValueError(
+            f"receptive fields are measured for models of images (c, h, w), got an input of {tuple(shape)}"
+        )
     maps = [name for name, shape_of_one in features.shapes.items() if len(shape_of_one) == 3]
     fields: dict[str, Field | None] = dict.fromkeys(features.shapes)
     if not maps:

@@ -13,7 +13,6 @@ from featvis_func.random import uniform
 from featvis_func.types import Image, Key
 from featvis_func.validation import check_float
 
-
 # Exponent of the default magnitude, per side of the image: 1.2 for images.
 _DECAY_PER_SIDE = 0.6
 
@@ -145,7 +144,7 @@ def _conjugate_masks(sides: Sequence[int], device: torch.device | str | None) ->
     conjugate to entries that ``rfftn`` does not store.
 
     Returns:
-        Three bool tensors of the shape of the spectrum: self-conjugate entries, both entries of each conjugate pair, and
+        Three bool tensors of the shape of the spectrum: self-conjugate entries; both entries of each conjugate pair;
         one entry of each pair.
     """
     *others, last = sides

@@ -53,8 +53,8 @@ def cppn(
 
     ``sigmoid(matrix @ net(x, y))`` per pixel; ``net(x, y, t)`` for a video, ``net(t)`` for a signal. ``net`` has
     ``layers`` hidden layers ``activation((weight @ z + bias) / 64)`` and a linear map to the channels. The pixels span
-    ``[-sqrt(3), sqrt(3)]`` along the longest side. Compared with the other parameterisations it needs more steps for the same result, 128
-    rather than 32, and each step costs more.
+    ``[-sqrt(3), sqrt(3)]`` along the longest side. Compared with the other parameterisations it needs more steps for
+    the same result, 128 rather than 32, and each step costs more.
 
     Args:
         size: image size in pixels, ``h = w`` or ``(h, w)``; ``(t, h, w)`` for a video, ``(t,)`` for a signal.

@@ -190,7 +190,8 @@ def _resize_formulas(axes: int) -> tuple[str, str]:
     """
     full, reduced = "abd"[:axes], "xyz"[:axes]
     first, *others = (f + r for f, r in zip(full, reduced, strict=True))
-    return tuple(",".join([first, f"c{x}", *others]) + f"->c{y}" for x, y in ((reduced, full), (full, reduced)))
+    up, down = (",".join([first, f"c{x}", *others]) + f"->c{y}" for x, y in ((reduced, full), (full, reduced)))
+    return up, down
 
 
 def _bilinear_matrix(target: int, source: int, device: torch.device | str | None) -> Tensor:

@@ -184,8 +184,7 @@ def alpha(
     """
     if len(image_shape(size, channels)) == 2:
         raise ValueError(
-            f"alpha: expected the size of an image or a video, got that of a signal, {size}; signals can be fourier,"
-            f" pixel, phase, laplacian_pyramid or cppn"
+            "alpha is for images and videos; a signal can be fourier, pixel, phase, laplacian_pyramid or cppn"
         )
     colors = correlation_matrix(channels, correlation, device=device)
     matrix = None if colors is None else torch.block_diag(colors, colors.new_ones(1, 1))

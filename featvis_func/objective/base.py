@@ -32,8 +32,8 @@ class Objective:
     score: Callable[[Activations, Target], Tensor]
     """(activations, target) -> float ``()``: the number to maximise."""
     activation_map: Callable[[Activations, Target], Tensor]
-    """(activations, target) -> one number per position, ``(h', w')``, ``(t', h', w')``, ``(t,)`` or ``()``: the map that
-    is shown beside the image."""
+    """(activations, target) -> one number per position, ``(h', w')``, ``(t', h', w')``, ``(t,)`` or ``()``: the map
+    that is shown beside the image."""
     layers: tuple[str, ...]
     """The layers whose activations it reads, the main one first; empty if it reads only the image."""
     targeted: tuple[str, ...]
@@ -45,8 +45,8 @@ class Objective:
     variants: int | None = None
     """The number of images that it describes, if the target does not select a channel; ``None``: any number."""
     picture: Tensor | None = None
-    """``(c, h, w)`` in ``[0, 1]``, or a video or signal, of the images' size: passed to the model along with each image,
-    under the same random transform."""
+    """``(c, h, w)`` in ``[0, 1]``, or a video or signal, of the images' size: passed to the model along with each
+    image, under the same random transform."""
 
     expression: Expression | None = None
     """The Python expression that makes it; ``None`` for a user-defined objective."""

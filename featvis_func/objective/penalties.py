@@ -40,7 +40,7 @@ def total_variation() -> Objective:
     """
 
     def pixel_map(x: Tensor) -> Tensor:
-        return reduce(add, (_differences(x, axis) for axis in range(1, x.ndim)))
+        return reduce(add, [_differences(x, axis) for axis in range(1, x.ndim)])
 
     return _penalty(call("total_variation"), pixel_map)
 
@@ -109,9 +109,9 @@ def boundary_complexity(width: int = 20, value: float = 0.5) -> Objective:
 
     def pixel_map(x: Tensor) -> Tensor:
         sides = x.shape[1:][-2:]  # of a video those of a frame
-        border = reduce(or_, (_near_the_ends(x, axis, width) for axis in range(-len(sides), 0)))
+        border = reduce(or_, [_near_the_ends(x, axis, width) for axis in range(-len(sides), 0)])
         total = math.prod(sides)
-        count = total - math.prod(max(0, side - 2 * width) for side in sides)
+        count = total - math.prod([max(0, side - 2 * width) for side in sides])
         return ((x - _blurred(x)).square() + _VALUE_WEIGHT * (x - value).square()) * border * (total / count)
 
     return _penalty(call("boundary_complexity", width, _check_value(value)), pixel_map)
@@ -147,7 +147,7 @@ def _differences(x: Tensor, axis: int) -> Tensor:
 
 
 def _near_the_ends(x: Tensor, axis: int, width: int) -> Tensor:
-    """Bool, of a shape that is broadcast to that of ``x``: the positions near both ends of an axis counted from last."""
+    """Bool, to be broadcast with ``x``: the positions near both ends of an axis, which is counted from the last."""
     index = torch.arange(x.shape[axis], device=x.device).reshape(-1, *(1,) * (-1 - axis))
     return (index < width) | (index >= x.shape[axis] - width)
 

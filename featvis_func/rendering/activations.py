@@ -33,8 +33,8 @@ def activations_of(
             by this function, in float32.
 
     Returns:
-        Requested layer name -> its activations ``(c, h, w)``, ``(c, t, h, w)``, ``(t, d)`` or ``(d,)``, float32, without
-        a gradient.
+        Requested layer name -> its activations ``(c, h, w)``, ``(c, t, h, w)``, ``(t, d)`` or ``(d,)``, float32,
+        without a gradient.
 
     Raises:
         ValueError: an unknown layer, or an image of another shape or dtype.

@@ -116,7 +116,7 @@ def warn_if_stretched(image: tuple[int, ...], model: Model, *, stacklevel: int =
     # By how many pixels a side, the one for which this is less, differs from that of the model's aspect ratio.
     if abs(h * input_w - w * input_h) / max(input_h, input_w) > 1:
         warnings.warn(
-            f"images of {by(image)} are stretched to the input of {model.name}, {by(model.size)}, which has another aspect"
-            f" ratio",
+            f"images of {by(image)} are stretched to the input of {model.name}, {by(model.size)}, which has another"
+            f" aspect ratio",
             stacklevel=stacklevel,
         )

@@ -129,9 +129,7 @@ def named_transform(
 
 def _signal_transform(name: str, length: int, size: int) -> Transform:
     if name not in SIGNAL_TRANSFORMS:
-        raise ValueError(
-            f"transforms={name!r} are for images and videos; for signals there are {', '.join(SIGNAL_TRANSFORMS)}"
-        )
+        raise ValueError(f"transforms={name!r} is for images and videos; signals have {', '.join(SIGNAL_TRANSFORMS)}")
     if name == "none":
         return warp_time(size=size)
     return warp_time(size=size, shift=sum(_SHIFTS) / 224 * length, scale=(0.95, 1.05))

@@ -167,9 +167,7 @@ def compose(resolved: Resolved) -> Composed:
         raise ValueError(f"the image has {channels} channels; {model.name} takes {model.channels}")
     transform = options.transforms
     if not isinstance(transform, Transform):
-        transform = named_transform(
-            transform, image=tuple(sides), size=model.size, deterministic=options.deterministic
-        )
+        transform = named_transform(transform, image=tuple(sides), size=model.size, deterministic=options.deterministic)
         if channels > model.channels:  # an opacity, which shows only over a background
             background = transforms.over_background()
             transform = transforms.chain(background if axes == 2 else transforms.per_frame(background), transform)
@@ -177,9 +175,7 @@ def compose(resolved: Resolved) -> Composed:
             warn_if_stretched(tuple(sides), model)
     shape = transform.apply(example, transform.draw(key(options.seed, device=device))).shape
     if len(shape) > 2 + axes or shape[-1 - axes :] != accepted:
-        raise ValueError(
-            f"the transformed images must be {accepted}, which {model.name} takes, got {tuple(shape)}"
-        )
+        raise ValueError(f"the transformed images must be {accepted}, which {model.name} takes, got {tuple(shape)}")
     if objective.picture is not None and objective.picture.shape != example.shape:
         raise ValueError(
             f"the picture of {objective} is {tuple(objective.picture.shape)}, the images are {tuple(example.shape)}"

@@ -14,9 +14,10 @@ from featvis_func.engine.snapshots import snapshot_steps
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
+from featvis_func.rendering import presets
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
-from featvis_func.rendering.presets import REDIRECT, optimizer_for
+from featvis_func.rendering.presets import REDIRECT, named_transform, optimizer_for
 from featvis_func.types import Image, Optimizer, Transform
 from featvis_func.validation import check_filters
 
@@ -59,6 +60,7 @@ def resolve(
     numbers = None if filters is None else check_filters(filters)
     model = with_input_size(model, options.size, features)
     size = image_size(options.size, model)
+    check_presets(options, model)
     if features is None:
         features = make_features(model, objective.layers, device=options.device, precision=options.precision)
     check_layers(objective, features)
@@ -87,6 +89,19 @@ def check_own_parts(options: RenderOptions) -> Optimizer:
         raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
     snapshot_steps(options.steps, options.snapshots)
     return optimizer_for(options.optimizer, options.lr, options.steps)
+
+
+def check_presets(options: RenderOptions, model: Model) -> None:
+    """Check that what goes by name exists for models of videos and signals, too.
+
+    Raises:
+        ValueError: a transform or a parameterisation that the model's kind of images does not have.
+    """
+    pixel = (1,) * len(model.size)
+    if isinstance(options.transforms, str):
+        named_transform(options.transforms, image=pixel, size=pixel)
+    if isinstance(options.image, str):
+        presets.IMAGES[options.image](pixel, channels=model.channels)
 
 
 def parse_objective(

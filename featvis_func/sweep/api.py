@@ -14,7 +14,7 @@ from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
-from featvis_func.rendering.resolve import check_own_parts
+from featvis_func.rendering.resolve import check_own_parts, check_presets
 from featvis_func.sweep import launchers, ray_engine
 from featvis_func.sweep.layout import Run, start_folder
 from featvis_func.sweep.plan import Estimate, LayerPlan, count_positions, estimate, plan_layers, select_layers
@@ -173,6 +173,7 @@ def _configure(
         if value == "custom":
             raise ValueError(f"a sweep takes {name} by name, not an object, got {getattr(options, name)!r}")
     check_own_parts(options)
+    check_presets(options, model)
     if options.size is not None:  # recorded with all sides, which one number leaves to the model
         options = replace(options, size=image_size(options.size, model))
     if device is None:

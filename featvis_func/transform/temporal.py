@@ -42,9 +42,7 @@ def per_frame(transform: Transform) -> Transform:
     return Transform(transform.draw, apply)
 
 
-def warp_time(
-    *, size: int, shift: float = 0.0, scale: tuple[float, float] = (1.0, 1.0), axis: int = -1
-) -> Transform:
+def warp_time(*, size: int, shift: float = 0.0, scale: tuple[float, float] = (1.0, 1.0), axis: int = -1) -> Transform:
     """Shift and stretch in time at random, and resample once, linearly, to the length that the model takes.
 
     Output sample ``i`` shows the time ``(i + 0.5 - size / 2) * n / (size * factor) + n / 2 + offset`` of ``n`` samples,

@@ -16,7 +16,10 @@ from featvis_func.io.pil import picture as as_picture
 from featvis_func.rendering.activations import activations_of
 
 # The photograph has another aspect ratio than the model's input.
-pytestmark = [pytest.mark.usefixtures("cached_tracing"), pytest.mark.filterwarnings("ignore:images of .* are stretched")]
+pytestmark = [
+    pytest.mark.usefixtures("cached_tracing"),
+    pytest.mark.filterwarnings("ignore:images of .* are stretched"),
+]
 
 
 @pytest.fixture(scope="module")
