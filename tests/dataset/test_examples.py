@@ -42,7 +42,7 @@ def examples_by_hook(model: Model, layer: str, folder: Path, count: int) -> tupl
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
     with torch.no_grad():
         for path in files:
-            model.module((read_image(path, model.size)[None] - mean) / std)
+            model.module((read_image(path, (model.size[0], model.size[1]))[None] - mean) / std)
     handle.remove()
     values = torch.cat(outputs).flatten(2) if outputs[0].ndim == 4 else torch.cat(outputs)[:, :, None]
     maxima, places = values.max(2)
