@@ -9,7 +9,7 @@ import torch
 from benchmarks.evaluate import load_squeezenet
 from featvis_func.models import Model, load_model
 from tests.cached_tracing import cached_tracing as cached_tracing
-from tests.toys import TINY_SIZE, make_tiny
+from tests.toys import SIGNAL_SIZE, TINY_SIZE, VIDEO_SIZE, make_signal_net, make_tiny, make_video_net
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +38,18 @@ def tiny() -> Model:
     return load_model(make_tiny(), size=TINY_SIZE)
 
 
+@pytest.fixture
+def video_model() -> Model:
+    """A small random model of videos, made anew for each test."""
+    return load_model(make_video_net(), size=VIDEO_SIZE)
+
+
+@pytest.fixture
+def signal_model() -> Model:
+    """A small random model of signals, made anew for each test."""
+    return load_model(make_signal_net(), size=SIGNAL_SIZE, mean=(0.5, 0.5), std=(0.25, 0.5))
+
+
 @pytest.fixture(scope="session")
 def texturenet() -> Model:
     """The built-in texturenet."""
@@ -50,7 +62,7 @@ def squeezenet() -> Model:
     module = load_squeezenet()
     if module is None:
         pytest.skip("no SqueezeNet weights at FEATVIS_WEIGHTS or in ../shared/weights")
-    return load_model(module)
+    return load_model(module, size=224)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def render(
     filters: Iterable[int] | int | None = None,
     *,
     steps: int = 32,
-    size: int | tuple[int, int] | None = None,
+    size: int | tuple[int, ...] | None = None,
     seed: int = 0,
     transforms: str | Transform = "default",
     lr: float | None = None,
@@ -42,7 +42,8 @@ def render(
     progress: bool | None = None,
     views: str | Transform | None = None,
 ) -> Result:
-    """Render one image per filter that shows what the filter responds to.
+    """Render one image per filter that shows what the filter responds to; for a model of videos a video, for a model of
+    signals a signal.
 
     A filter's image depends on the seed, the model, the layer, the filter and the options below, but not on which other
     filters are rendered, in which order or in which batches (up to the rounding of the backbone).
@@ -55,15 +56,19 @@ def render(
         filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
             image; numbers then give variants).
         steps: number of gradient ascent steps, at least 1; more give a higher activation at less saturation.
-        size: image size in pixels, one number for a square or height and width ``(h, w)``. Default: the model's input
-            size.
+        size: image size in pixels, one number for a square or height and width; frames, height and width of a video,
+            length of a signal: ``N``, ``(h, w)``, ``(t, h, w)`` or ``(t,)``. For a video, ``N`` and ``(h, w)`` leave
+            the number of frames to the model. Default: the model's input size. Images of another size are resized to
+            it by the random transforms; of another aspect ratio they are stretched, with a warning. Where the input
+            size of a module is not known, this is the input size as well.
         seed: seed of all randomness; another seed gives other images. In ``[0, 2**64)``.
         transforms: random transforms of the image before each step: default, published, lucid, maco, none; or a
-            :class:`Transform` from the image to the model's input size, in ``[0, 1]``. Normalisation is added.
+            :class:`Transform` from the image to the model's input size, in ``[0, 1]``. Normalisation is added. For
+            signals there are default and none.
         lr: learning rate. Default: that of the optimizer.
         image: parameterisation of the image: fourier, pixel, phase, laplacian_pyramid, cppn, alpha; or an
             :class:`Image`, see :mod:`featvis_func.image`. One with a channel more than the model takes has an opacity;
-            named transforms show it over random backgrounds.
+            named transforms show it over random backgrounds. For signals there are all but alpha.
         optimizer: optimizer: default, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
             :mod:`featvis_func.rendering.presets`.
         batch_size: number of filters that are rendered at the same time; the last batch is padded to the shape of the

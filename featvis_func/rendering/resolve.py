@@ -15,8 +15,10 @@ from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
+from featvis_func.rendering import presets
+from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
-from featvis_func.rendering.presets import REDIRECT, optimizer_for
+from featvis_func.rendering.presets import REDIRECT, named_transform, optimizer_for
 from featvis_func.types import Image, Optimizer, Transform
 from featvis_func.validation import check_filters
 
@@ -25,13 +27,14 @@ class Resolved(NamedTuple):
     """What a rendering is about, all of it checked."""
 
     model: Model
+    """With its input size: see :func:`~featvis_func.rendering.input_size.with_input_size`."""
     objective: Objective
     filters: list[int]
     features: Features
     options: RenderOptions
     """With ``redirect`` decided."""
-    size: tuple[int, int]
-    """``(h, w)`` requested for the images."""
+    size: tuple[int, ...]
+    """Requested for the images: ``(h, w)``, ``(t, h, w)`` or ``(t,)``."""
     optimizer: Optimizer
     device: torch.device
 
@@ -57,7 +60,9 @@ def resolve(
     optimizer = check_own_parts(options)
     check_shown(options.bands, model.channels, len(model.size))
     numbers = None if filters is None else check_filters(filters)
-    size = model.size if options.size is None else options.size
+    model = with_input_size(model, options.size, features)
+    size = image_size(options.size, model)
+    check_presets(options, model)
     if features is None:
         features = make_features(model, objective.layers, device=options.device, precision=options.precision)
     check_layers(objective, features)
@@ -86,6 +91,19 @@ def check_own_parts(options: RenderOptions) -> Optimizer:
         raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
     snapshot_steps(options.steps, options.snapshots)
     return optimizer_for(options.optimizer, options.lr, options.steps)
+
+
+def check_presets(options: RenderOptions, model: Model) -> None:
+    """Check that what goes by name exists for models of videos and signals, too.
+
+    Raises:
+        ValueError: a transform or a parameterisation that the model's kind of images does not have.
+    """
+    pixel = (1,) * len(model.size)
+    if isinstance(options.transforms, str):
+        named_transform(options.transforms, image=pixel, size=pixel)
+    if isinstance(options.image, str):
+        presets.IMAGES[options.image](pixel, channels=model.channels)
 
 
 def parse_objective(

@@ -15,7 +15,11 @@ from featvis_func.io.image_files import read_image
 from featvis_func.io.pil import picture as as_picture
 from featvis_func.rendering.activations import activations_of
 
-pytestmark = pytest.mark.usefixtures("cached_tracing")
+# The photograph has another aspect ratio than the model's input.
+pytestmark = [
+    pytest.mark.usefixtures("cached_tracing"),
+    pytest.mark.filterwarnings("ignore:images of .* are stretched"),
+]
 
 
 @pytest.fixture(scope="module")

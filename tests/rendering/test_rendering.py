@@ -150,6 +150,7 @@ SIZES = {7: (7, 7), (9, 30): (9, 30), (40, 13): (40, 13), 1: (1, 1)}
 
 # Every size with one parameterisation, and every parameterisation at the two sizes that are the most unlike.
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:images of .* are stretched")
 @pytest.mark.parametrize(
     ("image", "size"),
     [*(("fourier", size) for size in SIZES), *((image, s) for image in IMAGES[1:] for s in ((9, 30), 1))],
