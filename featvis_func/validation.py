@@ -7,6 +7,9 @@ what was expected and, where there is a choice, what exists.
 import difflib
 import math
 import operator
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -141,3 +144,16 @@ def check_size(size: Any) -> tuple[int, int]:
     if h < 1 or w < 1 or any(isinstance(side, bool) for side in sides):
         raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
     return h, w
+
+
+def warn_caller(message: str) -> None:
+    """Warn about what a user gave, at the line of the user's code that called the package.
+
+    However deep inside the package the warning arises, it names the first frame outside, and is shown once for each
+    such line.
+    """
+    package = os.path.dirname(__file__) + os.sep
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from featvis_func import load_model, make_features
 from featvis_func.backbone.receptive_field import Field, receptive_fields
 from featvis_func.models import Model
+from tests.toys import load_toy
 
 
 def expected_ends(steps: list[tuple[int, int, int, int]], length: int) -> list[list[int]]:
@@ -56,7 +57,7 @@ def fields_of(model: Model, layer: str, batch_size: int = 32) -> Field:
 @pytest.mark.parametrize("name", STACKS)
 def test_fields_follow_from_kernels_strides_and_padding(name: str, size: tuple[int, int]) -> None:
     module = stack(STACKS[name])
-    field = fields_of(load_model(module, size=size), str(len(module) - 1))
+    field = fields_of(load_toy(module, size=size), str(len(module) - 1))
     for ends, length in ((field.rows, size[0]), (field.columns, size[1])):
         assert ends.tolist() == expected_ends([step[1:] for step in STACKS[name]], length)
 
@@ -68,7 +69,7 @@ def test_field_of_a_dead_unit_is_that_of_the_others() -> None:
     assert isinstance(conv, nn.Conv2d)
     conv.bias = nn.Parameter(torch.full((8,), -3.0))
     assert not module(torch.rand(1, 3, 16, 16)).any()
-    assert fields_of(load_model(module, size=16), "1").size == (3, 3)
+    assert fields_of(load_toy(module, size=16), "1").size == (3, 3)
 
 
 def test_gradients_are_zero_outside_of_the_field() -> None:
@@ -100,7 +101,7 @@ def test_fields_of_branches_asymmetric_kernels_and_global_pools() -> None:
             x = self.gated(x * x.mean((2, 3), keepdim=True).sigmoid())
             return self.head(x.mean((2, 3)))
 
-    features = make_features(load_model(Net(), size=24), ["wide", "both", "gated", "head"])
+    features = make_features(load_toy(Net(), size=24), ["wide", "both", "gated", "head"])
     fields = receptive_fields(features, (3, 24, 24))
     assert {name: field and field.size for name, field in fields.items()} == {
         "wide": (1, 7),

@@ -31,6 +31,7 @@ from featvis_func.rendering.result import read_result
 from featvis_func.sweep.layout import open_folder
 from featvis_func.sweep.shard import commit
 from tests.sweep_toys import STEPS, Toy, fill, toy_result, toy_run
+from tests.toys import load_toy
 
 
 @pytest.fixture
@@ -377,7 +378,7 @@ def test_filter_pages_show_the_photographs_with_the_highest_scores(
     from featvis_func.gallery import top_examples as module
     from featvis_func.sweep import sweep
 
-    model = fv.load_model(red_and_blue(), size=12)
+    model = load_toy(red_and_blue(), size=12)
     sweep(model, "0", out=tmp_path / "store", steps=2)
     gallery = build_gallery(tmp_path / "store", images=photographs, model=model)
     site = gallery.path.parent
@@ -408,7 +409,7 @@ def test_photographs_with_another_model_are_rejected(photographs: Path, tmp_path
     from featvis_func.sweep import sweep
 
     sweep("texturenet", "head", [1], out=tmp_path / "store", steps=1, size=16)
-    other = fv.load_model(red_and_blue(), size=12)
+    other = load_toy(red_and_blue(), size=12)
     with pytest.raises(ValueError, match="is not the model that was rendered"):
         build_gallery(tmp_path / "store", images=photographs, model=other)
     assert not (tmp_path / "store/gallery").exists()
@@ -449,7 +450,7 @@ class ChannelsLast(nn.Module):
 def test_photographs_and_reproduction_of_a_layer_with_explicit_axes(photographs: Path, tmp_path: Path) -> None:
     from featvis_func.sweep import sweep
 
-    model = fv.load_model(ChannelsLast().eval(), size=12)
+    model = load_toy(ChannelsLast().eval(), size=12)
     sweep(model, ["permuted@hwc"], out=tmp_path / "store", steps=2)
     result = fv.render(model, "permuted@hwc", [0, 1], steps=2)
     for given, place in ((tmp_path / "store", tmp_path / "a"), (result, tmp_path / "b")):
@@ -479,7 +480,7 @@ def test_photographs_with_other_weights_are_rejected(photographs: Path, tmp_path
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not valid text")
 def test_photographs_whose_file_names_are_not_valid_text(photographs: Path, tmp_path: Path) -> None:
     (photographs / "image-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
-    model = fv.load_model(red_and_blue(), size=12)
+    model = load_toy(red_and_blue(), size=12)
     result = fv.render(model, "0", [1], steps=1)
     for expected in (1, 0):
         gallery = build_gallery(result, tmp_path / "site", images=photographs, model=model)

@@ -19,6 +19,7 @@ import featvis_func as fv
 from featvis_func.io.pil import picture
 from featvis_func.rendering.loggers import _BINS, Logger, tensorboard_logger, wandb_logger
 from featvis_func.rendering.result import Result
+from tests.toys import load_toy
 
 
 def make(count: int = 3, *, channels: int = 3, seed: int = 0, first: int = 7) -> Result:
@@ -146,7 +147,7 @@ def test_module_can_be_logged_while_it_is_trained(tmp_path: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
             if step % 2 == 0:
-                log(fv.render(fv.load_model(module, size=16), "0", range(2), steps=2, progress=False), step)
+                log(fv.render(load_toy(module, size=16), "0", range(2), steps=2, progress=False), step)
     assert module.training
     logged = events(tmp_path).Images("featvis/0/image/1")
     assert [event.step for event in logged] == [0, 2]
