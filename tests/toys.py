@@ -41,7 +41,8 @@ class OneConv(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
 
 
-def load_toy(module: nn.Module, size: int | tuple[int, ...], channels: int = 3) -> Model:
-    """Load a module with all of its input stated: ImageNet's normalisation for 3 channels, none for other numbers."""
+def load_toy(module: nn.Module, size: int | tuple[int, ...]) -> Model:
+    """Load a module with all of its input stated: the channels of its first convolution, normalised as ImageNet's."""
+    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([0.0] * channels, [1.0] * channels)
     return load_model(module, size=size, mean=mean, std=std)

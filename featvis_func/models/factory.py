@@ -49,7 +49,7 @@ def parse_factory(name: str) -> Factory | None:
 
 
 def call_factory(factory: Factory) -> nn.Module | Model:
-    """Import a function and call it, with a CPU generator seeded with 0.
+    """Import a function and call it, both with a CPU generator seeded with 0.
 
     Raises:
         NoSuchModuleError: If there is no module of that name.
@@ -64,7 +64,8 @@ def call_factory(factory: Factory) -> nn.Module | Model:
     ValueError: torch.nn has no 'Indentity'; did you mean 'Identity'...?
     """
     place, name = factory
-    module = _import_file(place) if factory.is_file else _import_module(place)
+    with seeded_init():  # For modules that are made while it is imported.
+        module = _import_file(place) if factory.is_file else _import_module(place)
     if not hasattr(module, name):
         raise ValueError(f"{place} has no {name!r}{suggest(name, [n for n, v in vars(module).items() if callable(v)])}")
     function = getattr(module, name)
@@ -74,7 +75,7 @@ def call_factory(factory: Factory) -> nn.Module | Model:
             f" nn.Module or a Model"
         )
     try:
-        with seeded_init():
+        with seeded_init():  # Once more: the import may draw numbers, and happens only once.
             made = function()
     except Exception as error:  # The user's function may raise any.
         needed = _needed_arguments(function)

@@ -66,14 +66,14 @@ class ImageInputs(nn.Module):
         # Tensors are attributes, so that a fingerprint covers them; the structure refers to them by name.
         self._tensors: list[str] = []
         if inputs is IMAGE_INPUT or isinstance(inputs, tuple | list | Mapping):
-            self._inputs = self._declare(tuple(inputs) if isinstance(inputs, list) else inputs)
+            self._inputs: Any = self._declare(tuple(inputs) if isinstance(inputs, list) else inputs)
             if not _contains_marker(self._inputs):
                 raise ValueError(
                     f"inputs= does not say where the images go: put fv.IMAGE_INPUT there, got {_shorten(inputs)}"
                 )
             self._check_signature()
         elif callable(inputs):
-            self._inputs = inputs
+            self.__dict__["_inputs"] = inputs  # A module would be registered as a child of the wrapped module.
         else:
             raise ValueError(
                 f"inputs= must be a tuple of arguments, a dict of keyword arguments, or a function of the images that"
@@ -98,6 +98,8 @@ class ImageInputs(nn.Module):
         """Set the mode of the wrapped module, whose flag is its own."""
         self.training = mode
         self.__dict__["inner"].train(mode)
+        if isinstance(self._inputs, nn.Module):
+            self._inputs.train(mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ImageInputs":

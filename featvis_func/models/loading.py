@@ -214,8 +214,8 @@ def without_code(name: str) -> str:
 
 
 def _check_module(module: nn.Module, name: str) -> None:
-    check_differentiable(module, name)
     check_initialised(module, name)
+    check_differentiable(module, name)
 
 
 def _check_size(size: Any) -> int | tuple[int, ...]:

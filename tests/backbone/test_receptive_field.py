@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featvis_func import load_model, make_features
+from featvis_func import make_features
 from featvis_func.backbone.receptive_field import Field, receptive_fields
 from featvis_func.models import Model
 from tests.toys import load_toy
@@ -74,7 +74,7 @@ def test_field_of_a_dead_unit_is_that_of_the_others() -> None:
 
 def test_gradients_are_zero_outside_of_the_field() -> None:
     torch.manual_seed(1)
-    model = load_model(stack(STACKS["stem"]), size=48)
+    model = load_toy(stack(STACKS["stem"]), size=48)
     features = make_features(model, ["3"])
     field = fields_of(model, "3", batch_size=7)
     image = torch.randn(1, 3, 48, 48, requires_grad=True)
@@ -120,7 +120,7 @@ def test_fields_of_squeezenet(squeezenet: Model) -> None:
 
 
 def test_windows_at_borders_are_shifted_inside() -> None:
-    field = fields_of(load_model(stack(STACKS["stem"]), size=48), "4")
+    field = fields_of(load_toy(stack(STACKS["stem"]), size=48), "4")
     assert field.size == (19, 19)
     boxes = field.boxes(torch.tensor([[0, 0], [5, 5], [11, 0]]))
     assert boxes.tolist() == [[0, 0, 19, 19], [11, 11, 30, 30], [0, 29, 19, 48]]

@@ -422,14 +422,33 @@ def test_photographs_with_another_model_are_rejected(photographs: Path, tmp_path
     assert (tmp_path / "store/gallery/layers/head/examples/1.webp").exists()
 
 
+def test_code_that_a_folder_names_is_not_imported(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders are passed on; a model made by code is imported only where the user names it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "named_by_a_folder.py").write_text("raise SystemExit('imported')")
+    config = {"layer": "0", "model": "named_by_a_folder:make"}
+    result = replace(toy_result("0", [1], 7), config=config)
+    with pytest.raises(ValueError, match=r"the model named_by_a_folder:make is made by code, .* \(--model named"):
+        build_gallery(result, tmp_path / "site", images=photographs)
+    result.save(tmp_path / "saved")
+    command = ["gallery", "saved", "--images", str(photographs), "--device", "cpu"]
+    for given in ([], ["--mean", "0,0,0"]):
+        assert cli.main([*command, *given]) == 2
+        assert "is made by code" in capsys.readouterr().err
+    assert cli.main([*command, "--model", "named_by_a_folder:make"]) == 2
+    assert "importing named_by_a_folder raises SystemExit: imported" in capsys.readouterr().err
+
+
 def test_missing_photographs_leave_no_files_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = toy_result("0", [1], 7)
+    result = replace(toy_result("0", [1], 7), config={"layer": "0"})
+    model = load_toy(red_and_blue(), size=12)
     for place in ("one/two", "empty"):
         with pytest.raises(ValueError, match="no folder 'nowhere'"):
-            build_gallery(
-                replace(result, config={"layer": "0"}), tmp_path / place, images="nowhere", model=red_and_blue()
-            )
+            build_gallery(result, tmp_path / place, images="nowhere", model=model)
     assert not (tmp_path / "one").exists()
     assert not list((tmp_path / "empty").iterdir())
 

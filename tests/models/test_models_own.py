@@ -155,7 +155,7 @@ class NonTensorOutput(nn.Module):
 def test_models_with_non_tensor_outputs_are_supported(kind: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_toy(NonTensorOutput(kind), size=(10, 12), channels=1)
+        model = load_toy(NonTensorOutput(kind), size=(10, 12))
     assert [layer.filters for layer in list_layers(model)] == [4, 2]
     assert make_features(model, ["conv", "head"]).exported
     result = render(model, "conv", [0, 3], steps=2, seed=1)
@@ -186,7 +186,7 @@ def test_data_dependent_control_flow_falls_back_to_hooks_with_a_warning() -> Non
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_toy(DataDependent("dict"), size=(10, 12), channels=1)
+        model = load_toy(DataDependent("dict"), size=(10, 12))
     with pytest.warns(UserWarning, match="DataDependent runs .* hook, slower and without torch.compile"):
         result = render(model, "conv", [0], steps=2)
     assert result.status == ("ok",)

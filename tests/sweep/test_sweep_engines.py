@@ -997,7 +997,7 @@ def test_each_actor_has_one_gpu_and_gets_the_model_on_the_cpu(folder: Folder, ti
     ray = FakeRay(make_worker(folder), nodes=[[{"CPU": 9, "GPU": 2}, {"CPU": 9}]])
     ray.run(folder, tiny, device=device, threads=None, workers=9)
     assert (ray.options["num_cpus"], ray.options["num_gpus"], ray.max_pending) == (1, 1, 2)
-    _, model, device, threads = ray.actors[0]
+    _, (model,), _, device, threads = ray.actors[0]
     assert (device, threads) == ("cuda", 1)
     assert model.module is not tiny.module
     assert {p.device.type for p in model.module.parameters()} == {"cpu"}
