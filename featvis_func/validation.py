@@ -7,6 +7,9 @@ what was expected and, where there is a choice, what exists.
 import difflib
 import math
 import operator
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -189,3 +192,16 @@ def check_bands(bands: Any, channels: int | None = None) -> tuple[int, ...]:
         last = "numbered from 0" if channels is None else "0 only" if channels == 1 else f"0 to {channels - 1}"
         raise ValueError(f"bands has channel {missing[0]}, but the channels are {last}; got {numbers}")
     return numbers
+
+
+def warn_caller(message: str) -> None:
+    """Warn about what a user gave, at the line of the user's code that called the package.
+
+    However deep inside the package the warning arises, it names the first frame outside, and is shown once for each
+    such line.
+    """
+    package = os.path.dirname(__file__) + os.sep
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featvis_func.cli.arguments import add_model, add_options, argument, given_options, working_device
+from featvis_func.cli.arguments import (
+    add_model,
+    add_model_options,
+    add_options,
+    argument,
+    given_model_options,
+    given_options,
+    load,
+    working_device,
+)
 from featvis_func.io.filter_spec import filter_numbers
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, parse_bands, parse_batch_size
 from featvis_func.validation import table
@@ -95,7 +104,7 @@ def add_gallery(commands: Any) -> None:
         "--images", type=Path, metavar="FOLDER", help="folder of photographs: add the nine that excite each filter most"
     )
     gallery.add_argument("--model", help="for --images: name of the model (default: the one that was rendered)")
-    gallery.add_argument("--weights", metavar="FILE", help="for --images: state dict of the model")
+    add_model_options(gallery, prefix="for --images: ")
     gallery.add_argument(
         "--device", help="for --images: device to compute on (default: cuda if there is one, else cpu)"
     )
@@ -104,19 +113,20 @@ def add_gallery(commands: Any) -> None:
 
 def _gallery(arguments: argparse.Namespace) -> int:
     if arguments.images is None:
-        given = [name for name in ("model", "weights", "device") if getattr(arguments, name) is not None]
+        names = ("model", "weights", "mean", "std", "value_range", "input_size", "device")
+        given = [name.replace("_", "-") for name in names if getattr(arguments, name) is not None]
         if given:
             raise ValueError(f"--{given[0]} goes with --images")
 
     from featvis_func.gallery import build_gallery, source_of
-    from featvis_func.models import load_model
+    from featvis_func.models.loading import without_code
 
     options: dict[str, Any] = {}
     if arguments.images is not None:
         options = {"images": arguments.images, "device": working_device(arguments.device)}
-        if arguments.model is not None or arguments.weights is not None:
-            name = arguments.model or source_of(arguments.folder).title
-            options["model"] = load_model(name, weights=arguments.weights)
+        if arguments.model is not None or given_model_options(arguments):
+            name = arguments.model or without_code(source_of(arguments.folder).title)
+            options["model"] = load(arguments, name)
     options |= {"moving": arguments.moving, "bands": arguments.bands}
     site = build_gallery(arguments.folder, arguments.out, progress=None, **options)
     print("\n".join(_first([f"left out: {problem}" for problem in site.problems])), end="\n" if site.problems else "")
@@ -129,14 +139,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
     filters = filter_numbers(arguments.filters)
     layers: str | list[str] = "all" if arguments.layers == "all" else [n.strip() for n in arguments.layers.split(",")]
 
-    from featvis_func.models import load_model
     from featvis_func.sweep import TooManyFailedError, dry_run, open_store, rank_of, sweep
 
     rank = rank_of(arguments.engine)
     # The nodes of a cluster may have devices that this machine lacks.
     unchecked = arguments.engine == "ray" and arguments.device is not None
     device = arguments.device if unchecked else working_device(arguments.device)
-    model = load_model(arguments.model, weights=arguments.weights)
+    model = load(arguments)
     options = {name: value for name, value in given_options(arguments).items() if name in SWEEP_OPTIONS}
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "unit_size", "image_dtype")}
     if arguments.dry_run:

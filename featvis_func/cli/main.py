@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from featvis_func.cli.arguments import DEFAULT_MODEL, add_model, add_options, given_options, working_device
+from featvis_func.cli.arguments import (
+    DEFAULT_MODEL,
+    add_model,
+    add_options,
+    given_options,
+    join_negative_numbers,
+    load,
+    working_device,
+)
 from featvis_func.cli.commands import add_gallery, add_sweep
 from featvis_func.io.display import describe_bands, display_of
 from featvis_func.io.filter_spec import filter_numbers
@@ -26,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for an error of torch or an incomplete sweep, 2 for bad input, 130 or 143 after
         a signal.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(join_negative_numbers(sys.argv[1:] if argv is None else argv))
     try:
         return arguments.run(arguments)
     except (ValueError, OverflowError, OSError) as error:
@@ -92,12 +100,11 @@ def _render(arguments: argparse.Namespace) -> int:
     import torch
 
     from featvis_func.gallery import build_gallery, check_place
-    from featvis_func.models import load_model
     from featvis_func.rendering.api import render
     from featvis_func.rendering.files import writable_folder
 
     device = working_device(arguments.device)
-    model = load_model(arguments.model, weights=arguments.weights)
+    model = load(arguments)
     site = arguments.out / "gallery"
     if not arguments.no_gallery:
         check_place(site)
@@ -133,9 +140,8 @@ def _render(arguments: argparse.Namespace) -> int:
 
 def _layers(arguments: argparse.Namespace) -> int:
     from featvis_func.backbone.listing import list_layers
-    from featvis_func.models import load_model
 
-    layers = list_layers(load_model(arguments.model, weights=arguments.weights), all=arguments.all)
+    layers = list_layers(load(arguments), all=arguments.all)
     rows = [("layer", "type", "output", "filters")]
     for layer in layers:
         shape = "-" if layer.shape is None else " x ".join(map(str, layer.shape))

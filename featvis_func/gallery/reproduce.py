@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from featvis_func.io.display import describe_bands, display_of
+from featvis_func.models.loading import names_code
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, flag_of, label_of
 from featvis_func.rendering.presets import REDIRECT
 
@@ -40,16 +41,19 @@ def reproduce(
     options = _changed_options(config, seed)
     own_parts = [name for name, value in options.items() if value == "custom"]
     model = str(config.get("model", ""))
-    named = _NAMED_MODEL.fullmatch(model) is not None
+    made_by_code = names_code(model)
+    named = made_by_code or _NAMED_MODEL.fullmatch(model) is not None
     weights = weights_file(config)
     lines = ["import featvis_func as fv"]
-    if named:
-        lines.append(f"model = fv.load_model({model!r}{'' if weights is None else f', weights={weights!r}'})")
-    else:
+    stated: dict[str, Any] = {} if weights is None else {"weights": weights}
+    if made_by_code or not named:  # no preset tells what the model takes
         names = (("mean", "mean"), ("std", "std"), ("size", "input_size"))
-        inputs = {name: tuple(config[key]) for name, key in names if key in config}
+        stated |= {name: tuple(config[key]) for name, key in names if key in config}
+    if not named:
+        stated.pop("weights", None)
         lines.append(f"# module: your {model}, which is not recorded")
-        lines.append(f"model = fv.load_model(module{''.join(f', {name}={value!r}' for name, value in inputs.items())})")
+    arguments = "".join(f", {name}={value!r}" for name, value in stated.items())
+    lines.append(f"model = fv.load_model({repr(model) if named else 'module'}{arguments})")
     code = config.get("objective_code")
     every_filter = code is None and (not config.get("objective") or "objective_code" in config)
     if every_filter:
@@ -67,7 +71,11 @@ def reproduce(
     lines.append(f"result = fv.render(model, {objective}{written})")
     if not named or not every_filter or own_parts:
         return Reproduction(None, "\n".join(lines))
-    words = ["featvis", "render", model, *([] if weights is None else ["--weights", weights])]
+    words = ["featvis", "render", model]
+    for name, value in stated.items():
+        separator = "x" if name == "size" else ","
+        words.append("--input-size" if name == "size" else flag_of(name))
+        words.append(separator.join(map(str, value)) if isinstance(value, tuple) else value)
     words += ["--layer", layer, "--filters", str(number)]
     for name, value in options.items():
         words.append(flag_of(name))

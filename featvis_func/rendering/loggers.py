@@ -10,7 +10,8 @@ result and the number of the training step; :func:`~featvis_func.render` leaves 
             optimizer.step()
             optimizer.zero_grad()
             if step % 500 == 0:
-                log(fv.render(fv.load_model(module, size=96), "layer3", range(8), steps=16, progress=False), step)
+                model = fv.load_model(module, size=96, mean=mean, std=std)
+                log(fv.render(model, "layer3", range(8), steps=16, progress=False), step)
 
 An existing writer or run, to which the loss is logged, can be given in place of the folder or project:
 ``tensorboard_logger(writer)``, ``wandb_logger(run)``. A logger closes only a writer or run that it has made itself.

@@ -23,6 +23,7 @@ from featvis_func.models import Model, load_model
 from featvis_func.rendering import api as rendering
 from featvis_func.rendering import renderer, resolve
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, OPTIONS, TRANSFORMS, flag_of
+from tests.toys import load_toy
 
 QUICK = ["--steps", "1", "--size", "16", "--filters", "0-1", "--device", "cpu"]
 pytestmark = pytest.mark.usefixtures("cached_tracing")
@@ -313,7 +314,7 @@ def test_layer_without_channels_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Unflatten(1, (2, 2)))
-    monkeypatch.setattr("featvis_func.models.loading.by_name", lambda *_, **__: load_model(module, size=8))
+    monkeypatch.setattr("featvis_func.models.loading.by_name", lambda *_, **__: load_toy(module, size=8))
     arguments = ["render", "texturenet", "--layer", "1", *QUICK, "--out", str(tmp_path / "out")]
     check_rejected(arguments, "gives (2, 2, 6, 6) per image, which has no channels", capsys, folder=tmp_path / "out")
 

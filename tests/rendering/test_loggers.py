@@ -20,6 +20,7 @@ from featvis_func.io.display import Display
 from featvis_func.io.pil import picture
 from featvis_func.rendering.loggers import _BINS, Logger, tensorboard_logger, wandb_logger
 from featvis_func.rendering.result import Result
+from tests.toys import load_toy
 
 KINDS = {"grey": (1, 5, 6), "two": (2, 5, 6), "rgb": (3, 5, 6), "four": (4, 5, 6), "five": (5, 5, 6)}
 KINDS |= {"video": (3, 4, 5, 6), "signal": (2, 30)}
@@ -153,7 +154,7 @@ def test_module_can_be_logged_while_it_is_trained(tmp_path: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
             if step % 2 == 0:
-                log(fv.render(fv.load_model(module, size=16), "0", range(2), steps=2, progress=False), step)
+                log(fv.render(load_toy(module, size=16), "0", range(2), steps=2, progress=False), step)
     assert module.training
     logged = events(tmp_path).Images("featvis/0/image/1")
     assert [event.step for event in logged] == [0, 2]
