@@ -41,7 +41,7 @@ def tiny() -> Model:
 @pytest.fixture
 def video_model() -> Model:
     """A small random model of videos, made anew for each test."""
-    return load_model(make_video_net(), size=VIDEO_SIZE)
+    return load_toy(make_video_net(), size=VIDEO_SIZE)
 
 
 @pytest.fixture

@@ -135,11 +135,11 @@ def test_the_users_module_and_random_numbers_are_left_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_module_that_cannot_be_copied_is_assumed_to_take_its_first_convolutions_channels() -> None:
+def test_a_module_may_hold_what_cannot_be_copied() -> None:
     module = HeadFirst(4)
-    module.lock = (n for n in range(3))  # type: ignore[assignment]
+    module.numbers = (n for n in range(3))  # type: ignore[assignment]
     model = load_model(module, **RANGE)
-    assert (model.channels, model.assumed) == (8, ("size", "channels"))
+    assert (model.channels, model.assumed) == (4, ("size",))
 
 
 def test_modules_in_half_precision_are_called_with_their_dtype() -> None:

@@ -8,7 +8,7 @@ import featvis_func as fv
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.types import Optimizer
-from tests.toys import TINY_SIZE, make_tiny
+from tests.toys import TINY_SIZE, load_toy, make_tiny
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 
@@ -23,7 +23,7 @@ def scaled(scale: float) -> Model:
     with torch.no_grad():
         for parameter in convolution.parameters():
             parameter.mul_(scale)
-    return fv.load_model(module, size=TINY_SIZE)
+    return load_toy(module, size=TINY_SIZE)
 
 
 # --- flat -----------------------------------------------------------------------------------------------------------
