@@ -684,9 +684,9 @@ def test_pages_show_every_kind_of_image(open_kind: Any, kind: str) -> None:
     page = visit("layers/conv/index.html")
     assert page.locator("#grid li").nth(10).inner_text().split() == ["10", "flat", "★"]
     assert "1 dead, 1 flat" in page.locator("main").inner_text()
-    page.get_by_label("dead and flat filters").uncheck()
+    page.get_by_label("flat and dead filters").uncheck()
     assert grid(page) == [*range(9), 11]
-    assert page.locator("#said").inner_text() == "2 dead or flat filters hidden"
+    assert page.locator("#said").inner_text() == "2 flat or dead filters hidden"
     page.goto(f"{visit.site.url}layers/conv/10.html")
     assert "never rose above that of step 0" in page.locator(".note").inner_text()
 

@@ -253,8 +253,10 @@ def test_nonfinite_filter_is_rendered_again_with_the_next_seed(
     equal_rows(store.layer("3"), plain, mates)
     equal_rows(store.layer("3"), other, [4])
     assert [entry.seed for entry in store] == [7] * 4 + [8] + [7] * 7
-    assert store.layer("3").status == ("ok",) * 12
-    assert (status.complete, status.odd) == (True, {})
+    expected = [*plain.status[:4], other.status[4], *plain.status[5:]]
+    assert {*expected} <= {"ok", "flat"}  # two steps need not raise a score
+    assert [entry.status for entry in store] == expected
+    assert (status.complete, status.failed) == (True, {})
 
     starts.clear()
     replace_renderers(lambda plan, renderer: start_with_nan(renderer, 4, range(100), starts))
@@ -262,9 +264,11 @@ def test_nonfinite_filter_is_rendered_again_with_the_next_seed(
     assert [seed for _, seed in starts] == [7, 8, 7]
     store = open_store(tmp_path / "never")
     equal_rows(store.layer("3"), plain, mates)
-    assert [entry.status for entry in store] == ["ok"] * 4 + ["nonfinite"] + ["ok"] * 7
+    expected[4] = "nonfinite"
+    assert [entry.status for entry in store] == expected
     assert (store["3", 4].seed, store["3", 4].score) == (7, -math.inf)
-    assert (status.complete, status.odd, status.failed) == (True, {"nonfinite": 1}, {})
+    assert status.odd == {word: expected.count(word) for word in {*expected} - {"ok"}}
+    assert (status.complete, status.failed) == (True, {})
     assert validate(tmp_path / "never").sound
 
 
