@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import featvis_func as fv
 from benchmarks.common import Case, cases, interleave, report
 from benchmarks.reference import make_reference_step
-from featvis_func.backbone.hooks import hook_backbone, private_copy
+from featvis_func.backbone.hooks import hook_backbone
 from featvis_func.backbone.layers import LayerRef
+from featvis_func.models.copying import private_copy
 from featvis_func.transform import chain, normalize
 from featvis_func.types import Weights
 

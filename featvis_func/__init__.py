@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from featvis_func import zoo as zoo
     from featvis_func.backbone.features import Features as Features
     from featvis_func.backbone.features import compiled_weights as compiled_weights
-    from featvis_func.backbone.features import list_layers as list_layers
     from featvis_func.backbone.features import make_features as make_features
+    from featvis_func.backbone.listing import list_layers as list_layers
     from featvis_func.cpu.malloc import kept_memory as kept_memory
     from featvis_func.dataset import Examples as Examples
     from featvis_func.dataset import examples_key as examples_key
@@ -74,7 +74,8 @@ _HOMES = {
     "rendering.accentuate": ("accentuate",),
     "io.animation": ("animate",),
     "dataset": ("Examples", "examples_key", "top_examples"),
-    "backbone.features": ("Features", "compiled_weights", "list_layers", "make_features"),
+    "backbone.features": ("Features", "compiled_weights", "make_features"),
+    "backbone.listing": ("list_layers",),
     "gallery": ("build_gallery",),
     "image": ("alpha", "cppn", "fourier", "from_image", "laplacian_pyramid", "phase", "pixel", "shared"),
     "rendering.activations": ("activations_of",),

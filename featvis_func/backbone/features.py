@@ -7,35 +7,50 @@ traced is a copy of its structure that shares its tensors.
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.export import release, trace, truncate
+from featvis_func.backbone.export import (
+    MismatchError,
+    UnknownOperationError,
+    release,
+    trace,
+    truncate,
+    why_not_exported,
+)
 from featvis_func.backbone.hardware import specialization
 from featvis_func.backbone.hooks import (
     Backbone,
-    channels_last_seen,
+    check_constant_calls,
     count_calls,
     example_images,
-    forward_once,
+    float_outputs,
     hook_backbone,
-    private_copy,
 )
 from featvis_func.backbone.layers import (
     LayerRef,
     axes_of,
     canonical,
     check_axes,
-    feature_axis_of,
     parse_layer,
-    tensors_in,
 )
 from featvis_func.backbone.layers import resolve_layer as resolve_layer
-from featvis_func.backbone.verify import PRECISIONS, Reference, check_outputs, find_mismatch, in_precision, reference_of
+from featvis_func.backbone.user_hooks import changing_hooks, detach, user_hooks
+from featvis_func.backbone.verify import (
+    PRECISIONS,
+    Reference,
+    check_outputs,
+    compare,
+    find_mismatch,
+    in_precision,
+    reference_of,
+    with_operations,
+)
 from featvis_func.models import Model
+from featvis_func.models.copying import layer_modules, private_copy
 from featvis_func.types import Weights
 from featvis_func.validation import first_line
 
@@ -47,11 +62,12 @@ class Features(NamedTuple):
     """A truncated, frozen backbone. Make one with :func:`make_features`."""
 
     apply: Callable[[Weights, Tensor], dict[str, Tensor]]
-    """(weights, images ``(n, c, h, w)``, normalised for the module) -> requested layer name -> ``(n, ...)``."""
+    """(weights, images ``(n, c, ...)``, normalised for the module) -> requested layer name -> ``(n, ...)``."""
     weights: Weights
-    """The tensors that the layers depend on, detached: the module's own, unless folded, converted or cast."""
+    """The tensors that the layers depend on, detached: copies, which keep their values when the module trains on."""
     shapes: dict[str, tuple[int, ...]]
-    """Requested layer name -> shape of its output for one image: ``(c, h, w)``, ``(t, d)`` or ``(d,)``."""
+    """Requested layer name -> shape of its output for one image: ``(c, t, h, w)``, ``(c, h, w)``, ``(t, d)`` or
+    ``(d,)``."""
     paths: dict[str, str]
     """Requested layer name -> full name."""
     exported: bool
@@ -61,17 +77,8 @@ class Features(NamedTuple):
     activations that block them, see :mod:`featvis_func.backbone.redirected_relu`. ``None`` if not exported."""
     packed: tuple[str, ...] = ()
     """Names of packed weights, which may be left out: see :func:`compiled_weights`."""
-
-
-class Layer(NamedTuple):
-    """One line of :func:`list_layers`."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...] | None
-    """Shape of the output for one image; ``None`` where the module is not called or returns no tensor."""
-    filters: int | None
-    """Number of channels; ``None`` where there are none, or where the channel axis is ambiguous."""
+    size: tuple[int, ...] | None = None
+    """Input size for which the shapes hold, as that of a :class:`~featvis_func.models.Model`."""
 
 
 def make_features(
@@ -85,23 +92,29 @@ def make_features(
     """Truncate a model behind the last of some layers.
 
     A layer means its module's own output, in evaluation mode, at its last call, before any in-place operation that
-    follows. Hooks that the user attached are neither run nor removed.
+    follows; suffixes of its name select other tensors, see :mod:`featvis_func.backbone.layers`.
+
+    Forward, pre- and backward hooks that the user attached are part of the model where they change values. To see
+    which do, all of them run a few times, on images of noise, while the features are made; those that only look are
+    left out then.
 
     Args:
         model: see :func:`~featvis_func.load_model`.
-        layers: names from ``named_modules()``; a unique ending is enough. A suffix ``[0]`` or ``[key]`` selects from an
-            output of several tensors, and ``@`` with one of :data:`~featvis_func.backbone.layers.AXES` states its axes.
+        layers: names from ``named_modules()``; a unique ending is enough. ``""`` or ``"output"`` is the model's own
+            output.
         device: where to compute. Default: where the module is.
         precision: of weights and activations, one of :data:`~featvis_func.backbone.verify.PRECISIONS`.
         verify: whether to compare the truncated graph with the module once.
 
     Returns:
-        A :class:`Features`. Where the module cannot be exported, it runs with a forward hook, and a warning says why.
+        A :class:`Features`. Where the module cannot be exported, or not be differentiated by ``torch.func``, it runs
+        with a forward hook in ordinary autograd, and a warning says why.
 
     Raises:
         ValueError: an unknown precision, or one in which the model does not run or gives other values; an unknown or
-            ambiguous layer, one that the forward pass does not call, or one whose output has no channels; or a forward
-            pass that fails on an image of the model's size.
+            ambiguous layer, one that the forward pass does not call, or not equally often for all images, or one whose
+            output has no channels; a forward pass that fails on an image of the model's size; or a module that cannot
+            be differentiated.
 
     >>> from featvis_func.models import load_model
     >>> make_features(load_model("texturenet"), ["head"]).shapes["head"][0] >= 24
@@ -120,18 +133,22 @@ def _make_features(
     if not refs:
         raise ValueError("no layers were requested: the list is empty")
     paths = {name: ref.path for name, ref in refs.items()}
-    module = private_copy(model.module, device)
+    module = private_copy(model.module, device).requires_grad_(False)
     images = example_images(model, module)
     distinct = list(dict.fromkeys(ref._replace(axes=None) for ref in refs.values()))
-    calls, channels_last = count_calls(model, module, distinct, images)
-    reference = reference_of(module, calls, images)
+    operations = [ref for ref in distinct if ref.operation]
+    hooked = [ref for ref in distinct if not ref.operation]
+    if operations:  # they are found in the graph of the whole model
+        hooked += [ref for ref in float_outputs(model, module, images) if ref not in hooked]
+    calls, channels_last = count_calls(model, module, hooked, images)
+    reference = _reference(module, calls, images)
+    core, exported, reference = _backbone(model, module, calls, reference, verify, operations)
     check_outputs(model, paths, reference)
     axes, shapes = {}, {}
     for name, ref in refs.items():
         value = reference.values[ref.path]
         axes[name] = _axes(model, module, ref, tuple(value.shape[1:]), channels_last)
         shapes[name] = tuple(canonical(value, axes[name]).shape[1:])
-    core, exported = _backbone(model, module, calls, reference, verify)
     dtype, weights = in_precision(model, core, precision, reference)
 
     def named(run: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
@@ -142,7 +159,20 @@ def _make_features(
         return apply
 
     redirected = None if core.redirected is None else named(core.redirected)
-    return Features(named(core.apply), weights, shapes, paths, exported, redirected, core.packed)
+    return Features(named(core.apply), weights, shapes, paths, exported, redirected, core.packed, model.size)
+
+
+def _reference(module: nn.Module, calls: Mapping[LayerRef, int], images: Tensor) -> Reference:
+    """Run a private copy of the module, and remove those of the user's hooks that change nothing."""
+    hooks = user_hooks(module)
+    with changing_hooks(hooks) as changing:
+        reference = reference_of(module, calls, images)
+    idle = [hook for hook in hooks if hook not in changing]
+    if idle:
+        attach = detach(idle)
+        if compare(module, calls, reference):
+            attach()  # a hook changes something else than what it is given, such as a weight
+    return reference
 
 
 def compiled_weights(features: Features) -> Weights:
@@ -168,78 +198,97 @@ def _axes(model: Model, module: nn.Module, ref: LayerRef, shape: tuple[int, ...]
         check_axes(ref.path, ref.axes, shape)
         return ref.axes
     # The type of a module says nothing about the axes of one of several outputs.
-    child = nn.Identity() if ref.parts else module.get_submodule(ref.module)
+    child = nn.Identity() if ref.parts or ref.input or ref.operation else layer_modules(module)[ref.module]
     axes = axes_of(child, shape, model.size, channels_last=channels_last)
     if axes is None:
+        first, last = ("chw", "hwc") if len(shape) == 3 else ("cthw", "thwc")
         raise ValueError(
             f"layer {ref.path!r} gives {shape} per image, whose first or last axis could be the channels; state"
-            f" which: '{ref.path}@chw' or '{ref.path}@hwc'"
+            f" which: '{ref.path}@{first}' or '{ref.path}@{last}'"
         )
     return axes
 
 
 def _backbone(
-    model: Model, module: nn.Module, calls: Mapping[LayerRef, int], reference: Reference, verify: bool
-) -> tuple[Backbone, bool]:
-    """Return the module as a graph, and True; where no graph computes the same, the hook fallback, and False."""
+    model: Model,
+    module: nn.Module,
+    calls: Mapping[LayerRef, int],
+    reference: Reference,
+    verify: bool,
+    operations: Sequence[LayerRef],
+) -> tuple[Backbone, bool, Reference]:
+    """Return the module as a graph, and True; where no graph computes the same, the hook fallback, and False.
+
+    Also the reference, with the values of operations inside of modules, which no hook can catch: they are those of the
+    graph as traced, whose other values are the module's.
+    """
     try:
-        traced = trace(module, calls, reference.images)
+        traced = trace(module, calls, reference.images, operations)
         try:
+            plain = truncate(traced, traced.layers, optimize=False)
+            if operations:
+                mismatch = find_mismatch(_only(plain, reference.values), reference)
+                if mismatch:
+                    raise MismatchError(mismatch)
+                reference = with_operations(plain, reference)
             core = truncate(traced, traced.layers)
             mismatch = find_mismatch(core, reference) if verify else ""
             if mismatch:
                 # In very deep networks the rounding of the graph passes can switch ReLUs: use the graph as traced.
-                core = truncate(traced, traced.layers, optimize=False)
+                core = plain
                 mismatch = find_mismatch(core, reference)
         finally:
             release(traced)
         if not mismatch:
-            return core, True
+            return core, True, reference
+    except UnknownOperationError:
+        raise
     except Exception as error:
         # torch.export fails in as many ways as there are models; every failure means the hook fallback.
-        mismatch = f"{type(error).__name__}: {first_line(error)}"
+        mismatch = why_not_exported(error)
+    if operations:
+        raise ValueError(
+            f"layer {operations[0].path!r} is an operation inside of a module, which can only be reached in a model"
+            f" that can be exported: {mismatch}"
+        )
+    check_constant_calls(model, module, calls, reference.images)
     warnings.warn(
         f"{model.name} runs with a forward hook, slower and without torch.compile, since it could not be exported:"
         f" {mismatch}",
         stacklevel=5,
     )
-    return hook_backbone(module, calls), False
+    return _hook_fallback(model, module, calls, reference), False, reference
+
+
+def _only(core: Backbone, paths: Container[str]) -> Backbone:
+    """The same backbone with some of its layers."""
+
+    def apply(weights: Weights, images: Tensor) -> dict[str, Tensor]:
+        return {path: value for path, value in core.apply(weights, images).items() if path in paths}
+
+    return core._replace(apply=apply)
+
+
+def _hook_fallback(model: Model, module: nn.Module, calls: Mapping[LayerRef, int], reference: Reference) -> Backbone:
+    """Return the hook fallback, checked by the same means as a graph.
+
+    Raises:
+        ValueError: the module cannot be differentiated.
+    """
+    errors = []
+    for accumulate in (False, True):
+        core = hook_backbone(module, calls, accumulate=accumulate)
+        try:
+            mismatch = find_mismatch(core, reference)
+        except Exception as error:  # whatever a module's backward pass raises
+            errors.append(error)
+            continue
+        if mismatch and not reference.random:
+            warnings.warn(f"{model.name} does not repeat itself: {mismatch} in a second run", stacklevel=6)
+        return core
+    raise ValueError(f"{model.name} cannot be differentiated: {first_line(errors[0])}") from errors[0]
 
 
 def device_of(features: Features, default: torch.device | str | None = None) -> torch.device:
     """Return the device of some features' weights; without weights the default, or the CPU."""
     return next((w.device for w in features.weights.values()), torch.device(default or "cpu"))
-
-
-def list_layers(model: Model) -> list[Layer]:
-    """List every named module with its type, the shape of its output for one image, and its number of filters.
-
-    Each of a module's several outputs has a line of its own: ``"attention[0]"``.
-
-    >>> from featvis_func.models import load_model
-    >>> list_layers(load_model("texturenet"))[-1].name
-    'head'
-    """
-    module = private_copy(model.module, None)
-    names = {m: n for n, m in module.named_modules(remove_duplicate=True) if n}
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in names.values()}
-
-    def record(child: nn.Module, args: Any, output: Any) -> None:
-        shapes[names[child]] = {part: tuple(v.shape[1:]) for part, v in tensors_in(output).items() if v.ndim > 0}
-
-    for child in names:
-        child.register_forward_hook(record)
-    with channels_last_seen(module) as last:
-        forward_once(model, module, example_images(model, module)[:1])
-
-    def width(child: nn.Module, part: str, shape: tuple[int, ...] | None) -> int | None:
-        if shape is None or not 1 <= len(shape) <= 3:
-            return None
-        axes = axes_of(nn.Identity() if part else child, shape, model.size, channels_last=bool(last))
-        return None if axes is None else shape[feature_axis_of(axes)]
-
-    return [
-        Layer(name + part, type(child).__name__, shape, width(child, part, shape))
-        for child, name in names.items()
-        for part, shape in (shapes[name] or {"": None}).items()
-    ]

@@ -1,20 +1,28 @@
-"""Names of layers: which module, which part of its output, and what the axes of that output mean.
+"""Names of layers: which module, which of its tensors, and what the axes of that tensor mean.
 
-A name is a module's full name or a unique ending of it. A suffix ``[0]`` or ``[key]`` selects from an output of several
-tensors, and ``@hwc`` states the axes where they cannot be inferred: ``"encoder.attention[0]"``, ``"features.3@hwc"``.
+A name is a module's full name or a unique ending of it, followed by what selects one of its tensors:
+
+    encoder.attention[0], output[logits]   an item of an output of several tensors, by index, key or attribute
+    relu#2                                 the output of the second call in a forward pass; default: of the last one
+    layer3<                                the input; layer3<[1] and layer3<[mask] where there are several
+    layer3.0/add                           an operation in the module's own forward pass; layer3.0/add#2 the second
+    output                                 the model's own output, also written ""
+    features.3@hwc                         states the axes where they cannot be inferred
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from featvis_func.models.copying import layer_modules
 from featvis_func.validation import check_name, suggest
 
-AXES = ("chw", "hwc", "td", "dt", "d")
-"""Layouts of one image's activations: channels, height and width; tokens and features. The library computes in ``chw``,
-``td`` and ``d``."""
+AXES = ("chw", "hwc", "td", "dt", "d", "cthw", "thwc")
+"""Layouts of one image's activations: channels, time, height and width; tokens (or time) and features. The library
+computes in ``cthw``, ``chw``, ``td`` and ``d``."""
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -28,23 +36,36 @@ _CHANNELS_FIRST = (
     nn.Upsample,
     nn.PixelShuffle,
 )
-_NAME = re.compile(r"(?P<module>.*?)(?P<parts>(\[[^\[\]]+\])*)(@(?P<axes>\w+))?")
+_NAME = re.compile(
+    r"(?P<module>.*?)(/(?P<operation>\w+))?(#(?P<call>[1-9]\d*))?(?P<input><)?(?P<parts>(\[[^\[\]]+\])*)(@(?P<axes>\w+))?"
+)
+OUTPUT = "output"
+"""The name of the model's own output."""
 
 
 class LayerRef(NamedTuple):
-    """The module, and the part of its output, that activations are taken from."""
+    """The module, and the tensor of it, that activations are taken from."""
 
     module: str
-    """Full name."""
+    """Full name; empty for the model itself."""
     parts: str = ""
-    """Selects from an output of several tensors, as in ``"[0]"``; empty for a single tensor."""
+    """Selects from several tensors, as in ``"[0]"``; empty for a single tensor."""
     axes: str | None = None
     """One of :data:`AXES`; ``None`` if the name does not state it."""
+    call: int | None = None
+    """Which call in a forward pass, from 1; ``None``: the last one."""
+    input: bool = False
+    """Whether it is the module's input instead of its output."""
+    operation: str = ""
+    """An operation in the module's own forward pass, such as ``"add"``, instead of the module."""
 
     @property
     def path(self) -> str:
         """The full name, under which results are stored."""
-        return self.module + self.parts
+        model = "" if self.input else OUTPUT
+        name = f"{self.module}/{self.operation}" if self.operation else self.module or model
+        call = "" if self.call is None else f"#{self.call}"
+        return f"{name}{call}{'<' if self.input else ''}{self.parts}"
 
 
 def parse_layer(module: nn.Module, name: str) -> LayerRef:
@@ -60,12 +81,20 @@ def parse_layer(module: nn.Module, name: str) -> LayerRef:
     >>> parse_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0@hwc")
     LayerRef(module='0.0', parts='', axes='hwc')
     """
+    names = [known for known in layer_modules(module) if known]
+    name = _without_wrappers(name, names)
     match = _NAME.fullmatch(name)
-    if match is None or not (match["parts"] or match["axes"]) or name in dict(module.named_modules()):
-        return LayerRef(_full_name(module, name))
+    if name in names or match is None or _is_ending(name, names):
+        return LayerRef(_full_name(names, name))
     if match["axes"] is not None:
         check_name("axes of a layer", match["axes"], AXES)
-    return LayerRef(_full_name(module, match["module"]), match["parts"], match["axes"])
+    call = None if match["call"] is None else int(match["call"])
+    ref = LayerRef("", match["parts"], match["axes"], call, match["input"] is not None, match["operation"] or "")
+    if match["module"] in ("", OUTPUT) and match["module"] not in names:
+        if OUTPUT in names and not ref.operation and not ref.input:
+            raise ValueError(f"the model's own output has no name here, because a module is called {OUTPUT!r}")
+        return ref
+    return ref._replace(module=_full_name(names, match["module"]))
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
@@ -73,12 +102,13 @@ def resolve_layer(module: nn.Module, name: str) -> str:
 
     Args:
         module: the model.
-        name: a name from ``named_modules()``, or the ending of exactly one, with an optional suffix that selects a part
-            or states the axes. Endings of complete components (``conv`` in ``a.conv``) take precedence over others
-            (``4c.conv`` in ``inception4c.conv``).
+        name: a name from ``named_modules()``, or the ending of exactly one, with optional suffixes, see
+            :mod:`featvis_func.backbone.layers`. Endings of complete components (``conv`` in ``a.conv``) take precedence
+            over others (``4c.conv`` in ``inception4c.conv``). The parts of names that ``torch.compile`` and
+            ``DataParallel`` add may be left in or out.
 
     Returns:
-        The full name, with the suffix that selects a part, without the axes.
+        The full name, with the suffixes that select a tensor, without the axes.
 
     Raises:
         ValueError: no layer, or more than one, has this ending; the message lists what exists.
@@ -92,6 +122,8 @@ def resolve_layer(module: nn.Module, name: str) -> str:
 def tensors_in(output: Any) -> dict[str, Tensor]:
     """Return the tensors of a module's output, by the suffix of the layer's name that selects each.
 
+    Items of mappings, tuples and lists, and the fields of dataclasses.
+
     >>> import torch
     >>> list(tensors_in((torch.zeros(1), {"a": torch.zeros(1)}, None)))
     ['[0]', '[1][a]']
@@ -99,14 +131,39 @@ def tensors_in(output: Any) -> dict[str, Tensor]:
     return dict(_tensors(output, ""))
 
 
-def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, int], *, channels_last: bool) -> str | None:
+def select(output: Any, parts: str) -> Tensor | None:
+    """Return the tensor that a suffix selects; ``None`` if there is none.
+
+    Args:
+        output: of a module.
+        parts: such as ``"[0][key]"``. The items of a named tuple have a number and a name.
+
+    >>> import torch
+    >>> select({"a": (torch.zeros(1), torch.ones(1))}, "[a][1]")
+    tensor([1.])
+    """
+    found = tensors_in(output).get(parts)
+    if found is not None:
+        return found
+    for key in re.findall(r"\[([^\[\]]+)\]", parts):
+        if isinstance(output, tuple | list) and key.isdecimal():
+            output = output[int(key)] if int(key) < len(output) else None
+        elif isinstance(output, Mapping):
+            output = next((value for name, value in output.items() if str(name) == key), None)
+        else:
+            output = getattr(output, key, None) if key.isidentifier() else None
+    return output if isinstance(output, Tensor) else None
+
+
+def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, ...], *, channels_last: bool) -> str | None:
     """Infer what the axes of one image's activations mean: from the type of module, the model, and the shape.
 
     Args:
         child: the module that returned the activations.
-        shape: of the output for one image, 1 to 3 axes.
-        size: ``(h, w)`` of the model's input.
-        channels_last: whether any module of the model returns channels as the last of three axes.
+        shape: of the output for one image, 1 to 4 axes.
+        size: of the model's input: ``(h, w)``, ``(t, h, w)`` or ``(t,)``.
+        channels_last: whether any module of the model returns channels as the last axis of a map, see
+            :func:`works_channels_last`.
 
     Returns:
         One of :data:`AXES`; ``None`` if the axes are ambiguous.
@@ -118,14 +175,18 @@ def axes_of(child: nn.Module, shape: Sequence[int], size: tuple[int, int], *, ch
         return "d"
     first = isinstance(child, _CHANNELS_FIRST)
     if len(shape) == 2:
-        return "dt" if first else "td"
+        # A signal model's maps have channels first, as images have; other models' are tokens.
+        signal = len(size) == 1 and not channels_last
+        return "dt" if first or (signal and not _ends_in_channels(child, shape)) else "td"
+    channels_first_axes, channels_last_axes = ("chw", "hwc") if len(shape) == 3 else ("cthw", "thwc")
+    if len(shape) == 4 and len(size) < 3 and not first:
+        return None
     if first or not channels_last:
-        return "chw"
+        return channels_first_axes
     if _ends_in_channels(child, shape):
-        return "hwc"
-    fitting = [
-        axes for axes, sides in (("chw", shape[1:]), ("hwc", shape[:2])) if _same_aspect((sides[0], sides[1]), size)
-    ]
+        return channels_last_axes
+    sides = {channels_first_axes: shape[-2:], channels_last_axes: shape[-3:-1]}
+    fitting = [axes for axes, (h, w) in sides.items() if len(size) > 1 and _same_aspect((h, w), (size[-2], size[-1]))]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -143,20 +204,26 @@ def check_axes(layer: str, axes: str, shape: Sequence[int]) -> None:
         )
 
 
-def works_channels_last(child: nn.Module, output: Any) -> bool:
-    """Whether a module returns channels as the last of three axes, as its type and the shape show."""
-    return isinstance(output, Tensor) and output.ndim == 4 and _ends_in_channels(child, output.shape)
+def works_channels_last(child: nn.Module, output: Any, positions: int) -> bool:
+    """Whether a module returns maps whose channels are the last axis, as its type and the shape show.
+
+    Args:
+        child: the module.
+        output: of the module, for several images.
+        positions: number of axes of the model's input that are not channels: 2 for images, 3 for videos.
+    """
+    return isinstance(output, Tensor) and output.ndim == positions + 2 and _ends_in_channels(child, output.shape)
 
 
 def canonical(values: Tensor, axes: str) -> Tensor:
-    """Permute activations ``(n, ...)`` to ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``.
+    """Permute activations ``(n, ...)`` to ``(n, c, t, h, w)``, ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``.
 
     >>> import torch
     >>> canonical(torch.zeros(1, 7, 7, 96), "hwc").shape
     torch.Size([1, 96, 7, 7])
     """
-    if axes == "hwc":
-        return values.movedim(-1, -3)
+    if axes in ("hwc", "thwc"):
+        return values.movedim(-1, -len(axes))
     return values.transpose(-1, -2) if axes == "dt" else values
 
 
@@ -169,8 +236,26 @@ def feature_axis_of(axes: str) -> int:
     return axes.index("d" if "d" in axes else "c")
 
 
-def _full_name(module: nn.Module, name: str) -> str:
-    names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
+def _without_wrappers(name: str, names: Sequence[str]) -> str:
+    """A name that was copied from a compiled or parallel model, as it is without these wrappers."""
+    if name in names:
+        return name
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    plain = ".".join(parts)
+    while parts and parts[0] == "module" and not _is_ending(".".join(parts), names):
+        parts = parts[1:]
+        plain = ".".join(parts)
+    if plain in names or _is_ending(plain, names):
+        return plain
+    inner = ".".join(part for part in parts if part != "module")
+    return inner if inner in names or _is_ending(inner, names) else plain
+
+
+def _is_ending(name: str, names: Sequence[str]) -> bool:
+    return bool(name) and any(known.endswith(name) for known in names)
+
+
+def _full_name(names: Sequence[str], name: str) -> str:
     if name in names:
         return name
     for matches in (
@@ -194,6 +279,8 @@ def _tensors(output: Any, suffix: str) -> Iterator[tuple[str, Tensor]]:
         items: Any = output.items()
     elif isinstance(output, tuple | list):
         items = enumerate(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        items = ((field.name, getattr(output, field.name, None)) for field in fields(output))
     else:
         return
     for key, value in items:

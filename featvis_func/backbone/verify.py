@@ -50,6 +50,9 @@ def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tenso
         module: in evaluation mode.
         calls: layer -> how often one forward pass calls it.
         images: at least 2, different ones.
+
+    Raises:
+        ValueError: the module cannot be differentiated, or does not call a layer as often for fewer images.
     """
 
     def apply(images: Tensor) -> dict[str, Tensor]:
@@ -58,11 +61,16 @@ def reference_of(module: nn.Module, calls: Mapping[LayerRef, int], images: Tenso
         return caught
 
     def run() -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        values, gradient = _values_and_gradient(apply, images)
+        values, gradient = _in_autograd(apply, images)
         with torch.no_grad():
             return values, gradient, apply(images[:-1])
 
-    (values, gradient, fewer), drew = keeping_random_state(run)
+    try:
+        (values, gradient, fewer), drew = keeping_random_state(run)
+    except ValueError:
+        raise
+    except Exception as error:  # the forward pass alone has run before
+        raise ValueError(f"{type(module).__name__} cannot be differentiated: {first_line(error)}") from error
     return Reference(images, values, fewer, gradient, drew)
 
 
@@ -81,10 +89,10 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
             raise ValueError(
                 f"layer {name!r} gives {tuple(value.shape)} for {count} images; expected one entry per image"
             )
-        if not 1 <= value.ndim - 1 <= 3:
+        if not 1 <= value.ndim - 1 <= 4:
             raise ValueError(
                 f"layer {name!r} gives {tuple(value.shape[1:]) or 'one number'} per image, which has no channels;"
-                f" expected (c, h, w), (t, d) or (d,)"
+                f" expected (c, t, h, w), (c, h, w), (t, d) or (d,)"
             )
         if _difference({name: fewer}, {name: value[:-1]}):
             warnings.warn(
@@ -95,14 +103,39 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
 
 
 def find_mismatch(core: Backbone, reference: Reference) -> str:
-    """Describe how a backbone's values or gradient differ from the module's; empty if they agree."""
+    """Describe how a backbone's values or gradient differ from the module's; empty if they agree.
+
+    The backbone is differentiated by ``torch.func``, as in a step.
+    """
 
     def run() -> tuple[dict[str, Tensor], Tensor]:
         if reference.random:
             torch.rand(())  # with the random numbers of the reference, the values could agree by chance
-        return _values_and_gradient(lambda images: core.apply(core.weights, images), reference.images)
+        return _in_torch_func(lambda images: core.apply(core.weights, images), reference.images)
 
     (values, gradient), _ = keeping_random_state(run)
+    return _mismatch(values, gradient, reference)
+
+
+def with_operations(core: Backbone, reference: Reference) -> Reference:
+    """Return a reference with the values and the gradient of a backbone that has more layers than the reference."""
+
+    def apply(images: Tensor) -> dict[str, Tensor]:
+        return core.apply(core.weights, images)
+
+    (values, gradient), _ = keeping_random_state(lambda: _in_torch_func(apply, reference.images))
+    with torch.no_grad():
+        fewer = apply(reference.images[:-1])
+    return reference._replace(values=values, fewer=fewer, gradient=gradient)
+
+
+def compare(module: nn.Module, calls: Mapping[LayerRef, int], reference: Reference) -> str:
+    """Describe how the values or the gradient of a changed module differ from the reference; empty if they agree."""
+    changed = reference_of(module, calls, reference.images)
+    return _mismatch(changed.values, changed.gradient, reference)
+
+
+def _mismatch(values: dict[str, Tensor], gradient: Tensor, reference: Reference) -> str:
     if difference := _difference(values, reference.values):
         return difference
     expected = reference.gradient
@@ -131,7 +164,7 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in core.weights.items()}
     try:
         images = reference.images.to(dtype)
-        (values, _), _ = keeping_random_state(lambda: _values_and_gradient(lambda x: core.apply(weights, x), images))
+        (values, _), _ = keeping_random_state(lambda: _in_torch_func(lambda x: core.apply(weights, x), images))
         if difference := _difference(values, reference.values, _BFLOAT16_TOLERANCE):
             raise ValueError(difference)
     except Exception as error:  # whatever a model raises in a dtype that it was not written for
@@ -155,17 +188,38 @@ def _dtype(precision: str, example: Tensor) -> torch.dtype:
     return torch.bfloat16 if fast and example.dtype == torch.float32 else example.dtype
 
 
-def _values_and_gradient(
-    apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the layers' outputs, and the gradient of a fixed mixture of all their values to the images."""
+def _mixture(values: dict[str, Tensor]) -> Tensor:
+    """A fixed mixture of all values of all layers."""
+    return torch.stack([(wave(v.numel()).to(v).reshape(v.shape) * v).sum() for v in values.values()]).sum()
+
+
+def _in_torch_func(apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the layers' outputs, and the gradient of their mixture to the images, by ``torch.func``."""
+
+    def mixed(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        values = apply(images)
+        return _mixture(values), values
+
+    with torch.enable_grad():
+        gradient, values = torch.func.grad(mixed, has_aux=True)(images)
+    return {path: value.detach() for path, value in values.items()}, gradient.detach()
+
+
+def _in_autograd(apply: Callable[[Tensor], dict[str, Tensor]], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the layers' outputs, and the gradient of their mixture to the images, by ordinary autograd."""
     images = images.clone().requires_grad_()
     with torch.enable_grad():
         values = apply(images)
-        mixed = sum((wave(v.numel()).to(v).reshape(v.shape) * v).sum() for v in values.values())
-        gradient = torch.zeros_like(images)
-        if isinstance(mixed, Tensor) and mixed.requires_grad:
-            gradient = torch.autograd.grad(mixed, images, allow_unused=True, materialize_grads=True)[0]
+        mixed = _mixture(values)
+    gradient = torch.zeros_like(images)
+    if mixed.requires_grad:
+        try:
+            (gradient,) = torch.autograd.grad(
+                mixed, images, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        except RuntimeError:  # of a checkpoint that insists on `backward`
+            mixed.backward()
+            gradient = gradient if images.grad is None else images.grad
     return {path: value.detach() for path, value in values.items()}, gradient.detach()
 
 

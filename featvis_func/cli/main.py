@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         description="List the layers of a model in order, with type, output shape for one image and number of filters.",
     )
     add_model(layers)
+    layers.add_argument(
+        "--all",
+        action="store_true",
+        help="also list each call of modules that are called more than once (relu#2), the inputs of modules (conv<),"
+        " operations inside of modules (block/add) and the model's own output",
+    )
     layers.set_defaults(run=_layers)
     add_sweep(commands)
     add_gallery(commands)
@@ -130,9 +136,9 @@ def _render(arguments: argparse.Namespace) -> int:
 
 
 def _layers(arguments: argparse.Namespace) -> int:
-    from featvis_func.backbone.features import list_layers
+    from featvis_func.backbone.listing import list_layers
 
-    layers = list_layers(load(arguments))
+    layers = list_layers(load(arguments), all=arguments.all)
     rows = [("layer", "type", "output", "filters")]
     for layer in layers:
         shape = "-" if layer.shape is None else " x ".join(map(str, layer.shape))

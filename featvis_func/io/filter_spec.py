@@ -1,5 +1,7 @@
 """Parse and format filter numbers such as ``0-7,12``."""
 
+from collections.abc import Iterable
+
 _MAX_FILTERS = 1_000_000  # bounds the memory that a mistyped range takes
 
 
@@ -31,11 +33,12 @@ def filter_numbers(text: str) -> list[int] | None:
     return numbers
 
 
-def split_layer(text: str) -> tuple[str, list[int] | None, bool]:
+def split_layer(text: str, known: Iterable[str] = ()) -> tuple[str, list[int] | None, bool]:
     """Parse a layer name with optional filter numbers.
 
     Args:
         text: ``"layer"``, ``"layer:97"``, ``"layer:10-20"`` or ``"layer:*"``.
+        known: names of layers, which may contain colons; a text that is the end of one states no filters.
 
     Returns:
         The layer name, its filters (``None``: all), and whether the text states filters.
@@ -46,8 +49,8 @@ def split_layer(text: str) -> tuple[str, list[int] | None, bool]:
     >>> split_layer("head:3-5"), split_layer("head:*"), split_layer("head")
     (('head', [3, 4, 5], True), ('head', None, True), ('head', None, False))
     """
-    layer, colon, numbers = text.partition(":")
-    if not colon:
+    layer, colon, numbers = text.rpartition(":")
+    if not colon or any(name.endswith(text) for name in known):
         return text, None, False
     return layer, None if numbers.strip() == "*" else filter_numbers(numbers), True
 

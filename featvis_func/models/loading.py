@@ -11,11 +11,12 @@ from torch import nn
 
 from featvis_func.models.base import LoadRequest, Model, file_digest, import_optional
 from featvis_func.models.checks import check_differentiable, check_initialised, describe_object
+from featvis_func.models.copying import unwrap
 from featvis_func.models.factory import NoSuchModuleError, call_factory, parse_factory
 from featvis_func.models.huggingface import from_transformers
 from featvis_func.models.inputs import original, with_inputs
 from featvis_func.models.normalisation import check_normalisation, with_normalisation
-from featvis_func.models.own import from_module, unwrap
+from featvis_func.models.own import from_module
 from featvis_func.models.state_dict import load_weights
 from featvis_func.models.timm import from_hub, from_timm
 from featvis_func.models.torchvision import from_torchvision, torchvision_names

@@ -1,4 +1,4 @@
-"""User-provided modules: unwrap them, and find out what input they take."""
+"""Find out what input a user's module takes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,14 +9,6 @@ from featvis_func.models.base import Model
 from featvis_func.models.channels import ASSUMED_SIZES, Candidate, candidates, find_input
 from featvis_func.models.inputs import ImageInputs, check_takes_one
 from featvis_func.models.normalisation import default_normalisation, normalises_itself, warn_assumed
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return unwrap(module.module)
-    inner = getattr(module, "_orig_mod", None)
-    return unwrap(inner) if isinstance(inner, nn.Module) else module
 
 
 def from_module(

@@ -76,7 +76,7 @@ def sweep(
     Raises:
         ValueError: bad input, or a folder that holds another sweep.
         TypeError: an unknown option.
-        TooManyFailedError: more than 5% of all units failed.
+        TooManyFailedError: more than 5% of all units failed, not counting those of layers that cannot be rendered.
         OSError: the folder cannot be written to.
 
     >>> import tempfile

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from featvis_func.sweep.layout import Folder, log_event
+from featvis_func.sweep.layout import DamagedError, Folder, log_event, unsealed
 from featvis_func.sweep.plan import Unit
 from featvis_func.sweep.validate import failure_of
 from featvis_func.sweep.worker import Done, pending
@@ -104,7 +104,8 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
             is a terminal.
 
     Raises:
-        TooManyFailedError: More than :data:`MOST_FAILED` of all units failed.
+        TooManyFailedError: More than :data:`MOST_FAILED` of all units failed, not counting those of layers that cannot
+            be rendered.
         OSError: The folder cannot be written.
     """
     units = folder.run.units
@@ -116,7 +117,7 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
                 done = work(unit)
                 report(done)
                 if done.outcome == "failed":  # count the failures of all processes: the share of one may be below 5%
-                    failed = sum(folder.failure(unit).exists() for unit in units)
+                    failed = sum(has_failed(folder, unit) for unit in units)
                     check_failures(failed, len(units), done.error)
 
 
@@ -180,6 +181,16 @@ def watched(folder: Folder, rank: Rank, *, progress: bool | None) -> Iterator[Ca
         raise
     finally:
         log_event(folder.path, ended, rank=rank.number)
+
+
+def has_failed(folder: Folder, unit: Unit) -> bool:
+    """Whether a unit has failed, though its layer can be rendered."""
+    try:
+        return not unsealed(folder.failure(unit)).get("refused", False)
+    except FileNotFoundError:
+        return False
+    except DamagedError:
+        return True
 
 
 def check_failures(failed: int, units: int, last: str) -> None:

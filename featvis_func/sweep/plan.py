@@ -9,10 +9,11 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
-from featvis_func.backbone.features import Layer, list_layers
-from featvis_func.backbone.layers import check_axes, feature_axis_of, parse_layer
+from featvis_func.backbone.layers import OUTPUT, check_axes, feature_axis_of, parse_layer
+from featvis_func.backbone.listing import Layer, list_layers
 from featvis_func.engine.device import CPU_BATCH_SIZE
 from featvis_func.models import Model
+from featvis_func.models.copying import layer_modules
 from featvis_func.rendering.renderer import Renderer
 from featvis_func.validation import check_filters, check_int
 
@@ -134,15 +135,20 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
     usable = [layer for layer in listed if layer.filters]
     if layers == "all":
         kinds = (nn.modules.conv._ConvNd, nn.Linear)
-        modules = dict(model.module.named_modules())
+        modules = layer_modules(model.module)
         selected = [layer for layer in usable if isinstance(modules.get(layer.name), kinds)]
         if not selected:
             raise ValueError(f"{model.name} has no convolution and no linear layer; name its layers")
         return selected
     names: set[str] = set()
     stated_axes: dict[str, str] = {}
-    known = {layer.name for layer in usable}
-    for pattern in [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers:
+    # Inputs, single calls, operations and the model's output are listed only where a name has their marks.
+    patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+    if any(isinstance(pattern, str) and _names_more_than_modules(model, pattern) for pattern in patterns):
+        listed = list_layers(model, all=True)
+        usable = [layer for layer in listed if layer.filters]
+    known = {layer.name: None for layer in usable}
+    for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(f"layers must be 'all', names or patterns, got {pattern!r}")
         matching = [layer.name for layer in usable if fnmatch.fnmatchcase(layer.name, pattern)]
@@ -156,6 +162,8 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
             name = layer_ref.path
             if layer_ref.axes is not None:
                 stated_axes[name] = layer_ref.axes
+            elif name not in known and any(other.startswith(f"{name}#") for other in known):
+                name = [other for other in known if other.startswith(f"{name}#")][-1]  # without a number: the last
             elif name not in known:
                 raise ValueError(f"layer {name!r} has no filters: a forward pass does not call it, or not as a layer")
             names.add(name)
@@ -163,6 +171,13 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
         raise ValueError("no layers were asked for: the list is empty")
     selected = [layer for layer in listed if layer.name in names]
     return [_with_axes(layer, stated_axes[layer.name]) if layer.name in stated_axes else layer for layer in selected]
+
+
+def _names_more_than_modules(model: Model, pattern: str) -> bool:
+    """Whether a name or pattern may select something else than a module's output."""
+    if pattern and any(name.endswith(pattern) for name in layer_modules(model.module)):
+        return False
+    return pattern.partition("[")[0] in ("", OUTPUT) or any(mark in pattern for mark in "<#/")
 
 
 def _is_output(model: Model, name: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from featvis_func.backbone.hooks import private_copy
 from featvis_func.models import Model
+from featvis_func.models.copying import private_copy
 from featvis_func.sweep.launchers import Rank, check_failures, forget_failures, watched
 from featvis_func.sweep.layout import Folder, log_event
 from featvis_func.sweep.plan import Unit

@@ -150,9 +150,10 @@ def read_commit(folder: Folder, unit: Unit, *, thorough: bool = False) -> Commit
     return recorded
 
 
-def record_failure(folder: Folder, unit: Unit, error: str, attempts: int) -> None:
-    """Record why a unit could not be rendered."""
+def record_failure(folder: Folder, unit: Unit, error: str, attempts: int, *, refused: bool = False) -> None:
+    """Record why a unit could not be rendered, and whether this is because its layer cannot be."""
     path = folder.failure(unit)
     make_folder(path.parent)
     value = {"format": FORMAT, "layer": unit.layer, "filters": list(unit.filters), "error": error}
+    value["refused"] = refused
     write_file(path, sealed({**value, "attempts": attempts, "host": platform.node(), "at": now()}))

@@ -35,7 +35,7 @@ class Done(NamedTuple):
 
     unit: Unit
     outcome: str
-    """``"rendered"``, ``"found"`` (it was already done) or ``"failed"``."""
+    """``"rendered"``, ``"found"`` (done before), ``"failed"``, or ``"refused"``: its layer cannot be rendered."""
     seconds: float
     error: str = ""
     """Type and message of the last error of a failed unit."""
@@ -57,10 +57,12 @@ class Worker:
         self._plans = {plan.layer: plan for plan in folder.run.plans}
         self._layer = ""
         self._render: Render | None = None
+        self._refused: dict[str, str] = {}  # layer -> why it cannot be rendered
 
     def __call__(self, unit: Unit) -> Done:
         """Render and commit a unit, unless it is done.
 
+        A layer whose renderer cannot be made, because the model or the layer does not allow it, is tried once.
         Damaged files of the unit are moved into ``damaged/``. If rendering fails :data:`ATTEMPTS` times, the error is
         recorded in the folder and returned.
 
@@ -73,7 +75,10 @@ class Worker:
             try:
                 if self._read_commit(unit) is not None:
                     return Done(unit, "found", time.monotonic() - start)
-                result, seeds = self._render_unit(unit)
+                render = self._renderer(unit.layer)
+                if render is None:
+                    return self._refuse(unit, time.monotonic() - start)
+                result, seeds = self._render_unit(unit, render)
                 commit(self._folder, unit, result, seeds, seconds=time.monotonic() - start)
                 return Done(unit, "rendered", time.monotonic() - start)
             except Exception as error:
@@ -88,6 +93,12 @@ class Worker:
         record_failure(self._folder, unit, failure, ATTEMPTS)
         return Done(unit, "failed", time.monotonic() - start, failure)
 
+    def _refuse(self, unit: Unit, seconds: float) -> Done:
+        reason = self._refused[unit.layer]
+        log_event(self._folder.path, "failure", unit=unit.name, attempt=1, error=reason)
+        record_failure(self._folder, unit, reason, 1, refused=True)
+        return Done(unit, "refused", seconds, reason)
+
     def _read_commit(self, unit: Unit) -> Commit | None:
         """Read the sidecar of a unit; move the files of a damaged unit aside and return ``None``."""
         try:
@@ -100,13 +111,12 @@ class Worker:
             log_event(folder.path, "damaged", unit=unit.name, error=str(error), moved=[p.name for p in moved])
             return None
 
-    def _render_unit(self, unit: Unit) -> tuple[Result, list[int]]:
+    def _render_unit(self, unit: Unit, render: Render) -> tuple[Result, list[int]]:
         """Render a unit; filters with a non-finite result are rendered once more, with the next seed.
 
         Returns:
             The result of the unit, and the seed of each of its filters.
         """
-        render = self._renderer(unit.layer)
         result = render(unit.filters)
         seeds = [self._seed] * len(unit.filters)
         nonfinite = [row for row, status in enumerate(result.status) if status == "nonfinite"]
@@ -123,12 +133,16 @@ class Worker:
             self._render = render._replace(batch_size=used)  # the batch size that fitted into memory
         return result, seeds
 
-    def _renderer(self, layer: str) -> Render:
-        if self._render is None or self._layer != layer:
+    def _renderer(self, layer: str) -> Render | None:
+        """The renderer of a layer; ``None`` if the layer cannot be rendered."""
+        if layer not in self._refused and (self._render is None or self._layer != layer):
             self._drop_renderer()  # before the next one is made: the memory may not hold two
-            self._render = self._make(self._plans[layer])
-            self._layer = layer
-        return self._render
+            try:
+                self._render = self._make(self._plans[layer])
+                self._layer = layer
+            except ValueError as error:
+                self._refused[layer] = first_line(error)
+        return None if layer in self._refused else self._render
 
     def _drop_renderer(self) -> None:
         self._render = None

@@ -124,21 +124,25 @@ def test_stated_channels_are_not_questioned(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_users_module_and_random_numbers_are_left_alone() -> None:
     module = Writes().train()
-    calls: list[Any] = []
-    module.register_forward_hook(lambda *_: calls.append(1))
+    hook = module.register_forward_hook(lambda *_: None)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     load_model(module, **RANGE)
     assert torch.equal(state, torch.get_rng_state())
     assert module.training
     assert module.modes == []
+    assert list(module._forward_hooks) == [hook.id]
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_module_that_cannot_be_copied_is_assumed_to_take_its_first_convolutions_channels() -> None:
-    module = HeadFirst(4)
-    module.lock = (n for n in range(3))  # type: ignore[assignment]
-    model = load_model(module, **RANGE)
+def test_a_module_that_cannot_be_copied_is_assumed_to_take_its_first_convolutions_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("cannot be copied")
+
+    monkeypatch.setattr(channels_module, "private_copy", fail)
+    model = load_model(HeadFirst(4), **RANGE)
     assert (model.channels, model.assumed) == (8, ("size", "channels"))
 
 

@@ -10,7 +10,8 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from featvis_func.backbone.features import list_layers, make_features
+from featvis_func.backbone.features import make_features
+from featvis_func.backbone.listing import list_layers
 from featvis_func.models import Model, load_model
 from featvis_func.rendering.api import render
 from tests.toys import TINY_SIZE, load_toy, make_tiny

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from featvis_func.backbone.features import list_layers, make_features
+from featvis_func.backbone.features import make_features
+from featvis_func.backbone.listing import list_layers
 from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, load_model
 from featvis_func.validation import table
 

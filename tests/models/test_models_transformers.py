@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.features import list_layers, make_features
+from featvis_func.backbone.features import make_features
+from featvis_func.backbone.listing import list_layers
 from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, Model, load_model
 from featvis_func.models.huggingface import preset_of
 from featvis_func.models.inputs import IMAGE_INPUT, ImageInputs
