@@ -109,7 +109,7 @@ def test_the_users_module_stays_as_it_was() -> None:
 
 def test_hooks_of_the_module_that_change_values_run_once() -> None:
     module = Captioned()
-    module.register_forward_hook(lambda child, args, output: 3 * output if isinstance(child, Captioned) else None)
+    module.register_forward_hook(lambda child, args, output: output.mul(3) if isinstance(child, Captioned) else None)
     module.register_forward_pre_hook(lambda child, args: (args[0] / 2, *args[1:]))
     model = load_model(module, inputs=FORMS["tuple"], **INPUT)
     features = features_of(model, "output")
