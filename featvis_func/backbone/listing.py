@@ -11,6 +11,7 @@ from featvis_func.backbone.hooks import channels_last_seen, example_images, floa
 from featvis_func.backbone.layers import LayerRef, axes_of, feature_axis_of, tensors_in
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules, private_copy
+from featvis_func.models.inputs import original
 from featvis_func.validation import warn_caller
 
 
@@ -85,7 +86,7 @@ def list_layers(model: Model, *, all: bool = False) -> list[Layer]:
                 listed += lines_of(LayerRef(name, call=call, input=True), "input", value)
     if all:
         listed += [line(ref, "operation", value) for ref, value in _operations(model, module)]
-        listed += lines_of(LayerRef(""), "output", outputs[module][-1])
+        listed += lines_of(LayerRef(""), "output", outputs[original(module)][-1])
     return listed
 
 

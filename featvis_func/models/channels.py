@@ -63,7 +63,7 @@ def find_input(
     (Candidate(axes=2, channels=4), True)
     """
     try:
-        copied = private_copy(module)
+        copied = private_copy(module, share_parameters=True)
     except Exception:  # Whoever renders it is told why.
         return possible[0], False
     weight = next((p for p in copied.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -23,7 +23,7 @@ IMAGE_INPUT = _Marker.IMAGE_INPUT
 """Stands for the images in ``load_model(..., inputs=...)``."""
 
 
-# The hooks as well, so that whoever copies a module without its hooks need not know of this class.
+# The hooks as well, so that whoever attaches and removes hooks need not know of this class.
 _REGISTRIES = (
     *("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"),
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -62,7 +62,6 @@ class ImageInputs(nn.Module):
         for registry in _REGISTRIES:
             self.__dict__[registry] = getattr(inner, registry)
         self.reverse = reverse
-        self.training = inner.training
         # Tensors are attributes, so that a fingerprint covers them; the structure refers to them by name.
         self._tensors: list[str] = []
         if inputs is IMAGE_INPUT or isinstance(inputs, tuple | list | Mapping):
@@ -94,9 +93,18 @@ class ImageInputs(nn.Module):
         positional, keyword = _as_arguments(given)
         return self.__dict__["inner"](*positional, **keyword)
 
+    @property
+    def training(self) -> bool:
+        """Whether the wrapped module is in training mode."""
+        return self.__dict__["inner"].training
+
+    @training.setter
+    def training(self, mode: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if "inner" in self.__dict__:  # The constructor of nn.Module sets the mode as well.
+            self.__dict__["inner"].training = mode
+
     def train(self, mode: bool = True) -> "ImageInputs":
-        """Set the mode of the wrapped module, whose flag is its own."""
-        self.training = mode
+        """Set the mode of the wrapped module and of those inside it."""
         self.__dict__["inner"].train(mode)
         if isinstance(self._inputs, nn.Module):
             self._inputs.train(mode)

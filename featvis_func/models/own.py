@@ -1,4 +1,4 @@
-"""User-provided modules: find out what input they take."""
+"""Find out what input a user's module takes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

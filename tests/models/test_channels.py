@@ -124,14 +124,14 @@ def test_stated_channels_are_not_questioned(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_users_module_and_random_numbers_are_left_alone() -> None:
     module = Writes().train()
-    calls: list[Any] = []
-    module.register_forward_hook(lambda *_: calls.append(1))
+    hook = module.register_forward_hook(lambda *_: None)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     load_model(module, **RANGE)
     assert torch.equal(state, torch.get_rng_state())
     assert module.training
     assert module.modes == []
+    assert list(module._forward_hooks) == [hook.id]
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
@@ -140,6 +140,17 @@ def test_a_module_may_hold_what_cannot_be_copied() -> None:
     module.numbers = (n for n in range(3))  # type: ignore[assignment]
     model = load_model(module, **RANGE)
     assert (model.channels, model.assumed) == (4, ("size",))
+
+
+def test_a_module_that_cannot_be_copied_is_assumed_to_take_its_first_convolutions_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("cannot be copied")
+
+    monkeypatch.setattr(channels_module, "private_copy", fail)
+    model = load_model(HeadFirst(4), **RANGE)
+    assert (model.channels, model.assumed) == (8, ("size", "channels"))
 
 
 def test_modules_in_half_precision_are_called_with_their_dtype() -> None:

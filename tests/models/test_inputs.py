@@ -96,17 +96,52 @@ def test_the_hook_fallback_takes_inputs_as_well() -> None:
 
 def test_the_users_module_stays_as_it_was() -> None:
     module = Captioned().train()
-    calls: list[Any] = []
-    module.register_forward_hook(lambda *_: calls.append(1))
+    module.register_forward_hook(lambda *_: None)
     before, hooks = fingerprint(module), dict(module._forward_hooks)
     model = load_model(module, inputs=FORMS["dict"], **INPUT)
     fv.render(model, "out", [0], steps=2)
     assert fingerprint(module) == before
     assert dict(module._forward_hooks) == hooks
-    assert calls == []
     assert module.training
     assert module.conv.training
     assert [*vars(module)] == [*vars(Captioned())]
+
+
+def test_hooks_of_the_module_that_change_values_run_once() -> None:
+    module = Captioned()
+    module.register_forward_hook(lambda child, args, output: output.mul(3) if isinstance(child, Captioned) else None)
+    module.register_forward_pre_hook(lambda child, args: (args[0] / 2, *args[1:]))
+    model = load_model(module, inputs=FORMS["tuple"], **INPUT)
+    features = features_of(model, "output")
+    images = torch.rand(2, 3, 12, 12)
+    with torch.no_grad():
+        actual = features.apply(features.weights, images)["output"]
+        torch.testing.assert_close(actual, 3 * expected(Captioned(), images / 2), rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_operations_and_the_output_of_the_module_have_names() -> None:
+    model = load_model(Captioned(), inputs=FORMS["tuple"], **INPUT)
+    names = {layer.name: layer.shape for layer in fv.list_layers(model, all=True)}
+    assert {"conv<": (3, 12, 12), "/relu": (4, 10, 10), "output": (5, 10, 10)}.items() <= names.items()
+    images = torch.rand(2, 3, 12, 12)
+    for name, values in (("<[mask]", MASK.expand(2, 10, 10)), ("<[0]", images)):
+        features = features_of(model, name)
+        assert torch.equal(features.apply(features.weights, images)[name], values)
+
+
+def test_layers_that_are_called_in_training_mode_only_are_reached() -> None:
+    class Auxiliary(Captioned):
+        def __init__(self) -> None:
+            super().__init__()
+            self.auxiliary = nn.Conv2d(4, 2, 1)
+
+        def forward(self, image: Tensor, tokens: Tensor, **options: Any) -> Any:  # type: ignore[override]
+            x = self.conv(image)
+            return (self.auxiliary(x), x) if self.training else x
+
+    with pytest.warns(UserWarning, match="'auxiliary' is called in training mode only"):
+        features = features_of(load_model(Auxiliary(), inputs=FORMS["tuple"], **INPUT), "auxiliary")
+    assert features.exported
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])

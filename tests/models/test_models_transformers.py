@@ -173,6 +173,23 @@ def test_channels_are_reversed_where_the_processor_says_so(tmp_path: Path) -> No
     assert (model.mean, model.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
+@pytest.mark.slow
+def test_inputs_are_those_of_the_whole_model(tmp_path: Path) -> None:
+    """Not of its vision tower."""
+    module = save_model(tmp_path, "clip")
+    tokens = torch.tensor([3, 4, 5, 1])
+    model = load_model(f"transformers:{tmp_path}", inputs={"pixel_values": IMAGE_INPUT, "input_ids": tokens})
+    assert (model.size, model.assumed) == ((32, 32), ())
+    assert [name for name, _ in model.module.named_modules()] == [name for name, _ in module.named_modules()]
+    features = make_features(model, ["output[image_embeds]", "output[text_embeds]"], precision="float32")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        actual = features.apply(features.weights, images)
+        expected = module(pixel_values=images, input_ids=tokens.expand(2, -1))
+    for name in ("image_embeds", "text_embeds"):
+        torch.testing.assert_close(actual[f"output[{name}]"], expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_list_layers_has_no_prefix(vit: Path) -> None:
     model = load_model(f"transformers:{vit}")
     layers = {layer.name: layer.filters for layer in list_layers(model)}
