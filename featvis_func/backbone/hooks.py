@@ -44,7 +44,7 @@ class _AllCaught(Exception):  # noqa: N818 - a signal, not an error
 
 def example_images(model: Model, module: nn.Module) -> Tensor:
     """Return three different images of noise, in the module's dtype and on its device."""
-    weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros((), dtype=torch.float32))
     shape = (3, model.channels, *model.size)
     return wave(math.prod(shape)).reshape(shape).to(device=weight.device, dtype=weight.dtype)
 

@@ -78,8 +78,8 @@ def parse_layer(module: nn.Module, name: str) -> LayerRef:
     Raises:
         ValueError: as for :func:`resolve_layer`, or unknown axes.
 
-    >>> parse_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0@hwc")
-    LayerRef(module='0.0', parts='', axes='hwc')
+    >>> parse_layer(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()), "0.0#2@hwc")
+    LayerRef(module='0.0', parts='', axes='hwc', call=2, input=False, operation='')
     """
     names = [known for known in layer_modules(module) if known]
     name = _without_wrappers(name, names)

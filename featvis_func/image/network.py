@@ -98,7 +98,7 @@ def cppn(
     activate = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     values = value_range(shape, correlation, device)
     coordinates = _pixel_coordinates(sides, device)
-    features = activate(torch.zeros(hidden, 1)).shape[0]
+    features = activate(torch.zeros(hidden, 1, dtype=torch.float32)).shape[0]
     shapes = [(hidden, len(sides)), *((hidden, features) for _ in range(layers - 1)), (c, features)]
 
     def init(key: Key) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -128,5 +128,5 @@ def _pixel_coordinates(sides: Sequence[int], device: torch.device | str | None) 
         float32 ``(axes, pixels)``, the coordinate of the last axis first: ``x, y`` for ``(h, w)``.
     """
     unit = 2.0 * math.sqrt(3.0) / max(sides)
-    axes = [(torch.arange(side, device=device) + 0.5 - side / 2) * unit for side in sides]
+    axes = [(torch.arange(side, dtype=torch.float32, device=device) + 0.5 - side / 2) * unit for side in sides]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).flatten(1)

@@ -196,6 +196,6 @@ def _resize_formulas(axes: int) -> tuple[str, str]:
 
 def _bilinear_matrix(target: int, source: int, device: torch.device | str | None) -> Tensor:
     """Return the matrix of a 1-D linear resize: float32 ``(target, source)``, each row summing to 1."""
-    centre = (torch.arange(target, device=device) + 0.5) * (source / target) - 0.5
-    distance = centre.clamp(0, source - 1)[:, None] - torch.arange(source, device=device)
+    centre = (torch.arange(target, dtype=torch.float32, device=device) + 0.5) * (source / target) - 0.5
+    distance = centre.clamp(0, source - 1)[:, None] - torch.arange(source, dtype=torch.float32, device=device)
     return (1.0 - distance.abs()).clamp_min(0.0)

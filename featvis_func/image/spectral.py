@@ -29,9 +29,9 @@ def frequencies(*sides: int, device: torch.device | str | None = None) -> Tensor
     tensor([[0.0000, 0.2500, 0.5000],
             [0.5000, 0.5590, 0.7071]])
     """
-    squares = torch.fft.rfftfreq(sides[-1], device=device) ** 2
+    squares = torch.fft.rfftfreq(sides[-1], dtype=torch.float32, device=device) ** 2
     for axis, side in enumerate(sides[-2::-1], 1):
-        squares = squares + torch.fft.fftfreq(side, device=device).reshape(-1, *(1,) * axis) ** 2
+        squares = squares + torch.fft.fftfreq(side, dtype=torch.float32, device=device).reshape(-1, *(1,) * axis) ** 2
     return torch.sqrt(squares)
 
 

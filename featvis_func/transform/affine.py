@@ -132,7 +132,7 @@ def pad(pixels: float) -> Affine:
     24.0
     """
     pixels = check_float("pad: pixels", pixels)
-    return Affine(0, lambda u: torch.eye(3, device=u.device), 2.0 * pixels)
+    return Affine(0, lambda u: torch.eye(3, dtype=u.dtype, device=u.device), 2.0 * pixels)
 
 
 def matrix_of(*rows: tuple[Tensor, ...]) -> Tensor:

@@ -76,10 +76,10 @@ def _waves(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     count = min(_WAVES, (size - 1) // 2)
     frequency = torch.arange(1, count + 1, device=device, dtype=torch.float32)
-    angle = torch.arange(size, device=device)[:, None] * frequency * (2.0 * math.pi / size)
-    constant = torch.ones(size, 1, device=device)
+    angle = torch.arange(size, dtype=torch.float32, device=device)[:, None] * frequency * (2.0 * math.pi / size)
+    constant = torch.ones(size, 1, dtype=torch.float32, device=device)
     waves = torch.cat([constant, math.sqrt(2.0) * torch.cos(angle), math.sqrt(2.0) * torch.sin(angle)], 1)
-    return waves, torch.cat([torch.zeros(1, device=device), frequency, frequency])
+    return waves, torch.cat([torch.zeros(1, dtype=torch.float32, device=device), frequency, frequency])
 
 
 def _color(key: Key, shape: tuple[int, ...]) -> Tensor:

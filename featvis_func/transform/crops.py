@@ -59,7 +59,7 @@ def crop_or_pad(size: int | tuple[int, int]) -> Affine:
     (64, 64)
     """
     sides = check_sides(size)
-    return Affine(0, lambda u: torch.eye(3, device=u.device), frame=lambda h, w: sides)
+    return Affine(0, lambda u: torch.eye(3, dtype=u.dtype, device=u.device), frame=lambda h, w: sides)
 
 
 def box_crop(

@@ -46,7 +46,7 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, determinis
 
     def draw(key: Key) -> Tensor:
         numbers = uniform(key, (sum(step.numbers for step in steps),)).split([step.numbers for step in steps])
-        matrix = torch.eye(3, device=key.device)
+        matrix = torch.eye(3, dtype=torch.float32, device=key.device)
         for step, step_numbers in zip(steps, numbers, strict=True):
             matrix = _compose(matrix, step.matrix(step_numbers))
         return matrix
