@@ -34,7 +34,9 @@ def main(device: str, rounds: int) -> None:
     module = load_squeezenet()
     if module is None:
         raise SystemExit("the picture needs SqueezeNet's weights: set FEATVIS_WEIGHTS to their file")
-    result = fv.render(fv.load_model(module, size=224), LAYER, FILTERS, device=device, retain_memory=True, progress=None)
+    result = fv.render(
+        fv.load_model(module, size=224), LAYER, FILTERS, device=device, retain_memory=True, progress=None
+    )
     path = RESULTS / "pictures" / "hero.webp"
     path.parent.mkdir(parents=True, exist_ok=True)
     row(result.images).save(path, quality=_QUALITY, method=6)

@@ -215,7 +215,6 @@ def test_status_of_filters_without_a_gradient_and_without_finite_values(model: M
         ({"transforms": t.warp_time(size=4, axis=-3)}, "the transformed images must be (3, 6, 16, 20)"),
         ({"objective": fv.neuron("2", position=(3, 4))}, "no position (3, 4) in layer '2', whose pos"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_bad_input_for_a_video_model(video_model: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -232,7 +231,6 @@ def test_bad_input_for_a_video_model(video_model: Model, options: dict[str, Any]
         ({"image": fv.fourier(SIGNAL_SIZE, channels=3)}, "the image has 3 channels; Sequential takes 2"),
         ({"objective": o.region("2")}, "layer '2' has no rows and columns: its positions are (30,)"),
     ],
-    ids=str,
 )
 def test_bad_input_for_a_signal_model(signal_model: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
