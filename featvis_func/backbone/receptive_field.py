@@ -57,9 +57,7 @@ class Field(NamedTuple):
         return torch.stack([left, top, right, bottom], dim=-1)
 
 
-def receptive_fields(
-    features: Features, shape: tuple[int, ...], *, batch_size: int = 32
-) -> Mapping[str, Field | None]:
+def receptive_fields(features: Features, shape: tuple[int, ...], *, batch_size: int = 32) -> Mapping[str, Field | None]:
     """Measure the receptive fields of all layers of some features.
 
     Args:
