@@ -10,7 +10,7 @@ from torch import Tensor
 
 import featvis_func as fv
 from benchmarks.common import RESULTS
-from benchmarks.evaluate import load_squeezenet
+from benchmarks.evaluate import IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZE, load_squeezenet
 from featvis_func.io.pil import picture
 
 LAYER = "features.12.expand3x3"
@@ -34,9 +34,8 @@ def main(device: str, rounds: int) -> None:
     module = load_squeezenet()
     if module is None:
         raise SystemExit("the picture needs SqueezeNet's weights: set FEATVIS_WEIGHTS to their file")
-    result = fv.render(
-        fv.load_model(module, size=224), LAYER, FILTERS, device=device, retain_memory=True, progress=None
-    )
+    model = fv.load_model(module, size=INPUT_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    result = fv.render(model, LAYER, FILTERS, device=device, retain_memory=True, progress=None)
     path = RESULTS / "pictures" / "hero.webp"
     path.parent.mkdir(parents=True, exist_ok=True)
     row(result.images).save(path, quality=_QUALITY, method=6)

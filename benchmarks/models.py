@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featvis_func as fv
 from benchmarks.common import report
+from benchmarks.evaluate import IMAGENET_MEAN, IMAGENET_STD
 from featvis_func.backbone.export import release, trace, truncate
 from featvis_func.backbone.hooks import Backbone, example_images
 from featvis_func.backbone.layers import LayerRef
@@ -110,7 +111,7 @@ class ModelReport(NamedTuple):
     """The check of one model."""
 
     model: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     parameters: int
     listed: int
     """Number of layers that :func:`featvis_func.list_layers` returns."""
@@ -327,7 +328,8 @@ def torchvision_model(name: str) -> fv.Model:
     if name.startswith("vit_"):  # its position embedding has one size
         with seeded_init():
             module = torchvision.models.get_model(name, weights=None, image_size=size)
-        return randomized(fv.load_model(module.eval(), size=size)._replace(name=f"torchvision:{name}@none"))
+        model = fv.load_model(module.eval(), size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return randomized(model._replace(name=f"torchvision:{name}@none"))
     return randomized(fv.load_model(f"torchvision:{name}@none", size=size))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import featvis_func as fv
 from benchmarks.common import RESULTS
-from benchmarks.evaluate import load_squeezenet
+from benchmarks.evaluate import IMAGENET_MEAN, IMAGENET_STD, load_squeezenet
 from featvis_func import image as parameterisations
 from featvis_func import objective as o
 from featvis_func import transform as t
@@ -35,7 +35,7 @@ class Kit:
             data = import_module("skimage.data")
         except ImportError as error:
             raise SystemExit("the pictures need scikit-image, for its photograph: pip install scikit-image") from error
-        self.model = fv.load_model(module, size=SIZE)
+        self.model = fv.load_model(module, size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         cat = torch.from_numpy(data.chelsea()).movedim(-1, 0).float() / 255
         square = cat[:, :, (cat.shape[2] - cat.shape[1]) // 2 :][:, :, : cat.shape[1]]
         self.cat = torch.nn.functional.interpolate(square[None], size=(SIZE, SIZE), mode="bilinear", antialias=True)[0]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from featvis_func.image import pixel as pixel
     from featvis_func.image import shared as shared
     from featvis_func.io.animation import animate as animate
+    from featvis_func.models import IMAGE_INPUT as IMAGE_INPUT
     from featvis_func.models import Model as Model
     from featvis_func.models import load_model as load_model
     from featvis_func.objective import Objective as Objective
@@ -80,7 +81,7 @@ _HOMES = {
     "rendering.activations": ("activations_of",),
     "rendering.loggers": ("tensorboard_logger", "wandb_logger"),
     "cpu.malloc": ("kept_memory",),
-    "models": ("Model", "load_model"),
+    "models": ("IMAGE_INPUT", "Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
     "rendering.presets": ("default_optimizer", "named_transform", "published_optimizer"),
     "rendering.renderer": ("Renderer", "make_renderer"),

@@ -7,6 +7,9 @@ what was expected and, where there is a choice, what exists.
 import difflib
 import math
 import operator
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -162,3 +165,43 @@ def _whole_sides(size: Any) -> tuple[int, ...]:
     except (TypeError, ValueError):
         return ()
     return () if any(n < 1 for n in numbers) or any(isinstance(side, bool) for side in sides) else numbers
+
+
+def check_bands(bands: Any, channels: int | None = None) -> tuple[int, ...]:
+    """Channels to show: one as grey, or three as red, green and blue, numbered from 0.
+
+    Args:
+        bands: the channels.
+        channels: how many there are, if that is known.
+
+    >>> check_bands([3, 2, 1])
+    (3, 2, 1)
+    >>> check_bands((3, 2, 6), 6)
+    Traceback (most recent call last):
+        ...
+    ValueError: bands has channel 6, but the channels are 0 to 5; got (3, 2, 6)
+    """
+    try:
+        numbers = tuple(operator.index(band) for band in bands)
+    except TypeError as error:
+        raise ValueError(f"bands must be channel numbers such as (3, 2, 1), got {bands!r}") from error
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"bands must be 1 channel (grey) or 3 (red, green, blue), got {numbers}")
+    missing = [band for band in numbers if band < 0 or (channels is not None and band >= channels)]
+    if missing:
+        last = "numbered from 0" if channels is None else "0 only" if channels == 1 else f"0 to {channels - 1}"
+        raise ValueError(f"bands has channel {missing[0]}, but the channels are {last}; got {numbers}")
+    return numbers
+
+
+def warn_caller(message: str) -> None:
+    """Warn about what a user gave, at the line of the user's code that called the package.
+
+    However deep inside the package the warning arises, it names the first frame outside, and is shown once for each
+    such line.
+    """
+    package = os.path.dirname(__file__) + os.sep
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

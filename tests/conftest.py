@@ -9,7 +9,7 @@ import torch
 from benchmarks.evaluate import load_squeezenet
 from featvis_func.models import Model, load_model
 from tests.cached_tracing import cached_tracing as cached_tracing
-from tests.toys import SIGNAL_SIZE, TINY_SIZE, VIDEO_SIZE, make_signal_net, make_tiny, make_video_net
+from tests.toys import SIGNAL_SIZE, TINY_SIZE, VIDEO_SIZE, load_toy, make_signal_net, make_tiny, make_video_net
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,13 +35,13 @@ def fresh_compiler() -> None:
 @pytest.fixture
 def tiny() -> Model:
     """A small random CNN, made anew for each test, which may therefore change it."""
-    return load_model(make_tiny(), size=TINY_SIZE)
+    return load_toy(make_tiny(), size=TINY_SIZE)
 
 
 @pytest.fixture
 def video_model() -> Model:
     """A small random model of videos, made anew for each test."""
-    return load_model(make_video_net(), size=VIDEO_SIZE)
+    return load_toy(make_video_net(), size=VIDEO_SIZE)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def squeezenet() -> Model:
     module = load_squeezenet()
     if module is None:
         pytest.skip("no SqueezeNet weights at FEATVIS_WEIGHTS or in ../shared/weights")
-    return load_model(module, size=224)
+    return load_toy(module, size=224)  # normalised as torchvision's preset says
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, Model, load_model
+
 TINY_SIZE = 20
 
 
@@ -69,3 +71,10 @@ class OneConv(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
+
+
+def load_toy(module: nn.Module, size: int | tuple[int, ...]) -> Model:
+    """Load a module with all of its input stated: the channels of its first convolution, normalised as ImageNet's."""
+    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([0.0] * channels, [1.0] * channels)
+    return load_model(module, size=size, mean=mean, std=std)

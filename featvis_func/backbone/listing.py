@@ -1,6 +1,5 @@
 """List what can be visualised in a model: its modules, and every other tensor that a name selects."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ from featvis_func.backbone.hooks import channels_last_seen, example_images, floa
 from featvis_func.backbone.layers import LayerRef, axes_of, feature_axis_of, tensors_in
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules, private_copy
+from featvis_func.models.inputs import original
+from featvis_func.validation import warn_caller
 
 
 class Layer(NamedTuple):
@@ -85,7 +86,7 @@ def list_layers(model: Model, *, all: bool = False) -> list[Layer]:
                 listed += lines_of(LayerRef(name, call=call, input=True), "input", value)
     if all:
         listed += [line(ref, "operation", value) for ref, value in _operations(model, module)]
-        listed += lines_of(LayerRef(""), "output", outputs[module][-1])
+        listed += lines_of(LayerRef(""), "output", outputs[original(module)][-1])
     return listed
 
 
@@ -119,10 +120,9 @@ def _operations(model: Model, module: nn.Module) -> list[tuple[LayerRef, Tensor]
     try:
         traced = trace(module, dict.fromkeys(float_outputs(model, module, images), 1), images, None)
     except Exception as error:  # as many kinds as there are models
-        warnings.warn(
+        warn_caller(
             f"the operations inside of the modules of {model.name} are not listed, since it could not be exported:"
-            f" {why_not_exported(error)}",
-            stacklevel=3,
+            f" {why_not_exported(error)}"
         )
         return []
     try:

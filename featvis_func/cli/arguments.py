@@ -1,10 +1,16 @@
 """Arguments that several commands share. torch is imported late, so that ``--help`` is instant."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, default_of, flag_of
+
+if TYPE_CHECKING:
+    from featvis_func.models import Model
 
 DEFAULT_MODEL = "texturenet"
 # Options whose default differs from that in Python, where settings of the whole process are the caller's.
@@ -18,9 +24,90 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=DEFAULT_MODEL,
         help="texturenet, torchvision:NAME[@WEIGHTS] or timm:NAME (@none: random weights), hf-hub:ORG/NAME (of timm),"
-        " or transformers:ORG/NAME; after timm: and transformers: also a ./folder",
+        " or transformers:ORG/NAME; after timm: and transformers: also a ./folder; package.module:function or"
+        " path/to/file.py:function imports code of yours, and calls a function that returns the model",
     )
-    parser.add_argument("--weights", metavar="FILE", help="a state dict for the model: .safetensors, .pth or .pt")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
+    """Add how a model is loaded to a command; ``prefix`` begins each help text."""
+    parser.add_argument("--weights", metavar="FILE", help=f"{prefix}a state dict: .safetensors, .pth or .pt")
+    for name, metavar, text in (
+        ("mean", "M,M,M", "mean per channel that is subtracted from the model's input (default: of its preset)"),
+        ("std", "S,S,S", "standard deviation per channel that it is divided by (default: of its preset)"),
+        ("value-range", "LO,HI", "values that the model takes for black and white, such as 0,255 or -1,1; mean and std"
+         " are in the same units, and 0 and 1 by default"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=argument(parse_numbers), metavar=metavar, help=prefix + text)
+    parser.add_argument(
+        "--input-size",
+        type=argument(parse_input_size),
+        metavar="HxW",
+        help=f"{prefix}input size: a side in pixels, HxW, or TxHxW for videos (default: of its preset)",
+    )
+
+
+def given_model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a command's arguments say about how the model is loaded, as arguments of ``load_model``."""
+    names = {"weights": "weights", "mean": "mean", "std": "std", "value_range": "value_range", "input_size": "size"}
+    values = {argument: getattr(arguments, name) for name, argument in names.items()}
+    return {argument: value for argument, value in values.items() if value is not None}
+
+
+def load(arguments: argparse.Namespace, name: str | None = None) -> "Model":
+    """Load the model that a command's arguments name, or the one of another name, with the options they give.
+
+    As with ``python -m``, the current folder comes first on the import path, for models made by a function of the
+    user's.
+    """
+    from featvis_func.models import load_model
+    from featvis_func.models.loading import names_code
+
+    name = str(name or arguments.model)
+    if names_code(name) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return load_model(name, **given_model_options(arguments))
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers with commas between them.
+
+    >>> parse_numbers("0.5, 1e-2")
+    (0.5, 0.01)
+    """
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"must be numbers such as '0.485,0.456,0.406', got {text!r}") from error
+
+
+def parse_input_size(text: str) -> int | tuple[int, ...]:
+    """Parse a side, or sides with an x between them.
+
+    >>> parse_input_size("224"), parse_input_size("16x112x112")
+    (224, (16, 112, 112))
+    """
+    try:
+        numbers = [int(number) for number in text.split("x")]
+    except ValueError as error:
+        raise ValueError(f"must be whole numbers such as '224', '48x64' or '16x112x112', got {text!r}") from error
+    return tuple(numbers) if len(numbers) > 1 else numbers[0]
+
+
+def join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Join a flag and a value such as ``-1,1``, which argparse would take for a flag.
+
+    >>> join_negative_numbers(["--value-range", "-1,1", "--seed", "-1"])
+    ['--value-range=-1,1', '--seed', '-1']
+    """
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in ("--mean", "--std", "--value-range") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def add_options(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:

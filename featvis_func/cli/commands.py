@@ -10,9 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featvis_func.cli.arguments import add_model, add_options, argument, given_options, working_device
+from featvis_func.cli.arguments import (
+    add_model,
+    add_model_options,
+    add_options,
+    argument,
+    given_model_options,
+    given_options,
+    load,
+    working_device,
+)
 from featvis_func.io.filter_spec import filter_numbers
-from featvis_func.rendering.options import SWEEP_OPTIONS, parse_batch_size
+from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, parse_bands, parse_batch_size
 from featvis_func.validation import table
 
 if TYPE_CHECKING:
@@ -83,13 +92,19 @@ def add_gallery(commands: Any) -> None:
     gallery.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or of a rendering")
     gallery.add_argument("--out", type=Path, metavar="SITE", help="the site's folder (default: DIR/gallery)")
     gallery.add_argument(
-        "--moving", default="webp", help="format of the animated snapshots: webp or gif (default: webp)"
+        "--moving", default="webp", help="format of videos and animated snapshots: webp or gif (default: webp)"
+    )
+    gallery.add_argument(
+        "--bands",
+        type=argument(parse_bands),
+        metavar="N[,N,N]",
+        help=f"{OPTIONS['bands'].help} (default: as rendered)",
     )
     gallery.add_argument(
         "--images", type=Path, metavar="FOLDER", help="folder of photographs: add the nine that excite each filter most"
     )
     gallery.add_argument("--model", help="for --images: name of the model (default: the one that was rendered)")
-    gallery.add_argument("--weights", metavar="FILE", help="for --images: state dict of the model")
+    add_model_options(gallery, prefix="for --images: ")
     gallery.add_argument(
         "--device", help="for --images: device to compute on (default: cuda if there is one, else cpu)"
     )
@@ -98,20 +113,22 @@ def add_gallery(commands: Any) -> None:
 
 def _gallery(arguments: argparse.Namespace) -> int:
     if arguments.images is None:
-        given = [name for name in ("model", "weights", "device") if getattr(arguments, name) is not None]
+        names = ("model", "weights", "mean", "std", "value_range", "input_size", "device")
+        given = [name.replace("_", "-") for name in names if getattr(arguments, name) is not None]
         if given:
             raise ValueError(f"--{given[0]} goes with --images")
 
     from featvis_func.gallery import build_gallery, source_of
-    from featvis_func.models import load_model
+    from featvis_func.models.loading import without_code
 
-    options = {}
+    options: dict[str, Any] = {}
     if arguments.images is not None:
         options = {"images": arguments.images, "device": working_device(arguments.device)}
-        if arguments.model is not None or arguments.weights is not None:
-            name = arguments.model or source_of(arguments.folder).title
-            options["model"] = load_model(name, weights=arguments.weights)
-    site = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None, **options)
+        if arguments.model is not None or given_model_options(arguments):
+            name = arguments.model or without_code(source_of(arguments.folder).title)
+            options["model"] = load(arguments, name)
+    options |= {"moving": arguments.moving, "bands": arguments.bands}
+    site = build_gallery(arguments.folder, arguments.out, progress=None, **options)
     print("\n".join(_first([f"left out: {problem}" for problem in site.problems])), end="\n" if site.problems else "")
     layers = f"{site.layers} layer{'' if site.layers == 1 else 's'}"
     print(f"{site.filters} filters of {layers}, {site.made} of them made now: {site.path}")
@@ -122,14 +139,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
     filters = filter_numbers(arguments.filters)
     layers: str | list[str] = "all" if arguments.layers == "all" else [n.strip() for n in arguments.layers.split(",")]
 
-    from featvis_func.models import load_model
     from featvis_func.sweep import TooManyFailedError, dry_run, open_store, rank_of, sweep
 
     rank = rank_of(arguments.engine)
     # The nodes of a cluster may have devices that this machine lacks.
     unchecked = arguments.engine == "ray" and arguments.device is not None
     device = arguments.device if unchecked else working_device(arguments.device)
-    model = load_model(arguments.model, weights=arguments.weights)
+    model = load(arguments)
     options = {name: value for name, value in given_options(arguments).items() if name in SWEEP_OPTIONS}
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "unit_size", "image_dtype")}
     if arguments.dry_run:

@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from featvis_func.cli.arguments import DEFAULT_MODEL, add_model, add_options, given_options, working_device
+from featvis_func.cli.arguments import (
+    DEFAULT_MODEL,
+    add_model,
+    add_options,
+    given_options,
+    join_negative_numbers,
+    load,
+    working_device,
+)
 from featvis_func.cli.commands import add_gallery, add_sweep
+from featvis_func.io.display import describe_bands, display_of
 from featvis_func.io.filter_spec import filter_numbers
 from featvis_func.validation import first_line, table
 
@@ -25,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for an error of torch or an incomplete sweep, 2 for bad input, 130 or 143 after
         a signal.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(join_negative_numbers(sys.argv[1:] if argv is None else argv))
     try:
         return arguments.run(arguments)
     except (ValueError, OverflowError, OSError) as error:
@@ -49,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     render = commands.add_parser(
         "render",
         help="render the filters of a layer",
-        description="Render one image per filter. Writes grid.png, a PNG per filter (with --snapshots also an animated"
-        " WebP), result.safetensors, run.json and a static site, gallery/index.html.",
+        description="Render one image per filter. Writes grid.png, a PNG per filter (for videos, and with --snapshots,"
+        " also an animated WebP), result.safetensors, run.json and a static site, gallery/index.html.",
     )
     add_model(render)
     render.add_argument(
@@ -91,12 +100,11 @@ def _render(arguments: argparse.Namespace) -> int:
     import torch
 
     from featvis_func.gallery import build_gallery, check_place
-    from featvis_func.models import load_model
     from featvis_func.rendering.api import render
-    from featvis_func.rendering.result import writable_folder
+    from featvis_func.rendering.files import writable_folder
 
     device = working_device(arguments.device)
-    model = load_model(arguments.model, weights=arguments.weights)
+    model = load(arguments)
     site = arguments.out / "gallery"
     if not arguments.no_gallery:
         check_place(site)
@@ -120,19 +128,20 @@ def _render(arguments: argparse.Namespace) -> int:
         raise
     not_ok = [f"{f} ({s})" for f, s in zip(result.filters, result.status, strict=True) if s != "ok"]
     finite = result.scores[torch.isfinite(result.scores)]
+    words = describe_bands(display_of(result.config), model.channels) if result.images.ndim > 3 else ""
+    shown = f"; pictures show {words}" if words and arguments.bands is None else ""
     gallery = "" if arguments.no_gallery else f"; gallery: {site / 'index.html'}"
     print(
         f"{len(result.filters)} filters of {result.config['layer']}, mean score {finite.mean().item():.4g}"
-        f"{', not ok: ' + ', '.join(not_ok) if not_ok else ''}; {len(files)} files in {arguments.out}{gallery}"
+        f"{', not ok: ' + ', '.join(not_ok) if not_ok else ''}; {len(files)} files in {arguments.out}{shown}{gallery}"
     )
     return 0
 
 
 def _layers(arguments: argparse.Namespace) -> int:
     from featvis_func.backbone.listing import list_layers
-    from featvis_func.models import load_model
 
-    layers = list_layers(load_model(arguments.model, weights=arguments.weights), all=arguments.all)
+    layers = list_layers(load(arguments), all=arguments.all)
     rows = [("layer", "type", "output", "filters")]
     for layer in layers:
         shape = "-" if layer.shape is None else " x ".join(map(str, layer.shape))

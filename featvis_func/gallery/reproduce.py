@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from featvis_func.io.display import describe_bands, display_of
+from featvis_func.models.loading import names_code
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, flag_of, label_of
 from featvis_func.rendering.presets import REDIRECT
 
@@ -39,16 +41,19 @@ def reproduce(
     options = _changed_options(config, seed)
     own_parts = [name for name, value in options.items() if value == "custom"]
     model = str(config.get("model", ""))
-    named = _NAMED_MODEL.fullmatch(model) is not None
+    made_by_code = names_code(model)
+    named = made_by_code or _NAMED_MODEL.fullmatch(model) is not None
     weights = weights_file(config)
     lines = ["import featvis_func as fv"]
-    if named:
-        lines.append(f"model = fv.load_model({model!r}{'' if weights is None else f', weights={weights!r}'})")
-    else:
+    stated: dict[str, Any] = {} if weights is None else {"weights": weights}
+    if made_by_code or not named:  # no preset tells what the model takes
         names = (("mean", "mean"), ("std", "std"), ("size", "input_size"))
-        inputs = {name: tuple(config[key]) for name, key in names if key in config}
+        stated |= {name: tuple(config[key]) for name, key in names if key in config}
+    if not named:
+        stated.pop("weights", None)
         lines.append(f"# module: your {model}, which is not recorded")
-        lines.append(f"model = fv.load_model(module{''.join(f', {name}={value!r}' for name, value in inputs.items())})")
+    arguments = "".join(f", {name}={value!r}" for name, value in stated.items())
+    lines.append(f"model = fv.load_model({repr(model) if named else 'module'}{arguments})")
     code = config.get("objective_code")
     every_filter = code is None and (not config.get("objective") or "objective_code" in config)
     if every_filter:
@@ -66,12 +71,16 @@ def reproduce(
     lines.append(f"result = fv.render(model, {objective}{written})")
     if not named or not every_filter or own_parts:
         return Reproduction(None, "\n".join(lines))
-    words = ["featvis", "render", model, *([] if weights is None else ["--weights", weights])]
+    words = ["featvis", "render", model]
+    for name, value in stated.items():
+        separator = "x" if name == "size" else ","
+        words.append("--input-size" if name == "size" else flag_of(name))
+        words.append(separator.join(map(str, value)) if isinstance(value, tuple) else value)
     words += ["--layer", layer, "--filters", str(number)]
     for name, value in options.items():
         words.append(flag_of(name))
         if OPTIONS[name].parse is not None:
-            words.append("x".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            words.append(OPTIONS[name].separator.join(map(str, value)) if isinstance(value, tuple) else str(value))
     return Reproduction(shlex.join(words), "\n".join(lines))
 
 
@@ -84,7 +93,7 @@ def weights_file(config: dict[str, Any]) -> str | None:
 
 def _changed_options(config: dict[str, Any], seed: int) -> dict[str, Any]:
     """The options that differ from their defaults."""
-    recorded = {**config.get("render", config), "seed": seed}
+    recorded = {**config.get("render", config), "seed": seed, **{k: config[k] for k in ("bands",) if k in config}}
     options: dict[str, Any] = {}
     for name, option in OPTIONS.items():
         if not option.recorded or name in ("batch_size", "device"):
@@ -116,4 +125,6 @@ def describe(config: dict[str, Any]) -> list[tuple[str, str]]:
         value = recorded.get(name)
         if option.recorded and value is not False:
             facts[label_of(name)] = " x ".join(map(str, value)) if isinstance(value, list) else value
+    if "mean" in config and len(config.get("input_size", (1, 1))) > 1:
+        facts[label_of("bands")] = describe_bands(display_of(config), len(config["mean"]))
     return [(label, str(value)) for label, value in facts.items() if value not in (None, "")]

@@ -15,6 +15,7 @@ from featvis_func.gallery.manifest import format_number
 from featvis_func.gallery.reproduce import weights_file
 from featvis_func.gallery.source import Source
 from featvis_func.models import Model, fingerprint, load_model
+from featvis_func.models.loading import without_code
 
 _FILE = "examples.safetensors"
 _CROP, _GAP, _QUALITY = 112, 4, 82
@@ -121,6 +122,6 @@ def _load_source_model(source: Source) -> Model:
             " give the model or its weights file"
         )
     try:
-        return load_model(name, weights=file)
+        return load_model(without_code(name), weights=file)
     except ValueError as error:
         raise ValueError(f"searching the photographs needs the model; give it ({error})") from error

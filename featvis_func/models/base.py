@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from featvis_func.models.inputs import original
 from featvis_func.validation import first_line
 
 # Statistics of the ImageNet training images, as given by all classification presets of torchvision.
@@ -37,7 +38,8 @@ class Model(NamedTuple):
     weights: str = ""
     """Origin of the weights, if known: the name used by the library they come from, or a file name and its SHA-256."""
     assumed: tuple[str, ...] = ()
-    """What is not known and was assumed instead, among ``"size"``, ``"channels"`` and ``"normalisation"``."""
+    """What is not known and was assumed instead, among ``"size"``, ``"channels"``, ``"normalisation"`` and
+    ``"inputs"``."""
 
     @property
     def channels(self) -> int:
@@ -54,8 +56,12 @@ class LoadRequest(NamedTuple):
     """The part of ``spec`` after the first colon."""
     skip_pretrained: bool
     """Whether to skip the pretrained weights, because a weights file is loaded afterwards."""
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None = None
     """Requested input size ``(h, w)``, for architectures that are built for a fixed size."""
+    normalised: bool = False
+    """Whether the caller states the normalisation, so that none has to be assumed."""
+    whole: bool = False
+    """Whether the caller states the inputs, which are those of the whole model and not of a part that takes images."""
 
 
 def import_optional(package: str, extra: str, feature: str) -> Any:
@@ -86,7 +92,7 @@ def import_optional(package: str, extra: str, feature: str) -> Any:
 def seeded_init() -> Iterator[None]:
     """Seed the CPU generator with 0 inside the block, and restore its previous state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the CUDA devices as well, for good.
         yield
 
 
@@ -141,35 +147,6 @@ def file_digest(files: Sequence[Path]) -> str:
     return f"{files[0].name} sha256:{combined}"
 
 
-def with_normalisation(model: Model, mean: Sequence[float] | None, std: Sequence[float] | None) -> Model:
-    """Replace the normalisation of a model.
-
-    Args:
-        model: the model.
-        mean: mean per channel. ``None`` keeps the present one, or uses 0 if the number of channels changes.
-        std: standard deviation per channel. ``None`` likewise, with 1 in place of 0.
-
-    Returns:
-        The model with the new normalisation.
-
-    Raises:
-        ValueError: If ``mean`` and ``std`` differ in length or are empty, or if a ``std`` is not positive.
-    """
-    channels = len(next(values for values in (mean, std, model.mean) if values is not None))
-
-    def resolve(given: Sequence[float] | None, present: tuple[float, ...], neutral: float) -> tuple[float, ...]:
-        if given is not None:
-            return tuple(float(value) for value in given)
-        return present if len(present) == channels else (neutral,) * channels
-
-    new_mean, new_std = resolve(mean, model.mean, 0.0), resolve(std, model.std, 1.0)
-    if len(new_mean) != len(new_std) or not new_mean or not all(s > 0 for s in new_std):
-        raise ValueError(
-            f"the normalisation needs one mean and one std above 0 per channel, got mean {new_mean}, std {new_std}"
-        )
-    return model._replace(mean=new_mean, std=new_std)
-
-
 def fingerprint(module: nn.Module) -> str:
     """Compute the SHA-256 of a module's structure and tensors.
 
@@ -180,8 +157,11 @@ def fingerprint(module: nn.Module) -> str:
     False
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
+    modules = dict(module.named_modules())
+    if original(module) is not module:  # A wrapped module is no child of its wrapper.
+        modules["(wrapped)"] = original(module)
     values = {
-        **{f"{name}.{key}": v for name, child in module.named_modules() for key, v in vars(child).items()},
+        **{f"{name}.{key}": v for name, child in modules.items() for key, v in vars(child).items()},
         **dict(module.named_buffers()),  # The state dict lacks non-persistent buffers.
         **module.state_dict(),
     }

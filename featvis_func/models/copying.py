@@ -58,7 +58,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return unwrap(module.module)
-    inner = module.__dict__.get("_modules", {}).get("_orig_mod")  # Its `__getattr__` asks the inner module.
+    modules = module.__dict__.get("_modules", {})  # Its `__getattr__` asks the inner module.
+    inner = modules["_orig_mod"] if "_orig_mod" in modules else None  # noqa: SIM401 - that of a ScriptModule has no get
     return unwrap(inner) if isinstance(inner, nn.Module) else module
 
 

@@ -5,12 +5,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from featvis_func.models.base import (
     DEFAULT_SIZE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     LoadRequest,
     Model,
     file_digest,
@@ -18,33 +16,9 @@ from featvis_func.models.base import (
     parse_source,
     seeded_init,
 )
-from featvis_func.validation import first_line
-
-
-class PixelValues(nn.Module):
-    """Wrap a transformers model as a function of images ``(n, c, h, w)``.
-
-    The children, parameters and buffers of the wrapped model are registered on the wrapper itself, so that layer names
-    do not change.
-
-    Args:
-        inner: a module whose ``forward`` takes ``pixel_values=``.
-        reverse: whether it expects the channels in reverse order, BGR instead of RGB.
-    """
-
-    def __init__(self, inner: nn.Module, *, reverse: bool = False) -> None:
-        super().__init__()
-        # Stored without registration, which would prefix all layer names with "inner.". Both modules share the
-        # registries; so do their deep copies, since deepcopy copies each object once.
-        self.__dict__["inner"] = inner
-        for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            self.__dict__[registry] = getattr(inner, registry)
-        self.reverse = reverse
-        self.training = inner.training
-
-    def forward(self, images: Tensor) -> Any:
-        """Return the output of the wrapped model for images ``(n, c, h, w)``."""
-        return self.__dict__["inner"](pixel_values=images.flip(1) if self.reverse else images)
+from featvis_func.models.inputs import IMAGE_INPUT, ImageInputs
+from featvis_func.models.normalisation import default_normalisation, warn_assumed
+from featvis_func.validation import first_line, warn_caller
 
 
 class Preset(NamedTuple):
@@ -56,6 +30,8 @@ class Preset(NamedTuple):
     """``(h, w)`` in pixels, if the image processor specifies it."""
     reverse: bool
     """Whether the order of the channels is reversed."""
+    known: bool = True
+    """Whether an image processor states it."""
 
 
 def from_transformers(request: LoadRequest) -> Model:
@@ -78,22 +54,27 @@ def from_transformers(request: LoadRequest) -> Model:
         raise ValueError(_loading_error(request.spec, error)) from error
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        warnings.warn(
-            f"the weights of {request.spec} lack {shown}, which are initialised at random instead", stacklevel=5
-        )
-    inner, config = _select_vision_module(request.spec, module, config)
-    preset = _load_preset(transformers, request.spec, location, options, getattr(config, "num_channels", 3))
+        warn_caller(f"the weights of {request.spec} lack {shown}, which are initialised at random instead")
+    vision_config = getattr(config, "vision_config", config)
+    if request.whole:
+        inner = module
+    else:
+        inner, vision_config = _select_vision_module(request.spec, module, config)
+    preset = _load_preset(transformers, request, location, options, getattr(vision_config, "num_channels", 3))
+    size = preset.size or _parse_size(getattr(vision_config, "image_size", None))
     files = sorted(p for s in ("*.safetensors", "*.bin") for p in folder.glob(s)) if folder is not None else []
     commit = getattr(config, "_commit_hash", None) or revision
     weights = file_digest(files) if folder is not None else f"{name}@{commit}" if commit else name
+    assumed = [*(["size"] if size is None else []), *([] if preset.known else ["normalisation"])]
     return Model(
-        PixelValues(inner.float().eval(), reverse=preset.reverse).eval(),
+        ImageInputs(inner.float().eval(), {"pixel_values": IMAGE_INPUT}, reverse=preset.reverse).eval(),
         request.spec,
         preset.mean,
         preset.std,
-        preset.size or _parse_size(getattr(config, "image_size", None)) or (DEFAULT_SIZE, DEFAULT_SIZE),
+        size or (DEFAULT_SIZE, DEFAULT_SIZE),
         (),
         "" if random else weights,
+        tuple(assumed),
     )
 
 
@@ -139,20 +120,19 @@ def _select_vision_module(spec: str, module: nn.Module, config: Any) -> tuple[nn
     raise ValueError(f"{spec} is a {type(module).__name__}, which does not take images as its only input")
 
 
-def _load_preset(transformers: Any, spec: str, location: str, options: dict[str, Any], channels: int) -> Preset:
-    """Return the preset of the image processor; warn and assume a default if there is none."""
+def _load_preset(
+    transformers: Any, request: LoadRequest, location: str, options: dict[str, Any], channels: int
+) -> Preset:
+    """Return the preset of the image processor; assume a default if there is none, and warn unless it is stated."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             processor = transformers.AutoImageProcessor.from_pretrained(location, **options)
     except Exception as error:
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
-        warnings.warn(
-            f"{spec} has no image processor ({first_line(error)}): unless mean= and std= are given,"
-            f" they are assumed to be {mean} and {std}",
-            stacklevel=6,
-        )
-        return Preset(mean, std, None, False)
+        mean, std = default_normalisation(channels)
+        if not request.normalised:
+            warn_assumed(request.spec, mean, std, f"{request.spec} has no image processor ({first_line(error)})")
+        return Preset(mean, std, None, False, known=False)
     return preset_of(processor, channels)
 
 
@@ -173,7 +153,7 @@ def preset_of(processor: Any, channels: int = 3) -> Preset:
 
     >>> from types import SimpleNamespace
     >>> preset_of(SimpleNamespace(image_mean=[0.5], image_std=[0.25], size={"shortest_edge": 96}), 1)
-    Preset(mean=(0.5,), std=(0.25,), size=(96, 96), reverse=False)
+    Preset(mean=(0.5,), std=(0.25,), size=(96, 96), reverse=False, known=True)
     """
 
     def attribute(name: str, default: Any) -> Any:

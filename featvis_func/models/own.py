@@ -1,58 +1,106 @@
-"""User-provided modules: unwrap them, infer their input, and reject those without gradients."""
+"""Find out what input a user's module takes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from featvis_func.models.base import DEFAULT_SIZE, IMAGENET_MEAN, IMAGENET_STD, Model
-
-# Packages that define quantised modules, or tensor subclasses for quantised weights.
-_QUANTISED = (
-    "torch.ao.nn.quantized",
-    "torch.ao.nn.intrinsic.quantized",
-    "torch.ao.nn.sparse.quantized",
-    "torch.nn.quantized",
-    "torchao",
-    "bitsandbytes",
-    "auto_gptq",
-    "gptqmodel",
-    "awq",
-    "optimum.quanto",
-)
-# Float modules defined in these packages; they occur in models prepared for quantisation.
-_FLOATS = ("FloatFunctional", "FXFloatFunctional")
+from featvis_func.models.base import Model
+from featvis_func.models.channels import ASSUMED_SIZES, Candidate, candidates, find_input
+from featvis_func.models.inputs import ImageInputs, check_takes_one
+from featvis_func.models.normalisation import default_normalisation, normalises_itself, warn_assumed
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return unwrap(module.module)
-    inner = getattr(module, "_orig_mod", None)
-    return unwrap(inner) if isinstance(inner, nn.Module) else module
+def from_module(
+    module: nn.Module,
+    name: str,
+    *,
+    inputs: Any = None,
+    channels: int | None = None,
+    size: int | tuple[int, ...] | None = None,
+    normalised: bool = False,
+) -> Model:
+    """Infer the input of a module: what it states, what a forward pass tells, or else what is assumed.
 
+    Args:
+        module: not changed.
+        name: of the model.
+        inputs: as for :func:`~featvis_func.load_model`.
+        channels: number of channels, if the user states it.
+        size: input size, if the user states it.
+        normalised: whether the user states the normalisation.
 
-def from_module(module: nn.Module) -> Model:
-    """Infer the input of a module from its first convolution, its ``image_size``, and the preset attached by timm."""
-    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = convolution.in_channels if convolution is not None and convolution.in_channels > 0 else 3
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    Returns:
+        A model with the module, or with its wrapper if there are ``inputs``. Its ``assumed`` names what is not known;
+        a warning is issued for the normalisation.
+
+    Raises:
+        ValueError: If the module needs other arguments than images, and there are no ``inputs``.
+    """
+    if inputs is None:
+        check_takes_one(module)
+    called = module if inputs is None else ImageInputs(module, inputs)
     preset = getattr(module, "pretrained_cfg", None)  # Set by timm.
-    candidates: list[Any] = [
-        getattr(module, "image_size", None),
-        getattr(getattr(module, "config", None), "image_size", None),
+    preset = preset if isinstance(preset, dict) else {}
+    sizes = {**_declared_sizes(module, preset), **_stated_sizes(size)}
+    axes = len(size) if isinstance(size, tuple) else 2 if preset else None
+    stated = _channels_of_preset(module, preset) if channels is None else channels
+    found = candidates(called, axes, stated)
+    default = Candidate(axes or (found[0].axes if found else 2), 3 if stated is None else stated)
+    possible = list(dict.fromkeys([*found, default]))
+    if (len(found) == 1 and inputs is None) or (len(possible) == 1 and stated is not None):
+        chosen, certain = possible[0], True
+    else:
+        chosen, certain = find_input(called, possible, {**ASSUMED_SIZES, **sizes})
+    assumed = [
+        *(["size"] if chosen.axes not in sizes else []),
+        *(["channels"] if not certain and stated is None else []),
     ]
-    if isinstance(preset, dict):
-        preset_mean, preset_std = preset.get("mean", ()), preset.get("std", ())
-        if len(preset_mean) == len(preset_std) == channels:
-            mean, std = tuple(preset_mean), tuple(preset_std)
+    mean, std = tuple(preset.get("mean", ())), tuple(preset.get("std", ()))
+    if not len(mean) == len(std) == chosen.channels:
+        if normalises_itself(module, chosen.channels):
+            mean, std = (0.0,) * chosen.channels, (1.0,) * chosen.channels
+        else:
+            mean, std = default_normalisation(chosen.channels)
+            assumed.append("normalisation")
+            if not normalised:
+                warn_assumed(name, mean, std)
+    return Model(called, name, mean, std, {**ASSUMED_SIZES, **sizes}[chosen.axes], assumed=tuple(assumed))
+
+
+def _channels_of_preset(module: nn.Module, preset: dict[str, Any]) -> int | None:
+    """Return the channels of the first convolution, which timm's preset names."""
+    for name, child in module.named_modules():
+        if name and name == preset.get("first_conv"):
+            return getattr(child, "in_channels", None)
+    return None
+
+
+def _stated_sizes(size: int | tuple[int, ...] | None) -> dict[int, tuple[int, ...]]:
+    """Return the size that the user states, by its number of axes; one number is the side of a square, or a length."""
+    if isinstance(size, int):
+        return {1: (size,), 2: (size, size)}
+    return {} if size is None else {len(size): size}
+
+
+def _declared_sizes(module: nn.Module, preset: dict[str, Any]) -> dict[int, tuple[int, ...]]:
+    """Return the input size that a module states by its attributes, its configuration, or the preset of timm."""
+    config = getattr(module, "config", None)
+    sizes = (_parse_size(candidate) for candidate in _declarations(module, config, preset))
+    size = next((size for size in sizes if size is not None), None)
+    if size is None:
+        return {}
+    frames = getattr(module, "num_frames", None) or getattr(config, "num_frames", None)
+    return {2: size, **({3: (frames, *size)} if isinstance(frames, int) else {})}
+
+
+def _declarations(module: nn.Module, config: Any, preset: dict[str, Any]) -> Iterator[Any]:
+    yield getattr(module, "image_size", None)
+    yield getattr(config, "image_size", None)
+    if preset:
         # The patch embedding holds the actual size of a timm transformer built for another size than the preset's.
-        candidates.append(getattr(getattr(module, "patch_embed", None), "img_size", None))
-        candidates.append(preset.get("input_size", ())[1:])
-    sizes = (_parse_size(candidate) for candidate in candidates)
-    size = next((size for size in sizes if size is not None), (DEFAULT_SIZE, DEFAULT_SIZE))
-    return Model(module, type(module).__name__, mean, std, size)
+        yield getattr(getattr(module, "patch_embed", None), "img_size", None)
+        yield preset.get("input_size", ())[1:]
 
 
 def _parse_size(size: object) -> tuple[int, int] | None:
@@ -61,55 +109,3 @@ def _parse_size(size: object) -> tuple[int, int] | None:
     if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size):
         return size[0], size[1]
     return None
-
-
-def check_differentiable(model: Model) -> None:
-    """Raise ValueError if a module is scripted, traced or quantised.
-
-    >>> check_differentiable(Model(nn.Linear(2, 2), "one", (0.0,), (1.0,), (2, 2)))
-    """
-    for path, child in model.module.named_modules():
-        layer = f"layer {path!r} of {model.name}" if path else model.name
-        if isinstance(child, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{layer} is scripted or traced, so its layers cannot be accessed;"
-                f" give the nn.Module that it was made from"
-            )
-        if (reason := next(_quantisation_reasons(child), None)) is not None:
-            raise ValueError(
-                f"{layer} is quantised ({reason}), and quantised weights have no gradient;"
-                f" give the float model that it was made from"
-            )
-
-
-def _quantisation_reasons(module: nn.Module) -> Iterator[str]:
-    """Yield the reasons why a module is considered quantised, apart from its children."""
-    if _is_defined_in(type(module), _QUANTISED) and type(module).__name__ not in _FLOATS:
-        yield f"{type(module).__module__}.{type(module).__qualname__}"
-    for name, value in module._parameters.items():
-        if value is not None and (_is_quantised(value) or not (value.is_floating_point() or value.is_complex())):
-            yield f"its {name} is {_type_name(value)}"
-    for name, value in module._buffers.items():
-        # Integer buffers of other names are indices, masks and counters.
-        integer = value is not None and not (value.is_floating_point() or value.is_complex())
-        if value is not None and (_is_quantised(value) or (integer and name in ("weight", "qweight", "weight_packed"))):
-            yield f"its {name} is {_type_name(value)}"
-    if isinstance(module, fx.GraphModule):
-        for node in module.graph.nodes:
-            target = getattr(node.target, "__name__", str(node.target))
-            if node.op.startswith("call_f") and "quantize" in target and "fake_quantize" not in target:
-                yield f"its graph calls {target}"
-
-
-def _is_quantised(value: Tensor) -> bool:
-    is_float8 = value.is_floating_point() and value.element_size() == 1
-    return value.is_quantized or is_float8 or _is_defined_in(type(value), _QUANTISED)
-
-
-def _type_name(value: Tensor) -> str:
-    name = type(value).__name__
-    return str(value.dtype) if name in ("Tensor", "Parameter") else f"a {name}"
-
-
-def _is_defined_in(cls: type, packages: Sequence[str]) -> bool:
-    return any(cls.__module__ == name or cls.__module__.startswith(f"{name}.") for name in packages)

@@ -93,7 +93,7 @@ def accentuate(
             f" {kind.axes})"
         )
     model = with_input_size(model, size, stacklevel=3)
-    objective, filters = parse_objective(objective, filters)
+    objective, filters = parse_objective(objective, filters, model)
     h, w = image_size(size, model)
     start = read_image(picture, (h, w), channels=model.channels) if isinstance(picture, str | Path) else picture
     if start.ndim != 3 or start.shape[0] != model.channels or not start.is_floating_point():

@@ -36,6 +36,7 @@ def render(
     deterministic: bool = False,
     saliency: bool = False,
     snapshots: int = 0,
+    bands: tuple[int, ...] | None = None,
     retain_memory: bool = False,
     features: Features | None = None,
     progress: bool | None = None,
@@ -91,6 +92,10 @@ def render(
             objective depended on the image: :attr:`Result.saliency`.
         snapshots: number of images of each filter to keep over its run, at most ``steps + 1``, evenly spaced from the
             first to the last step: :attr:`Result.snapshots`.
+        bands: channels that pictures show: one as grey, or three as red, green and blue, numbered from 0, as in
+            ``(3, 2, 1)``. Pictures of images and videos only, in files, grids and galleries: the tensors keep all
+            channels. Default: the first three (grey if there is one channel, side by side in grey if there are two).
+            Multispectral channels are often in the order blue, green, red.
         retain_memory: keep the memory that a step on the CPU frees for the next step, by settings of the whole process,
             see :func:`~featvis_func.kept_memory`. Saves up to a fifth of a step; the command line and sweeps do so.
         features: those of the model, from :func:`~featvis_func.make_features`, so that a second call on a layer need

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from featvis_func.validation import check_float, check_int, check_name, check_seed, check_size, suggest
+from featvis_func.validation import check_bands, check_float, check_int, check_name, check_seed, check_size, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,9 @@ class Option(NamedTuple):
     in_sweep: bool = True
     """Whether a sweep takes it."""
     recorded: bool = True
-    """Whether it is written into ``run.json``, because an image may depend on it."""
+    """Whether it is written into ``run.json``, because an image, or how it is shown, may depend on it."""
+    separator: str = "x"
+    """Between the numbers of a value that has several, on the command line."""
 
 
 def _option(default: Any, help: str, check: Callable[[Any], Any], parse: Any = str, **more: Any) -> Any:
@@ -97,6 +99,18 @@ def parse_size(text: str) -> int | tuple[int, ...]:
     if len(sides) > 3 or not all(side.isdecimal() for side in sides):
         raise ValueError(f"{text!r} is not a size; expected N or HxW pixels, or TxHxW with the number of frames")
     return int(text) if len(sides) == 1 else tuple(map(int, sides))
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Read channel numbers with commas between them.
+
+    >>> parse_bands("3,2,1"), parse_bands("4")
+    ((3, 2, 1), (4,))
+    """
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words):
+        raise ValueError(f"{text!r} are not bands; expected 1 or 3 channel numbers, such as 3,2,1")
+    return check_bands([int(word) for word in words])
 
 
 def parse_batch_size(text: str) -> int | str:
@@ -185,6 +199,15 @@ class RenderOptions:
     )
     snapshots: int = _option(
         0, "number of images of each filter to keep over its run", lambda v: check_int("snapshots", v or 0, 0), int
+    )
+    bands: tuple[int, ...] | None = _option(
+        None,
+        "channels that pictures show: one as grey, or three as red, green and blue, numbered from 0",
+        _optional(check_bands),
+        parse_bands,
+        metavar="N[,N,N]",
+        default_text="the first three",
+        separator=",",
     )
     retain_memory: bool = _option(
         False,

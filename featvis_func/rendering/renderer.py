@@ -143,6 +143,8 @@ class Composed(NamedTuple):
     """``(h, w)``, ``(t, h, w)`` or ``(t,)`` of the images."""
     single_batch: bool
     """Whether the filters depend on each other."""
+    alpha: bool = False
+    """Whether the images have an opacity: a channel more than the model takes."""
 
 
 def compose(resolved: Resolved) -> Composed:
@@ -190,7 +192,7 @@ def compose(resolved: Resolved) -> Composed:
         saliency=options.saliency,
     )
     single_batch = objective.batch_score is not None or image.share_params is not None
-    return Composed(ascent, image, tuple(sides), single_batch)
+    return Composed(ascent, image, tuple(sides), single_batch, alpha=channels > model.channels)
 
 
 def plan(resolved: Resolved, composed: Composed) -> Renderer:
@@ -269,6 +271,7 @@ def _config(resolved: Resolved, composed: Composed, layer: str) -> dict[str, Any
         "std": list(model.std),
         "precision": str(next(floats, torch.float32)).removeprefix("torch."),
         "device": resolved.device.type,
+        **({"alpha": True} if composed.alpha else {}),
     }
 
 
@@ -283,7 +286,11 @@ def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> R
     best, info = run.best, run.info
     taken = torch.arange(len(info.score))[:, None] < run.steps
     alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
-    status = tuple("nonfinite" if not f else "ok" if a else "dead" for a, f in zip(alive, finite, strict=True))
+    rose = ((best.step > 0) | (run.steps == 1)).tolist()
+    status = tuple(
+        "nonfinite" if not f else "dead" if not a else "ok" if r else "flat"
+        for f, a, r in zip(finite, alive, rose, strict=True)
+    )
     return Result(
         images=best.image.float(),
         activations=best.activation.float(),

@@ -11,8 +11,10 @@ from featvis_func import objective as objectives
 from featvis_func.backbone.features import Features, device_of, make_features
 from featvis_func.engine.forward import check_layers
 from featvis_func.engine.snapshots import snapshot_steps
+from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
+from featvis_func.models.copying import layer_modules
 from featvis_func.objective import Objective
 from featvis_func.rendering import presets
 from featvis_func.rendering.input_size import image_size, with_input_size
@@ -53,10 +55,11 @@ def resolve(
         ValueError: bad input, with what was given, what was expected and what exists.
     """
     model = load_model(model)
-    objective, filters = parse_objective(objective, filters)
+    objective, filters = parse_objective(objective, filters, model)
     if not objective.layers:
         raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
     optimizer = check_own_parts(options)
+    check_shown(options.bands, model.channels, len(model.size))
     numbers = None if filters is None else check_filters(filters)
     model = with_input_size(model, options.size, features)
     size = image_size(options.size, model)
@@ -105,11 +108,11 @@ def check_presets(options: RenderOptions, model: Model) -> None:
 
 
 def parse_objective(
-    objective: str | Objective, filters: Iterable[int] | int | None
+    objective: str | Objective, filters: Iterable[int] | int | None, model: Model
 ) -> tuple[Objective, Iterable[int] | int | None]:
     """The objective and the filters that the arguments of :func:`featvis_func.render` mean."""
     if isinstance(objective, str):
-        layer, numbers, stated = split_layer(objective)
+        layer, numbers, stated = split_layer(objective, layer_modules(model.module))
         if stated and filters is not None:
             raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
         return objectives.channel(layer), numbers if stated else filters

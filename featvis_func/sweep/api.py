@@ -10,6 +10,7 @@ from torch import nn
 
 from featvis_func.engine.device import check_device
 from featvis_func.io.atomic import absolute_path, remove_abandoned
+from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.rendering.input_size import image_size, with_input_size
@@ -173,6 +174,7 @@ def _configure(
         if value == "custom":
             raise ValueError(f"a sweep takes {name} by name, not an object, got {getattr(options, name)!r}")
     check_own_parts(options)
+    check_shown(options.bands, model.channels, len(model.size))
     check_presets(options, model)
     if options.size is not None:  # recorded with all sides, which one number leaves to the model
         options = replace(options, size=image_size(options.size, model))

@@ -1,6 +1,7 @@
 """Engine for Ray clusters: one task per unit, on actors that hold the model. Nodes may join and leave."""
 
 import logging
+import sys
 import warnings
 from collections import Counter
 from typing import Any
@@ -22,7 +23,15 @@ _POLL_SECONDS = 2.0
 class _Renderer:
     """Actor that holds the model and the renderer of the current layer."""
 
-    def __init__(self, folder: Folder, model: Model, device: str | None, threads: int) -> None:
+    def __init__(
+        self, folder: Folder, shared: list[Any], import_path: list[str], device: str | None, threads: int
+    ) -> None:
+        import ray
+
+        # The class of the model may be defined in a folder of the user's. In a list, because Ray would otherwise read
+        # the model before this constructor runs.
+        sys.path.extend(entry for entry in import_path if entry not in sys.path)
+        model: Model = ray.get(shared[0])
         torch.set_num_threads(threads)
         make = renderers(model, folder.run.config, device=device)
         self._worker = Worker(folder, make, seed=folder.run.config["render"]["seed"])
@@ -114,7 +123,7 @@ def _run_actors(
         while finished < total:
             places = capacity()
             while len(running) < min(workers or places, places, total - finished):
-                actor = actor_class.remote(folder, shared, device, cores)
+                actor = actor_class.remote(folder, [shared], sys.path, device, cores)
                 running[actor.ready.remote()] = actor, None  # has no unit until it has started
             ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
             for result in ready:

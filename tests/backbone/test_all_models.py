@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.models import ModelReport, check, randomized, torchvision_model
 from featvis_func.models import Model, load_model
+from tests.toys import load_toy
 
 _v = torchvision.models
 
@@ -75,7 +76,7 @@ def small(name: str) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = make().eval()
-    return randomized(load_model(module, size=size))
+    return randomized(load_toy(module, size=size))
 
 
 @cache

@@ -21,7 +21,7 @@ from featvis_func.backbone.layers import LayerRef
 from featvis_func.backbone.listing import Layer, list_layers
 from featvis_func.cpu import ops
 from featvis_func.models import Model, load_model
-from tests.toys import TINY_SIZE, OneConv, make_tiny
+from tests.toys import TINY_SIZE, OneConv, load_toy, make_tiny
 
 
 def images_for(model: Model, count: int, seed: int = 1) -> Tensor:
@@ -180,11 +180,11 @@ def test_in_place_operations_that_follow_do_not_change_a_layer(tiny: Model, laye
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [["again"], ["norm"], ["first", "again", "norm"]], ids=str)
 def test_layer_means_the_output_of_its_last_call(layers: list[str]) -> None:
-    assert equals_the_module(load_model(seeded(Called), size=9), layers).exported
+    assert equals_the_module(load_toy(seeded(Called), size=9), layers).exported
 
 
 def test_one_layer_under_two_names(tiny: Model) -> None:
-    features = make_features(load_model(nn.Sequential(tiny.module), size=TINY_SIZE), ["0.5", "5"])
+    features = make_features(load_toy(nn.Sequential(tiny.module), size=TINY_SIZE), ["0.5", "5"])
     assert features.paths == {"0.5": "0.5", "5": "0.5"}
     actual = features.apply(features.weights, images_for(tiny, 1))
     assert torch.equal(actual["0.5"], actual["5"])
@@ -219,7 +219,7 @@ def test_gradients_reach_the_images_and_not_the_weights(tiny: Model) -> None:
 
 @pytest.mark.slow
 def test_double_precision() -> None:
-    model = load_model(make_tiny().double(), size=TINY_SIZE)
+    model = load_toy(make_tiny().double(), size=TINY_SIZE)
     features = equals_the_module(model, ["5"], tolerance=1e-9)
     assert features.apply(features.weights, images_for(model, 1))["5"].dtype == torch.float64
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float64}
@@ -239,11 +239,11 @@ def test_reparametrized_weights() -> None:
         old = seeded(lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh()))
     new = seeded(lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh()))
     for module in (old, new):
-        equals_the_module(load_model(module, size=9), ["0", "1"])
+        equals_the_module(load_toy(module, size=9), ["0", "1"])
 
 
 def test_module_that_cannot_be_traced_runs_with_a_hook_and_one_warning() -> None:
-    model = load_model(seeded(Branches), size=8)
+    model = load_toy(seeded(Branches), size=8)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         features = make_features(model, ["norm", "conv"])
@@ -269,7 +269,7 @@ def test_hook_fallback_stops_at_the_last_layer() -> None:
                 return x
             return x * 1.0
 
-    model = load_model(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), Counts()), size=8)
+    model = load_toy(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), Counts()), size=8)
     with pytest.warns(UserWarning, match="runs with a forward hook"):
         features = make_features(model, ["1"])
     Counts.calls = 0
@@ -307,7 +307,7 @@ def test_make_features_does_not_change_the_module() -> None:
     module[5].register_full_backward_hook(lambda *_: runs.append("backward"))
     module.register_forward_hook(lambda *_: torch.zeros(2, 5))
     before = snapshot(module)
-    model = load_model(module, size=TINY_SIZE)
+    model = load_toy(module, size=TINY_SIZE)
     features = make_features(model, ["5", "1"])
     assert set(runs) == {"forward", "before", "backward"}  # to see whether they change anything
     runs.clear()
@@ -397,13 +397,13 @@ def test_layers_without_filters_are_errors(
     make: Callable[[], nn.Module], size: int, layers: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        make_features(load_model(seeded(make), size=size), layers)
+        make_features(load_toy(seeded(make), size=size), layers)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 def test_layers_beside_tuples_are_valid() -> None:
-    equals_the_module(load_model(seeded(Tuples), size=16), ["embed"])
+    equals_the_module(load_toy(seeded(Tuples), size=16), ["embed"])
 
 
 # --- the list -------------------------------------------------------------------------------------------------------
@@ -435,7 +435,7 @@ def test_list_layers_returns_shapes_and_filters(tiny: Model) -> None:
 def test_list_layers_includes_layers_without_filters(
     make: Callable[[], nn.Module], size: int, expected: dict[str, tuple[Any, int | None]]
 ) -> None:
-    listed = {layer.name: (layer.shape, layer.filters) for layer in list_layers(load_model(seeded(make), size=size))}
+    listed = {layer.name: (layer.shape, layer.filters) for layer in list_layers(load_toy(seeded(make), size=size))}
     assert {name: listed[name] for name in expected} == expected
 
 
@@ -448,11 +448,11 @@ def test_list_layers_does_not_change_the_module(tiny: Model) -> None:
 
 def test_list_layers_of_a_wrong_image_size_is_an_error() -> None:
     with pytest.raises(ValueError, match="fails on an image of 3 x 4 x 4"):
-        list_layers(load_model(make_tiny(), size=4))
+        list_layers(load_toy(make_tiny(), size=4))
 
 
 def test_bfloat16_module_is_exported() -> None:
-    assert make_features(load_model(make_tiny().to(torch.bfloat16), size=TINY_SIZE), ["5"]).exported
+    assert make_features(load_toy(make_tiny().to(torch.bfloat16), size=TINY_SIZE), ["5"]).exported
 
 
 def test_hooks_of_the_user_are_not_copied() -> None:
@@ -461,7 +461,7 @@ def test_hooks_of_the_user_are_not_copied() -> None:
     lock = threading.Lock()
     module[0].register_forward_hook(lambda child, args, output, held=lock: None)
     module[0].register_forward_pre_hook(lambda child, args, held=lock: None)
-    assert make_features(load_model(module, size=TINY_SIZE), ["3"]).exported
+    assert make_features(load_toy(module, size=TINY_SIZE), ["3"]).exported
     assert len(module[0]._forward_hooks) == len(module[0]._forward_pre_hooks) == 1
 
 
@@ -469,7 +469,7 @@ def test_second_name_of_a_shared_module() -> None:
     conv = nn.Conv2d(3, 3, 1)
     module = nn.Sequential(conv, nn.ReLU(), conv)
     assert resolve_layer(module, "2") == "2"
-    model = load_model(module, size=4)
+    model = load_toy(module, size=4)
     images = images_for(model, 2)
     features = make_features(model, ["2"])
     with torch.no_grad():
@@ -494,7 +494,7 @@ class Scaled(nn.Module):
 def test_different_gradient_of_the_exported_graph_is_noticed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model(Scaled(), size=16)
+        model = load_toy(Scaled(), size=16)
     with pytest.warns(UserWarning, match="the gradient differs from the module's by"):
         features = make_features(model, ["d"])
     assert not features.exported
@@ -519,7 +519,7 @@ class TimeFirst(nn.Module):
 @pytest.mark.parametrize("width", [16, 24, 32])
 def test_layer_without_an_entry_per_image_is_an_error(width: int) -> None:
     with pytest.raises(ValueError, match=r"layer 'e' gives .* for 3 images; expected one entry per image"):
-        make_features(load_model(TimeFirst(), size=(8, width)), ["e"])
+        make_features(load_toy(TimeFirst(), size=(8, width)), ["e"])
 
 
 def test_layer_that_mixes_images_is_reported() -> None:
@@ -527,7 +527,7 @@ def test_layer_that_mixes_images_is_reported() -> None:
     with pytest.warns(
         UserWarning, match="layer '1' of Sequential depends on the other images of its batch or on random numbers"
     ):
-        make_features(load_model(module, size=8), ["1"])
+        make_features(load_toy(module, size=8), ["1"])
 
 
 def test_random_numbers_in_the_forward_pass_are_reported_and_the_generator_restored() -> None:
@@ -535,7 +535,7 @@ def test_random_numbers_in_the_forward_pass_are_reported_and_the_generator_resto
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(nn.functional.dropout(x))
 
-    model = load_model(Noisy(), size=8)
+    model = load_toy(Noisy(), size=8)
     before = torch.random.get_rng_state()
     with (
         pytest.warns(UserWarning, match="or on random numbers"),
@@ -560,7 +560,7 @@ def test_forward_pass_that_writes_to_its_tensors_does_not_change_the_module() ->
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_features(load_model(module, size=8), ["conv"])
+        make_features(load_toy(module, size=8), ["conv"])
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
@@ -570,13 +570,13 @@ def test_forward_pass_that_writes_to_its_tensors_does_not_change_the_module() ->
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_computed_kernel_before_a_batch_norm_is_not_folded(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    model = load_model(nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), size=8)
+    model = load_toy(nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), size=8)
     assert equals_the_module(model, ["2"]).exported
 
 
 @pytest.mark.slow
 def test_threads_can_trace_at_the_same_time() -> None:
-    model = load_model(make_tiny(), size=TINY_SIZE)
+    model = load_toy(make_tiny(), size=TINY_SIZE)
     exported: list[bool] = []
     threads = [threading.Thread(target=lambda: exported.append(make_features(model, ["3"]).exported)) for _ in range(3)]
     for thread in threads:
@@ -590,7 +590,7 @@ def test_threads_can_trace_at_the_same_time() -> None:
 @pytest.mark.slow
 def test_repeated_tracing_releases_its_shape_environments() -> None:
     """They are in a reference cycle through C++, which gc cannot see."""
-    model = load_model(make_tiny(), size=TINY_SIZE)
+    model = load_toy(make_tiny(), size=TINY_SIZE)
 
     def environments() -> int:
         make_features(model, ["3"])
@@ -612,7 +612,7 @@ def test_repeated_tracing_needs_less_than_100_kilobytes_each() -> None:
         from featvis_func.models import load_model
         from torch import nn
 
-        model = load_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), size=16)
+        model = load_toy(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), size=16)
 
         def memory_after(count):
             for _ in range(count):
@@ -696,7 +696,7 @@ def test_strided_convolution_of_few_channels_behind_a_pool() -> None:
     module = seeded(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, 2))
     )
-    assert equals_the_module(load_model(module, size=30), ["3"]).exported
+    assert equals_the_module(load_toy(module, size=30), ["3"]).exported
 
 
 STRIDED = [  # kernel, stride, padding, sides of the image
@@ -800,7 +800,7 @@ class Siblings(nn.Module):
 )
 def test_merged_siblings_have_the_gradient_of_the_module(layers: list[str], merged: tuple[int, ...]) -> None:
     module = seeded(Siblings).double()
-    model = load_model(module, size=16)
+    model = load_toy(module, size=16)
     features = make_features(model, layers)
     assert features.exported
     images = images_for(model, 2).requires_grad_()
@@ -857,7 +857,7 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(tiny: Model, monkeypatch: py
     assert dtype(tiny) == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert dtype(tiny) == torch.bfloat16
-    assert dtype(load_model(make_tiny().double(), size=TINY_SIZE)) == torch.float64
+    assert dtype(load_toy(make_tiny().double(), size=TINY_SIZE)) == torch.float64
 
 
 class Insists(OneConv):
@@ -868,7 +868,7 @@ class Insists(OneConv):
 
 
 def test_model_that_does_not_run_in_bfloat16_is_an_error_or_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model(seeded(Insists), size=8)
+    model = load_toy(seeded(Insists), size=8)
     with pytest.raises(ValueError, match="Insists does not run in bfloat16: "):
         make_features(model, ["conv"], precision="bfloat16")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)

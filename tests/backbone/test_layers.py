@@ -10,6 +10,7 @@ from torchvision.models import swin_t
 import featvis_func as fv
 from featvis_func.backbone.layers import axes_of, canonical, parse_layer, resolve_layer, tensors_in
 from featvis_func.sweep.plan import select_layers
+from tests.toys import load_toy
 
 
 class Tokens(nn.Module):
@@ -60,7 +61,7 @@ class LastChannels(nn.Module):
 
 def toy(kind: type[nn.Module]) -> fv.Model:
     torch.manual_seed(0)
-    return fv.load_model(kind().eval(), size=16)
+    return load_toy(kind().eval(), size=16)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_axes_of_infers_the_axes(
 def test_features_of_swin_have_channels_first() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = fv.load_model(swin_t().eval(), size=64)
+        model = load_toy(swin_t().eval(), size=64)
     names = ("features.0.0", "features.0.1", "features.0.2", "features.1.0", "features.1.0.mlp.1", "features.2", "norm")
     widths = {layer.name: layer.filters for layer in fv.list_layers(model)}
     assert [widths[name] for name in names] == [96, 96, 96, 96, 384, 192, 768]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featvis_func import load_model, make_features
+from featvis_func import make_features
 from featvis_func.backbone.receptive_field import Field, receptive_fields
 from featvis_func.models import Model
+from tests.toys import load_toy
 
 
 def expected_ends(steps: list[tuple[int, int, int, int]], length: int) -> list[list[int]]:
@@ -46,9 +47,8 @@ def stack(steps: list[tuple[str, int, int, int, int]]) -> nn.Sequential:
 
 
 def fields_of(model: Model, layer: str, batch_size: int = 32) -> Field:
-    field = receptive_fields(
-        make_features(model, [layer]), (model.channels, *model.size), batch_size=batch_size
-    )[layer]  # fmt: skip
+    h, w = model.size
+    field = receptive_fields(make_features(model, [layer]), (model.channels, h, w), batch_size=batch_size)[layer]
     assert field is not None
     return field
 
@@ -58,7 +58,7 @@ def fields_of(model: Model, layer: str, batch_size: int = 32) -> Field:
 @pytest.mark.parametrize("name", STACKS)
 def test_fields_follow_from_kernels_strides_and_padding(name: str, size: tuple[int, int]) -> None:
     module = stack(STACKS[name])
-    field = fields_of(load_model(module, size=size), str(len(module) - 1))
+    field = fields_of(load_toy(module, size=size), str(len(module) - 1))
     for ends, length in ((field.rows, size[0]), (field.columns, size[1])):
         assert ends.tolist() == expected_ends([step[1:] for step in STACKS[name]], length)
 
@@ -70,12 +70,12 @@ def test_field_of_a_dead_unit_is_that_of_the_others() -> None:
     assert isinstance(conv, nn.Conv2d)
     conv.bias = nn.Parameter(torch.full((8,), -3.0))
     assert not module(torch.rand(1, 3, 16, 16)).any()
-    assert fields_of(load_model(module, size=16), "1").size == (3, 3)
+    assert fields_of(load_toy(module, size=16), "1").size == (3, 3)
 
 
 def test_gradients_are_zero_outside_of_the_field() -> None:
     torch.manual_seed(1)
-    model = load_model(stack(STACKS["stem"]), size=48)
+    model = load_toy(stack(STACKS["stem"]), size=48)
     features = make_features(model, ["3"])
     field = fields_of(model, "3", batch_size=7)
     image = torch.randn(1, 3, 48, 48, requires_grad=True)
@@ -102,7 +102,7 @@ def test_fields_of_branches_asymmetric_kernels_and_global_pools() -> None:
             x = self.gated(x * x.mean((2, 3), keepdim=True).sigmoid())
             return self.head(x.mean((2, 3)))
 
-    features = make_features(load_model(Net(), size=24), ["wide", "both", "gated", "head"])
+    features = make_features(load_toy(Net(), size=24), ["wide", "both", "gated", "head"])
     fields = receptive_fields(features, (3, 24, 24))
     assert {name: field and field.size for name, field in fields.items()} == {
         "wide": (1, 7),
@@ -121,7 +121,7 @@ def test_fields_of_squeezenet(squeezenet: Model) -> None:
 
 
 def test_windows_at_borders_are_shifted_inside() -> None:
-    field = fields_of(load_model(stack(STACKS["stem"]), size=48), "4")
+    field = fields_of(load_toy(stack(STACKS["stem"]), size=48), "4")
     assert field.size == (19, 19)
     boxes = field.boxes(torch.tensor([[0, 0], [5, 5], [11, 0]]))
     assert boxes.tolist() == [[0, 0, 19, 19], [11, 11, 30, 30], [0, 29, 19, 48]]

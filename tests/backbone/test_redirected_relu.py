@@ -17,7 +17,7 @@ from featvis_func.models import Model, load_model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.presets import default_optimizer
 from featvis_func.types import Transform
-from tests.toys import OneConv
+from tests.toys import OneConv, load_toy
 
 
 class Lucid(torch.autograd.Function):
@@ -114,7 +114,7 @@ def images_around(levels: Tensor, spread: float = 0.3) -> Tensor:
 
 
 def traced(module: nn.Module, layer: str, size: int = 6) -> Features:
-    features = make_features(load_model(module, size=size), [layer])
+    features = make_features(load_toy(module, size=size), [layer])
     assert features.exported
     return features
 
@@ -446,7 +446,7 @@ class Branches(OneConv):
 
 @pytest.mark.filterwarnings("ignore:Branches runs with a forward hook")
 def test_redirect_is_an_error_for_a_model_with_a_forward_hook() -> None:
-    model = load_model(Branches(), size=8)
+    model = load_toy(Branches(), size=8)
     assert make_features(model, ["conv"]).redirected is None
     with pytest.raises(ValueError, match="redirect=1: the model runs with a forward hook"):
         render(model, "conv", [0], steps=2, redirect=1)

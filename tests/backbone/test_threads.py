@@ -12,9 +12,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from featvis_func.backbone import hooks
 from featvis_func.backbone.features import make_features
-from featvis_func.models import Model, load_model
+from featvis_func.models import Model
 from featvis_func.rendering.api import render
-from tests.toys import TINY_SIZE, make_tiny
+from tests.toys import TINY_SIZE, load_toy, make_tiny
 
 TRACES = 4
 
@@ -71,7 +71,7 @@ def work_beside(action: Callable[[], object]) -> Worker:
 
 
 def test_make_features_does_not_disturb_another_thread() -> None:
-    model = load_model(make_tiny(), size=TINY_SIZE)
+    model = load_toy(make_tiny(), size=TINY_SIZE)
     exported: list[bool] = []
     worker = work_beside(lambda: exported.append(make_features(model, ["5"]).exported))
     assert exported == [True] * TRACES
@@ -94,7 +94,7 @@ class Switch(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Switch runs with a forward hook")
 def test_a_failed_trace_does_not_disturb_another_thread() -> None:
-    model = load_model(Switch(), size=8)
+    model = load_toy(Switch(), size=8)
     worker = work_beside(lambda: make_features(model, ["conv"]))
     assert all(worker.outputs_equal)
     assert all(worker.flags_equal)
@@ -147,7 +147,7 @@ class FlexAttention(nn.Module):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:FlexAttention runs with a")
 @pytest.mark.parametrize("module", [Conditional(), FlexAttention()], ids=["cond", "flex_attention"])
 def test_modules_with_operators_of_higher_order_have_features(module: nn.Module) -> None:
-    model = load_model(module.eval(), size=8)
+    model = load_toy(module.eval(), size=8)
     images = torch.rand(2, 3, 8, 8)
     features = make_features(model, ["conv"])
     torch.testing.assert_close(features.apply(features.weights, images)["conv"], module.conv(images))  # type: ignore[operator]

@@ -15,6 +15,7 @@ from featvis_func.random import fold_in
 from featvis_func.transform import chain, jitter, multiview, normalize, rotate, scale, warp
 from featvis_func.tree import tree_map
 from featvis_func.types import Image
+from tests.toys import load_toy
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 
@@ -28,7 +29,7 @@ def toy(channels: int = 3, size: int = 12) -> fv.Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3)).eval()
-    return fv.load_model(module, size=size)
+    return load_toy(module, size=size)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from featvis_func.dataset import Example, reading
 from featvis_func.dataset.search import Top, keep_best
 from featvis_func.io.image_files import read_image
 from featvis_func.models import Model
-from tests.toys import OneConv
+from tests.toys import OneConv, load_toy
 
 LAYERS = ["0", "3", "9"]
 
@@ -102,7 +102,7 @@ def test_box_is_the_receptive_field_in_the_upright_image(tmp_path: Path) -> None
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.fromarray(values).transpose(PIL.Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    result = fv.top_examples(fv.load_model(module, size=20), "1", tmp_path)
+    result = fv.top_examples(load_toy(module, size=20), "1", tmp_path)
     (example,) = result.of("1", 0)
     # A pixel of the input is 4 x 4 pixels of the image, whose crop starts at column 60.
     assert example.position == (6, 17)
@@ -150,7 +150,7 @@ def test_token_and_channels_last_layouts(tmp_path: Path) -> None:
             x = self.last(self.conv(x).movedim(1, -1))
             return self.tokens(torch.cat([x.mean((1, 2))[:, None], x.flatten(1, 2)], 1))
 
-    result = fv.top_examples(fv.load_model(Net(), size=(8, 12)), ["conv", "last@hwc", "tokens"], write_images(tmp_path))
+    result = fv.top_examples(load_toy(Net(), size=(8, 12)), ["conv", "last@hwc", "tokens"], write_images(tmp_path))
     shapes = {name: (tuple(layer.scores.shape), layer.positions.shape[2]) for name, layer in result.layers.items()}
     assert shapes == {"conv": ((4, 9), 2), "last": ((4, 9), 2), "tokens": ((5, 9), 1)}
     assert result.layers["last"].positions[..., 0].max() < 6

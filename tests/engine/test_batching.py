@@ -22,6 +22,7 @@ from featvis_func.rendering.api import render
 from featvis_func.rendering.result import Result
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Best, Info, State
+from tests.toys import load_toy
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 
@@ -546,7 +547,7 @@ def test_compile_step_has_a_recompile_limit_of_its_own_for_each_step(monkeypatch
     real_compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, *, backend, **o: real_compile(step, backend="eager", **o))
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 3, padding=1)).eval()
-    model = fv.load_model(net, size=8)
+    model = load_toy(net, size=8)
     options: dict[str, Any] = {"image": "pixel", "transforms": "none", "optimizer": "sgd", "redirect": 0}
     for layer in ("0", "1"):
         assert render(model, layer, [0], steps=1, compile=True, **options).status == ("ok",)

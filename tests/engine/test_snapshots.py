@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 import featvis_func as fv
 from featvis_func import objective as objectives
-from featvis_func.models import Model, load_model
+from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.renderer import make_renderer
 from featvis_func.rendering.result import Result
+from tests.toys import load_toy
 
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 
@@ -102,7 +103,7 @@ def test_snapshots_have_the_channels_of_the_image(channels: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Tanh()).eval()
-    result = render(load_model(module, size=12), "0", steps=2, snapshots=3)
+    result = render(load_toy(module, size=12), "0", steps=2, snapshots=3)
     assert result.snapshots is not None
     assert result.snapshots.shape == (4, 3, channels, 12, 12)
 

@@ -9,11 +9,10 @@ from torch.func import vmap
 import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func.backbone.features import Features
-from featvis_func.models import load_model
 from featvis_func.transform import chain, jitter, multiview, normalize, uniform_noise, warp
 from featvis_func.tree import tree_leaves, tree_structure
 from featvis_func.types import Image, Info, Optimizer, State, Transform
-from tests.toys import make_tiny
+from tests.toys import load_toy, make_tiny
 
 SIZE = (12, 12)
 FILTERS = [0, 3, 5]
@@ -22,7 +21,7 @@ FILTERS = [0, 3, 5]
 @pytest.fixture(scope="module")
 def features() -> Features:
     """Layers of the small CNN, shared by all tests of this module because they are not changed."""
-    return fv.make_features(load_model(make_tiny(), size=SIZE), ["3", "5"])
+    return fv.make_features(load_toy(make_tiny(), size=SIZE), ["3", "5"])
 
 
 def make_ascent(

@@ -31,6 +31,7 @@ from featvis_func.rendering.result import read_result
 from featvis_func.sweep.layout import open_folder
 from featvis_func.sweep.shard import commit
 from tests.sweep_toys import STEPS, Toy, fill, toy_result, toy_run
+from tests.toys import load_toy
 
 
 @pytest.fixture
@@ -94,7 +95,8 @@ def test_layer_data_equals_the_results_in_the_store(store: Path) -> None:
     assert [row[2] for row in data["filters"]] == result.best_step.tolist()
     assert [row[4] for row in data["filters"]] == ["ok", "ok", "ok", "dead", "ok"]
     assert data["size"] == [8, 8]
-    assert data["maps"] is True
+    assert data["map"] == [8, 8]
+    assert data["video"] is None
 
 
 def test_all_links_lead_to_existing_files(store: Path) -> None:
@@ -377,7 +379,7 @@ def test_filter_pages_show_the_photographs_with_the_highest_scores(
     from featvis_func.gallery import top_examples as module
     from featvis_func.sweep import sweep
 
-    model = fv.load_model(red_and_blue(), size=12)
+    model = load_toy(red_and_blue(), size=12)
     sweep(model, "0", out=tmp_path / "store", steps=2)
     gallery = build_gallery(tmp_path / "store", images=photographs, model=model)
     site = gallery.path.parent
@@ -408,7 +410,7 @@ def test_photographs_with_another_model_are_rejected(photographs: Path, tmp_path
     from featvis_func.sweep import sweep
 
     sweep("texturenet", "head", [1], out=tmp_path / "store", steps=1, size=16)
-    other = fv.load_model(red_and_blue(), size=12)
+    other = load_toy(red_and_blue(), size=12)
     with pytest.raises(ValueError, match="is not the model that was rendered"):
         build_gallery(tmp_path / "store", images=photographs, model=other)
     assert not (tmp_path / "store/gallery").exists()
@@ -421,14 +423,33 @@ def test_photographs_with_another_model_are_rejected(photographs: Path, tmp_path
     assert (tmp_path / "store/gallery/layers/head/examples/1.webp").exists()
 
 
+def test_code_that_a_folder_names_is_not_imported(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders are passed on; a model made by code is imported only where the user names it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "named_by_a_folder.py").write_text("raise SystemExit('imported')")
+    config = {"layer": "0", "model": "named_by_a_folder:make"}
+    result = replace(toy_result("0", [1], 7), config=config)
+    with pytest.raises(ValueError, match=r"the model named_by_a_folder:make is made by code, .* \(--model named"):
+        build_gallery(result, tmp_path / "site", images=photographs)
+    result.save(tmp_path / "saved")
+    command = ["gallery", "saved", "--images", str(photographs), "--device", "cpu"]
+    for given in ([], ["--mean", "0,0,0"]):
+        assert cli.main([*command, *given]) == 2
+        assert "is made by code" in capsys.readouterr().err
+    assert cli.main([*command, "--model", "named_by_a_folder:make"]) == 2
+    assert "importing named_by_a_folder raises SystemExit: imported" in capsys.readouterr().err
+
+
 def test_missing_photographs_leave_no_files_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = toy_result("0", [1], 7)
+    result = replace(toy_result("0", [1], 7), config={"layer": "0"})
+    model = load_toy(red_and_blue(), size=12)
     for place in ("one/two", "empty"):
         with pytest.raises(ValueError, match="no folder 'nowhere'"):
-            build_gallery(
-                replace(result, config={"layer": "0"}), tmp_path / place, images="nowhere", model=red_and_blue()
-            )
+            build_gallery(result, tmp_path / place, images="nowhere", model=model)
     assert not (tmp_path / "one").exists()
     assert not list((tmp_path / "empty").iterdir())
 
@@ -449,7 +470,7 @@ class ChannelsLast(nn.Module):
 def test_photographs_and_reproduction_of_a_layer_with_explicit_axes(photographs: Path, tmp_path: Path) -> None:
     from featvis_func.sweep import sweep
 
-    model = fv.load_model(ChannelsLast().eval(), size=12)
+    model = load_toy(ChannelsLast().eval(), size=12)
     sweep(model, ["permuted@hwc"], out=tmp_path / "store", steps=2)
     result = fv.render(model, "permuted@hwc", [0, 1], steps=2)
     for given, place in ((tmp_path / "store", tmp_path / "a"), (result, tmp_path / "b")):
@@ -479,7 +500,7 @@ def test_photographs_with_other_weights_are_rejected(photographs: Path, tmp_path
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not valid text")
 def test_photographs_whose_file_names_are_not_valid_text(photographs: Path, tmp_path: Path) -> None:
     (photographs / "image-00.png").rename(photographs / os.fsdecode(b"\xfcber.png"))
-    model = fv.load_model(red_and_blue(), size=12)
+    model = load_toy(red_and_blue(), size=12)
     result = fv.render(model, "0", [1], steps=1)
     for expected in (1, 0):
         gallery = build_gallery(result, tmp_path / "site", images=photographs, model=model)
@@ -656,6 +677,6 @@ def test_render_command_rejects_an_occupied_gallery_folder_before_rendering(
 def test_templates_and_assets_are_package_data() -> None:
     code = "import featvis_func.gallery.pages as p; print(*sorted(p.assets()), p.compare_page('m')[:15])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    scripts = ("compare", "filter", "filters", "grid", "main", "model", "pins", "state", "thumbs", "tools")
+    scripts = ("compare", "filter", "filters", "grid", "main", "model", "pins", "state", "thumbs", "tools", "video")
     names = sorted(["gallery.css", *(f"{name}.js" for name in scripts)])
     assert done.stdout.strip() == f"{' '.join(names)} <!doctype html>"

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -214,50 +215,107 @@ def test_suggest_lists_similar_names(name: str, known: list[str], expected: str)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_channels_are_inferred_from_the_first_convolution(channels: int) -> None:
+def test_a_bare_module_is_kept_and_what_is_assumed_is_said(channels: int) -> None:
     module = nn.Sequential(nn.Conv2d(channels, 2, 3)).train()
-    model = load_model(module)
+    with pytest.warns(UserWarning, match="Sequential does not say how its input is normalised: assuming ") as caught:
+        model = load_model(module)
+    assert len(caught) == 1
+    assert "mean= and std=" in str(caught[0].message)
+    assert ("ImageNet" in str(caught[0].message)) == (channels == 3)
     assert model.module is module
     assert module.training
     assert model.channels == channels
     expected = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
     assert (model.mean, model.std) == expected
     assert (model.name, model.size, model.categories, model.weights) == ("Sequential", (224, 224), (), "")
+    assert model.assumed == ("size", "normalisation")
 
 
 def test_size_is_inferred_from_image_size() -> None:
     with torch.random.fork_rng(devices=[]):
         module = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16)
-    assert load_model(module).size == (32, 32)
-    assert load_model(module, size=48).size == (48, 48)
+    stated: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    assert load_model(module, **stated).size == (32, 32)
+    assert load_model(module, **stated).assumed == ()
+    assert load_model(module, size=48, **stated).size == (48, 48)
 
 
+@pytest.mark.filterwarnings("ignore:Linear does not say:UserWarning")
 def test_module_without_convolution_has_three_channels() -> None:
-    assert load_model(nn.Linear(3, 2)).mean == IMAGENET_MEAN
+    model = load_model(nn.Linear(3, 2))
+    assert model.mean == IMAGENET_MEAN
+    assert model.assumed == ("size", "channels", "normalisation")
+    assert "channels" not in load_model(nn.Linear(224, 2)).assumed  # three channels work
+
+
+BOTH = {"mean": (0.5, 0.5, 0.5), "std": [1, 2, 3]}
 
 
 @pytest.mark.parametrize(
-    ("given", "mean", "std", "size"),
+    ("given", "mean", "std", "size", "assumed"),
     [
-        ({"mean": (0.5, 0.5, 0.5)}, (0.5,) * 3, IMAGENET_STD, (224, 224)),
-        ({"std": [1, 2, 3]}, IMAGENET_MEAN, (1, 2, 3), (224, 224)),
-        ({"mean": [0.5]}, (0.5,), (1.0,), (224, 224)),
-        ({"std": (0.5, 0.5)}, (0.0, 0.0), (0.5, 0.5), (224, 224)),
-        ({"size": 32}, IMAGENET_MEAN, IMAGENET_STD, (32, 32)),
-        ({"size": (32, 48)}, IMAGENET_MEAN, IMAGENET_STD, (32, 48)),
+        (BOTH, (0.5,) * 3, (1, 2, 3), (224, 224), ("size",)),
+        ({**BOTH, "size": 32}, (0.5,) * 3, (1, 2, 3), (32, 32), ()),
+        ({**BOTH, "size": (32, 48)}, (0.5,) * 3, (1, 2, 3), (32, 48), ()),
+        ({"mean": torch.tensor([0.25]), "std": np.array([0.5])}, (0.25,), (0.5,), (224, 224), ("size",)),
     ],
 )
 def test_arguments_override_the_inferred_input(
-    given: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int]
+    given: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int], assumed: Any
 ) -> None:
     model = load_model(make_small(), **given)
-    assert (model.mean, model.std, model.size) == (mean, std, size)
+    assert (model.mean, model.std, model.size, model.assumed) == (mean, std, size, assumed)
+
+
+@pytest.mark.parametrize(
+    ("given", "mean", "std", "message"),
+    [
+        (
+            {"mean": (0.5,) * 3},
+            (0.5,) * 3,
+            IMAGENET_STD,
+            r"given mean= without std=: assuming std \(0\.229, .* state both",
+        ),
+        ({"std": [1, 2, 3]}, IMAGENET_MEAN, (1, 2, 3), r"given std= without mean=: assuming mean \(0\.485, "),
+        ({"mean": [0.5]}, (0.5,), (1.0,), r"assuming std \(1,\); state both"),
+        ({"std": (0.5, 0.5)}, (0.0, 0.0), (0.5, 0.5), r"assuming mean \(0, 0\)"),
+    ],
+)
+def test_half_a_normalisation_is_completed_with_a_warning(
+    given: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...], message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        model = load_model(make_small(), size=8, **given)
+    assert len(caught) == 1
+    assert (model.mean, model.std, model.assumed) == (mean, std, ("normalisation",))
+
+
+def test_half_a_normalisation_keeps_the_other_half_of_a_preset(texturenet: Model) -> None:
+    model = load_model("texturenet", std=(0.5, 0.5, 0.5))
+    assert (model.mean, model.std, model.assumed) == (texturenet.mean, (0.5,) * 3, ())
+
+
+@pytest.mark.filterwarnings("ignore:Sequential does not say:UserWarning")
+def test_stating_the_input_of_a_model_ends_the_assumptions() -> None:
+    model = load_model(make_small())
+    assert model.assumed == ("size", "normalisation")
+    assert load_model(model) == model
+    assert load_model(model, size=9).assumed == ("normalisation",)
+    assert load_model(model, **BOTH).assumed == ("size",)  # type: ignore[arg-type]
+    assert load_model(model, value_range=(0, 255)).assumed == ("size",)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": 0}, r"image size must be whole pixels, at least 1, .* got 0"),
+        ({"size": 0}, r"input size must be whole numbers, at least 1: .* got 0"),
+        ({"size": 2.5}, r"input size must be .* got 2\.5"),
+        ({"size": True}, r"input size must be .* got True"),
+        ({"size": (1, 2, 3, 4)}, r"input size must be .* got \(1, 2, 3, 4\)"),
+        ({"mean": 0.5}, r"got mean 0\.5, std None"),
+        ({"mean": "abc"}, r"got mean abc"),
+        ({"value_range": (1, 0)}, r"value_range must be two numbers \(lo, hi\) with lo < hi, got \(1, 0\)"),
+        ({"value_range": 255}, r"value_range must be two numbers .* got 255"),
         ({"size": (32, -1)}, r"got \(32, -1\)"),
         ({"mean": (0.5, 0.5), "std": (1.0,)}, r"one mean and one std above 0 per channel"),
         ({"mean": ()}, r"got mean \(\)"),
@@ -268,8 +326,9 @@ def test_arguments_override_the_inferred_input(
     ],
 )
 def test_invalid_arguments_raise(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         load_model(make_small(), **given)
+    assert "\n" not in str(raised.value)
 
 
 # --- weights files --------------------------------------------------------------------------------------------------
@@ -455,4 +514,5 @@ def test_random_weights_do_not_download_a_backbone(monkeypatch: pytest.MonkeyPat
         raise AssertionError("unexpected download")
 
     monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", fail)
-    assert load_model("torchvision:lraspp_mobilenet_v3_large@none").size == (224, 224)
+    model = load_model("torchvision:lraspp_mobilenet_v3_large@none")
+    assert (model.size, model.assumed) == ((224, 224), ("size",))

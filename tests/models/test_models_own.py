@@ -14,7 +14,7 @@ from featvis_func.backbone.features import make_features
 from featvis_func.backbone.listing import list_layers
 from featvis_func.models import Model, load_model
 from featvis_func.rendering.api import render
-from tests.toys import make_tiny
+from tests.toys import TINY_SIZE, load_toy, make_tiny
 
 
 def without_warnings(make: Callable[[], Any]) -> Any:
@@ -99,14 +99,14 @@ def test_quantised_tensor_subclass_raises(monkeypatch: pytest.MonkeyPatch) -> No
 def test_torchvision_models_prepared_for_quantisation_are_accepted(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         module = without_warnings(lambda: getattr(torchvision.models.quantization, name)(weights=None, quantize=False))
-    assert load_model(module).module is module
+    assert load_toy(module, size=64).module is module
 
 
 def test_integer_buffers_are_accepted() -> None:
     module = make_tiny()
     module.register_buffer("index", torch.arange(4))
     module.register_buffer("mask", torch.ones(4, dtype=torch.int8))
-    assert load_model(module).module is module
+    assert load_toy(module, size=TINY_SIZE).module is module
 
 
 # --- missing packages -----------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class NonTensorOutput(nn.Module):
 def test_models_with_non_tensor_outputs_are_supported(kind: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model(NonTensorOutput(kind), size=(10, 12))
+        model = load_toy(NonTensorOutput(kind), size=(10, 12))
     assert [layer.filters for layer in list_layers(model)] == [4, 2]
     assert make_features(model, ["conv", "head"]).exported
     result = render(model, "conv", [0, 3], steps=2, seed=1)
@@ -177,7 +177,7 @@ def test_transformer_with_fixed_size_raises_for_another_image_size() -> None:
     with pytest.raises(
         ValueError, match="fails on an image of 3 x 48 x 48: Wrong image height! Expected 32 but got 48!"
     ):
-        list_layers(load_model(module, size=48))
+        list_layers(load_toy(module, size=48))
 
 
 def test_data_dependent_control_flow_falls_back_to_hooks_with_a_warning() -> None:
@@ -187,7 +187,7 @@ def test_data_dependent_control_flow_falls_back_to_hooks_with_a_warning() -> Non
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model(DataDependent("dict"), size=(10, 12))
+        model = load_toy(DataDependent("dict"), size=(10, 12))
     with pytest.warns(UserWarning, match="DataDependent runs .* hook, slower and without torch.compile"):
         result = render(model, "conv", [0], steps=2)
     assert result.status == ("ok",)

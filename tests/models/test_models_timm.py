@@ -148,8 +148,11 @@ def test_input_of_a_timm_module_comes_from_its_preset() -> None:
     """Includes a module built for another size, and one with a single channel, for which the preset does not apply."""
     model = load_model(timm.create_model("test_vit", img_size=48))
     assert (model.mean, model.std, model.size) == ((0.5,) * 3, (0.5,) * 3, (48, 48))
-    one = load_model(timm.create_model("test_resnet", in_chans=1))
+    assert model.assumed == ()
+    with pytest.warns(UserWarning, match=r"ResNet does not say .*: assuming mean \(0,\) and std \(1,\)"):
+        one = load_model(timm.create_model("test_resnet", in_chans=1))
     assert (one.mean, one.std, one.size) == ((0.0,), (1.0,), (160, 160))
+    assert one.assumed == ("normalisation",)
 
 
 def test_list_layers_lists_the_layers_of_a_transformer() -> None:

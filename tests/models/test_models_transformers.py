@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from featvis_func.backbone.features import make_features
 from featvis_func.backbone.listing import list_layers
 from featvis_func.models import IMAGENET_MEAN, IMAGENET_STD, Model, load_model
-from featvis_func.models.huggingface import PixelValues, preset_of
+from featvis_func.models.huggingface import preset_of
+from featvis_func.models.inputs import IMAGE_INPUT, ImageInputs
 
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -146,25 +147,47 @@ def test_missing_parameters_warn(tmp_path: Path) -> None:
         transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
     with pytest.warns(
         UserWarning, match=r"the weights of .* lack pooler\.dense\.bias, .*, which are initialised at random"
-    ):
+    ) as caught:
         load_model(f"transformers:{tmp_path}")
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_missing_image_processor_warns_and_assumes_imagenet_normalisation(tmp_path: Path) -> None:
     save_model(tmp_path, "vit", None)
-    with pytest.warns(UserWarning, match="has no image processor .* assumed to be"):
+    with pytest.warns(UserWarning, match=r"has no image processor .*: assuming ImageNet's mean") as caught:
         model = load_model(f"transformers:{tmp_path}")
+    assert [warning.filename for warning in caught] == [__file__]
     assert (model.mean, model.std, model.size) == (IMAGENET_MEAN, IMAGENET_STD, (32, 32))
+    assert model.assumed == ("normalisation",)
+    stated = load_model(f"transformers:{tmp_path}", value_range=(-1, 1))
+    assert (stated.mean, stated.std, stated.assumed) == ((0.5,) * 3, (0.5,) * 3, ())
 
 
-def test_pixel_values_reverses_the_channels(tmp_path: Path) -> None:
+def test_channels_are_reversed_where_the_processor_says_so(tmp_path: Path) -> None:
     module = save_model(tmp_path, "resnet", {**PROCESSOR, "do_normalize": False})
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        reversed_output = PixelValues(module, reverse=True)(images).pooler_output
+        reversed_output = ImageInputs(module, {"pixel_values": IMAGE_INPUT}, reverse=True)(images).pooler_output
         assert torch.equal(reversed_output, module(images.flip(1)).pooler_output)
     model = load_model(f"transformers:{tmp_path}")
     assert (model.mean, model.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.slow
+def test_inputs_are_those_of_the_whole_model(tmp_path: Path) -> None:
+    """Not of its vision tower."""
+    module = save_model(tmp_path, "clip")
+    tokens = torch.tensor([3, 4, 5, 1])
+    model = load_model(f"transformers:{tmp_path}", inputs={"pixel_values": IMAGE_INPUT, "input_ids": tokens})
+    assert (model.size, model.assumed) == ((32, 32), ())
+    assert [name for name, _ in model.module.named_modules()] == [name for name, _ in module.named_modules()]
+    features = make_features(model, ["output[image_embeds]", "output[text_embeds]"], precision="float32")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        actual = features.apply(features.weights, images)
+        expected = module(pixel_values=images, input_ids=tokens.expand(2, -1))
+    for name in ("image_embeds", "text_embeds"):
+        torch.testing.assert_close(actual[f"output[{name}]"], expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_list_layers_has_no_prefix(vit: Path) -> None:

@@ -14,6 +14,7 @@ from featvis_func.image import fourier
 from featvis_func.io.image_files import read_image
 from featvis_func.io.pil import picture as as_picture
 from featvis_func.rendering.activations import activations_of
+from tests.toys import load_toy
 
 # The photograph has another aspect ratio than the model's input.
 pytestmark = [
@@ -108,7 +109,7 @@ def test_bad_input_raises(photograph: Tensor, options: dict[str, Any], message: 
 
 def test_accentuate_a_model_without_weights() -> None:
     module = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.ReLU())
-    model = fv.load_model(module, size=8)
+    model = load_toy(module, size=8)
     result = fv.accentuate(model, "1:2", torch.rand(3, 8, 8), near="0", steps=2)
     assert result.filters == (2,)
-    assert result.status == ("ok",)
+    assert {*result.status} <= {"ok", "flat"}  # the photograph may be the best of two steps

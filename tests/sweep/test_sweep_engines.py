@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from featvis_func.models import Model, load_model
+from featvis_func.models import Model
 from featvis_func.rendering import resolve
 from featvis_func.rendering.renderer import Renderer
 from featvis_func.rendering.result import Result
@@ -37,7 +37,7 @@ from featvis_func.sweep.validate import Status
 from featvis_func.sweep.worker import Done, Worker, pending
 from featvis_func.tree import tree_map
 from tests.sweep_toys import HANG_SECONDS, Toy, join, kill_self, ready, start, toy_run
-from tests.toys import TINY_SIZE, make_tiny
+from tests.toys import TINY_SIZE, load_toy, make_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
@@ -89,11 +89,10 @@ def test_layers_are_selected_by_name_unique_ending_or_pattern(
         (["head", "haed"], "no layer 'haed'; did you mean 'head'"),
         ("conv", "layer 'conv' is ambiguous; it could be 'block1.conv', 'block2.conv'"),
         ("block9*", r"no layer of texturenet fits the pattern 'block9\*'; 'featvis layers' lists them"),
-        (["head", "[x]"], "fits the pattern"),
+        (["head", "[x]*"], "fits the pattern"),
         ([], "no layers were asked for: the list is empty"),
         ([3], "layers must be 'all', names or patterns, got 3"),
         (3, "layers must be 'all', names or patterns, got 3"),
-        ("", "no layer ''"),
     ],
 )
 def test_unknown_layers_are_rejected(texturenet: Model, layers: Any, message: str) -> None:
@@ -110,7 +109,7 @@ def test_uncalled_layer_and_model_without_layers_are_rejected() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.used(images)
 
-    model = load_model(Spare(), size=8)
+    model = load_toy(Spare(), size=8)
     with pytest.raises(ValueError, match="layer 'spare' has no filters: a forward pass does not call it"):
         plan_layers(model, "spare")
     with pytest.raises(ValueError, match="Spare has no convolution and no linear layer; name its layers"):
@@ -254,8 +253,10 @@ def test_nonfinite_filter_is_rendered_again_with_the_next_seed(
     equal_rows(store.layer("3"), plain, mates)
     equal_rows(store.layer("3"), other, [4])
     assert [entry.seed for entry in store] == [7] * 4 + [8] + [7] * 7
-    assert store.layer("3").status == ("ok",) * 12
-    assert (status.complete, status.odd) == (True, {})
+    expected = [*plain.status[:4], other.status[4], *plain.status[5:]]
+    assert {*expected} <= {"ok", "flat"}  # two steps need not raise a score
+    assert [entry.status for entry in store] == expected
+    assert (status.complete, status.failed) == (True, {})
 
     starts.clear()
     replace_renderers(lambda plan, renderer: start_with_nan(renderer, 4, range(100), starts))
@@ -263,9 +264,11 @@ def test_nonfinite_filter_is_rendered_again_with_the_next_seed(
     assert [seed for _, seed in starts] == [7, 8, 7]
     store = open_store(tmp_path / "never")
     equal_rows(store.layer("3"), plain, mates)
-    assert [entry.status for entry in store] == ["ok"] * 4 + ["nonfinite"] + ["ok"] * 7
+    expected[4] = "nonfinite"
+    assert [entry.status for entry in store] == expected
     assert (store["3", 4].seed, store["3", 4].score) == (7, -math.inf)
-    assert (status.complete, status.odd, status.failed) == (True, {"nonfinite": 1}, {})
+    assert status.odd == {word: expected.count(word) for word in {*expected} - {"ok"}}
+    assert (status.complete, status.failed) == (True, {})
     assert validate(tmp_path / "never").sound
 
 
@@ -380,7 +383,7 @@ def measure_memory() -> tuple[float, int]:
 def test_memory_and_tensors_do_not_accumulate_over_units(
     replace_renderers: Callable[[Replace], None], tmp_path: Path
 ) -> None:
-    model = load_model(nn.Sequential(nn.Conv2d(3, 41, 3)).eval(), size=64)
+    model = load_toy(nn.Sequential(nn.Conv2d(3, 41, 3)).eval(), size=64)
     at: dict[int, tuple[float, int]] = {}
 
     def watch(plan: LayerPlan, renderer: Renderer) -> Any:
@@ -602,7 +605,7 @@ ALL_OF_TINY = {**QUICK, "unit_size": 3}
 def local_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Store of all layers of the tiny model, by the engine ``local``."""
     out = tmp_path_factory.mktemp("local") / "store"
-    status = sweep(load_model(make_tiny(), size=TINY_SIZE), out=out, **ALL_OF_TINY)
+    status = sweep(load_toy(make_tiny(), size=TINY_SIZE), out=out, **ALL_OF_TINY)
     assert status.complete
     assert status.units == 11
     return out
@@ -623,12 +626,11 @@ TORCHRUN = """
 import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from featvis_func.models import load_model
 from featvis_func.sweep import api as running, launchers, sweep
-from tests.toys import TINY_SIZE, make_tiny
+from tests.toys import TINY_SIZE, load_toy, make_tiny
 
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
-model = load_model(make_tiny(), size=TINY_SIZE)
+model = load_toy(make_tiny(), size=TINY_SIZE)
 sweep(model, out=folder / "same", engine="torchrun", **ALL_OF_TINY)
 
 looks, real, sleep = folder / "looks", running.renderers, time.sleep
@@ -700,7 +702,7 @@ def test_rank_with_a_failed_unit_waits_for_the_others_before_it_exits(
 
 @pytest.mark.slow
 def test_dry_run_estimates_the_bytes_of_the_store(cached_tracing: None, tiny: Model, tmp_path: Path) -> None:
-    large = load_model(nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 40, 3)).eval(), size=48)
+    large = load_toy(nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 40, 3)).eval(), size=48)
     small: dict[str, Any] = {"steps": 30, "size": 16, "precision": "float32", "compile": "no"}
     before = set(Path.cwd().iterdir())
     # In the small one, what is stored of each filter beside the images weighs as much as the images.
@@ -737,7 +739,7 @@ def sweep_in_child(connection: Connection, out: Path, kill_at: int) -> None:
         return lambda plan: replace(make(plan))
 
     running.renderers = renderers
-    model = load_model(make_tiny(), size=TINY_SIZE)
+    model = load_toy(make_tiny(), size=TINY_SIZE)
     status = sweep(model, "0", out=out, batch_size=1, **quick(steps=3))
     sys.exit(0 if status.complete else 3)
 
@@ -842,7 +844,7 @@ class Marks:
         folder.mkdir()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = load_model(Marked(folder).eval(), size=12)
+            self.model = load_toy(Marked(folder).eval(), size=12)
 
     def hold(self) -> None:
         """Make every process wait at the beginning of its next step."""
@@ -873,7 +875,7 @@ MARKED = quick(size=12, unit_size=1, batch_size=2)
 def test_two_nodes_of_ray_write_the_same_store(local_store: Path, nodes: Nodes, tmp_path: Path) -> None:
     nodes.reset(2)
     out = tmp_path / "store"
-    assert sweep(load_model(make_tiny(), size=TINY_SIZE), out=out, engine="ray", **ALL_OF_TINY).complete
+    assert sweep(load_toy(make_tiny(), size=TINY_SIZE), out=out, engine="ray", **ALL_OF_TINY).complete
     check_same_store(out, local_store)
     assert outcomes(out) == ["rendered"] * 11
 
@@ -998,7 +1000,7 @@ def test_each_actor_has_one_gpu_and_gets_the_model_on_the_cpu(folder: Folder, ti
     ray = FakeRay(make_worker(folder), nodes=[[{"CPU": 9, "GPU": 2}, {"CPU": 9}]])
     ray.run(folder, tiny, device=device, threads=None, workers=9)
     assert (ray.options["num_cpus"], ray.options["num_gpus"], ray.max_pending) == (1, 1, 2)
-    _, model, device, threads = ray.actors[0]
+    _, (model,), _, device, threads = ray.actors[0]
     assert (device, threads) == ("cuda", 1)
     assert model.module is not tiny.module
     assert {p.device.type for p in model.module.parameters()} == {"cpu"}

@@ -15,6 +15,7 @@ import featvis_func as fv
 from featvis_func.models import fingerprint
 from featvis_func.sweep import dry_run, open_store, sweep, validate
 from featvis_func.sweep.plan import plan_layers
+from tests.toys import load_toy
 
 QUICK: dict[str, Any] = {"steps": 1, "size": 8}
 pytestmark = pytest.mark.usefixtures("cached_tracing", "one_thread")
@@ -24,7 +25,7 @@ def model(**layers: nn.Module) -> fv.Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         modules = layers or {"c1": nn.Conv2d(3, 4, 3), "c2": nn.Conv2d(4, 4, 3)}
-    return fv.load_model(nn.Sequential(OrderedDict(modules)), size=8)
+    return load_toy(nn.Sequential(OrderedDict(modules)), size=8)
 
 
 class Scaled(nn.Module):
@@ -116,7 +117,7 @@ def test_number_of_snapshots_is_part_of_the_configuration(tmp_path: Path) -> Non
     config = open_store(tmp_path / "plain").config
     assert set(config["render"]) == {
         *("steps", "size", "seed", "transforms", "lr", "image", "optimizer", "tolerance", "redirect", "precision"),
-        *("compile", "deterministic", "snapshots"),
+        *("compile", "deterministic", "snapshots", "bands"),
     }
     net = model()
     for count in (None, 0):
@@ -180,7 +181,7 @@ class Pair(nn.Module):
 
 
 def test_brackets_that_select_an_output_are_not_a_pattern() -> None:
-    model = fv.load_model(nn.Sequential(OrderedDict(two=Pair())).eval(), size=12)
+    model = load_toy(nn.Sequential(OrderedDict(two=Pair())).eval(), size=12)
     for name in ("two[1]", "two[1]@chw"):
         assert [(plan.layer, len(plan.filters)) for plan in plan_layers(model, name)] == [(name, 5)]
     assert [plan.layer for plan in plan_layers(model, "two.[fs]*")] == ["two.first", "two.second"]
