@@ -32,7 +32,8 @@ def correlation_matrix(
     Args:
         channels: number of image channels.
         correlation: ``"auto"`` (that of ImageNet for 3 channels, otherwise the identity), ``"imagenet"``, ``None`` (the
-            identity), or a matrix ``(channels, channels)`` with one row per channel.
+            identity), or a matrix ``(channels, channels)`` with one row per channel. The parameterisations take
+            ``"auto"`` as the identity for signals, whose channels are no colours.
         device: device of the matrix.
 
     Returns:

@@ -139,7 +139,7 @@ def check_size(size: Any) -> tuple[int, ...]:
     sides = _whole_sides(size)
     if not 1 <= len(sides) <= 3:
         raise ValueError(
-            f"image size must be whole pixels, at least 1: one number, (h, w), (t, h, w) for videos or (t,) for"
+            f"image size must be whole pixels, at least 1, as one number, (h, w), (t, h, w) for videos or (t,) for"
             f" signals, got {size}"
         )
     return sides

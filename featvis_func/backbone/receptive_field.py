@@ -57,9 +57,7 @@ class Field(NamedTuple):
         return torch.stack([left, top, right, bottom], dim=-1)
 
 
-def receptive_fields(
-    features: Features, shape: tuple[int, int, int], *, batch_size: int = 32
-) -> Mapping[str, Field | None]:
+def receptive_fields(features: Features, shape: tuple[int, ...], *, batch_size: int = 32) -> Mapping[str, Field | None]:
     """Measure the receptive fields of all layers of some features.
 
     Args:
@@ -87,7 +85,8 @@ def receptive_fields(
     fields: dict[str, Field | None] = dict.fromkeys(features.shapes)
     if not maps:
         return fields
-    rows, columns = (_dependence(features, maps, shape, axis, min(batch_size, shape[1 + axis])) for axis in (0, 1))
+    c, h, w = shape
+    rows, columns = (_dependence(features, maps, (c, h, w), i, min(batch_size, side)) for i, side in enumerate((h, w)))
     return {**fields, **{name: Field(_ends(rows[name]), _ends(columns[name])) for name in maps}}
 
 

@@ -84,14 +84,14 @@ def top_examples(
             f"top examples are photographs, for models of images (c, h, w); {loaded.name} takes {kind.plural} (c,"
             f" {kind.axes})"
         )
-    loaded = with_input_size(loaded, None, stacklevel=3)
-    size = loaded.size[0], loaded.size[1]
     count, batch_size = check_int("count", count, 1), check_int("batch_size", batch_size, 1)
     axes = layer_axes(loaded, layers)
     check_channels(loaded.channels)
     if device is not None:
         check_device(device)
     files = list_files(images)
+    loaded = with_input_size(loaded, None, stacklevel=3)
+    size = loaded.size[0], loaded.size[1]
     batch_size = min(batch_size, len(files))
     key = make_key(loaded, axes, files, count=count, precision=precision)
     names = {path: path if stated is None else f"{path}@{stated}" for path, stated in axes.items()}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.random import normal, uniform
+from featvis_func.transform.pixels import check_image
 from featvis_func.types import Draw, Key, Transform
 from featvis_func.validation import check_name
 
@@ -49,6 +50,7 @@ def over_background(kind: str = "smooth") -> Transform:
     background = BACKGROUNDS[kind]
 
     def apply(image: Tensor, key: Draw) -> Tensor:
+        check_image("over_background", image)
         if image.shape[-3] < 2:
             raise ValueError(f"over_background needs an image (..., c + 1, h, w) with c >= 1, got {tuple(image.shape)}")
         colour, alpha = image[..., :-1, :, :], image[..., -1:, :, :]

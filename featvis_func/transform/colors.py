@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.random import uniform
+from featvis_func.transform.pixels import check_image
 from featvis_func.types import Draw, Key, Transform
 
 # Weights of red, green and blue in luma (ITU-R BT.601), and in I and Q, the chroma axes of NTSC (FCC, 1953).
@@ -72,6 +73,7 @@ def color_jitter(
         return torch.einsum("c,...chw->...hw", yiq[0].to(image), image).unsqueeze(-3)
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
+        check_image("color_jitter", image)
         if image.shape[-3] != 3 and (has_saturation or has_hue):
             raise ValueError(
                 f"color_jitter: saturation and hue need 3 channels, got {image.shape[-3]}; only brightness and"

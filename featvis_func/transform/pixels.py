@@ -79,6 +79,7 @@ def gaussian_blur(sigma: float | tuple[float, float], *, radius: int | None = No
         return uniform(key) * (high - low) + low
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
+        check_image("gaussian_blur", image)
         distance = torch.arange(-radius, radius + 1, device=image.device)
         weights = torch.exp(-0.5 * (distance / drawn.to(image.dtype)) ** 2)
         weights = weights / weights.sum()
@@ -114,12 +115,19 @@ def roll(pixels: int) -> Transform:
         return torch.floor(uniform(key, (2,)) * (2 * pixels + 1)).long() - pixels
 
     def apply(image: Tensor, shift: Draw) -> Tensor:
+        check_image("roll", image)
         for axis in (-2, -1):
             source = torch.arange(image.shape[axis], device=image.device) - shift[axis]
             image = image.index_select(axis, source % image.shape[axis])
         return image
 
     return Transform(draw, apply)
+
+
+def check_image(name: str, image: Tensor) -> None:
+    """Raise ValueError if a tensor cannot be ``(..., c, h, w)``, such as a signal."""
+    if image.ndim < 3:
+        raise ValueError(f"{name} expected images (..., c, h, w), got {tuple(image.shape)}; signals have warp_time")
 
 
 def _reflect_pad(image: Tensor, axis: int, margin: int) -> Tensor:

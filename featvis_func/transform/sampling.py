@@ -31,7 +31,8 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, determinis
         image sides, as crops do (see :class:`Affine`).
 
     Raises:
-        ValueError: if an output side is below 1; when applied, if the steps crop more than the image has.
+        ValueError: if an output side is below 1; when applied, if the image does not have 3 axes or the steps crop more
+            than it has.
 
     Gradient: flows to the image, not to the matrix.
 
@@ -52,6 +53,11 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, determinis
         return matrix
 
     def apply(image: Tensor, matrix: Tensor) -> Tensor:
+        if image.ndim != 3:
+            raise ValueError(
+                f"warp expected an image (c, h, w), got {tuple(image.shape)}; per_frame applies it to videos, warp_time"
+                f" is for signals"
+            )
         h, w = image.shape[-2:]
         frame_h, frame_w = _frame(steps, h, w)
         image = downsample(downsample(image, -2, frame_h / out_h), -1, frame_w / out_w)

@@ -134,4 +134,4 @@ def test_receptive_fields_of_videos_and_signals_are_refused(tiny: Model, shape: 
         rf"receptive fields are measured for models of images \(c, h, w\), got an input of {re.escape(str(shape))}"
     )
     with pytest.raises(ValueError, match=message):
-        receptive_fields(features, shape)  # type: ignore[arg-type]
+        receptive_fields(features, shape)

@@ -243,6 +243,30 @@ def test_per_frame_needs_frames() -> None:
         applied(t.per_frame(t.roll(1)), noise(3, 8, 7))
 
 
+@pytest.mark.parametrize(
+    ("transform", "shape", "message"),
+    [
+        (
+            t.warp(size=(4, 4)),
+            (3, 2, 8, 7),
+            "warp expected an image (c, h, w), got (3, 2, 8, 7); per_frame applies",
+        ),
+        (t.warp(size=(4, 4)), (3, 9), "warp expected an image (c, h, w), got (3, 9)"),
+        (
+            t.gaussian_blur(1.0),
+            (3, 9),
+            "gaussian_blur expected images (..., c, h, w), got (3, 9); signals have",
+        ),
+        (t.roll(1), (3, 9), "roll expected images (..., c, h, w), got (3, 9)"),
+        (t.color_jitter(contrast=0.1), (3, 9), "color_jitter expected images (..., c, h, w), got (3, 9)"),
+        (t.over_background(), (3, 9), "over_background expected images (..., c, h, w), got (3, 9)"),
+    ],
+)
+def test_transforms_of_images_refuse_what_is_none(transform: Transform, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        applied(transform, noise(*shape))
+
+
 @pytest.mark.parametrize(("sides", "shape"), [(1, (2, 5)), (1, (4, 2, 5)), (3, (2, 4, 3, 5)), (3, (6, 2, 4, 3, 5))])
 def test_normalize_finds_the_channels_before_the_sides(sides: int, shape: tuple[int, ...]) -> None:
     values = noise(*shape)
