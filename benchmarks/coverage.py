@@ -104,7 +104,7 @@ def _try_layer(name: str, model: fv.Model, layer: str, device: str) -> Row:
         difference = _difference(model, layer, features)
         path = "export" if features.exported else "fallback"
         why = why.partition("could not be exported: ")[2]
-        return Row(name, layer, features.shapes[layer], path, why, difference, *result.status, _since(start))
+        return Row(name, layer, features.shapes[layer], path, why, difference, result.status[0], _since(start))
     except ValueError as error:
         return Row(name, layer, None, "refused", first_line(error), None, "-", _since(start))
 

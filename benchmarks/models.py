@@ -111,7 +111,7 @@ class ModelReport(NamedTuple):
     """The check of one model."""
 
     model: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     parameters: int
     listed: int
     """Number of layers that :func:`featvis_func.list_layers` returns."""

@@ -94,27 +94,27 @@ def correlate(image: Tensor, matrix: Tensor | None) -> Tensor:
     """Map decorrelated colour to image channels: ``y[i] = sum_j matrix[i, j] * x[j]`` per pixel.
 
     Args:
-        image: ``(c, h, w)`` float.
+        image: float ``(c, h, w)``, or with any number of axes after the first.
         matrix: ``(c, c)``, or ``None`` for the identity.
 
     Returns:
-        ``(c, h, w)``.
+        Of the same shape.
 
     >>> correlate(torch.ones(3, 1, 1), torch.eye(3)).flatten()
     tensor([1., 1., 1.])
     """
-    return image if matrix is None else torch.einsum("ij,jhw->ihw", matrix.to(image), image)
+    return image if matrix is None else torch.einsum("ij,j...->i...", matrix.to(image), image)
 
 
 def decorrelate(image: Tensor, matrix: Tensor | None) -> Tensor:
     """Invert :func:`correlate`.
 
     Args:
-        image: ``(c, h, w)`` float.
+        image: float ``(c, h, w)``, or with any number of axes after the first.
         matrix: ``(c, c)``, invertible, or ``None`` for the identity.
 
     Returns:
-        ``(c, h, w)``.
+        Of the same shape.
 
     >>> x = torch.rand(3, 4, 5)
     >>> m = correlation_matrix(3)
@@ -124,4 +124,4 @@ def decorrelate(image: Tensor, matrix: Tensor | None) -> Tensor:
     if matrix is None:
         return image
     inverse = torch.linalg.inv(matrix.to(device=image.device, dtype=torch.float64))
-    return torch.einsum("ij,jhw->ihw", inverse.to(image.dtype), image)
+    return torch.einsum("ij,j...->i...", inverse.to(image.dtype), image)

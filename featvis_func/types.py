@@ -2,8 +2,12 @@
 
 Axes, in einops notation:
 
-    n  filters (the ``torch.func.vmap`` axis)     c h w  channels, rows, columns of one image
-    v  transformed copies of one image per step   t d    tokens, features of a transformer
+    n  filters (the ``torch.func.vmap`` axis)     c h w    channels, rows, columns of one image
+    v  transformed copies of one image per step   c t h w  the same of a video of t frames
+    t d  tokens, features of a transformer        c t      channels, samples of a signal
+
+Wherever ``(c, h, w)`` is said of images, a video ``(c, t, h, w)`` or a signal ``(c, t)`` may take its place, unless
+stated otherwise.
 
 A parameterisation, transform, objective or optimizer is written for ONE image; :func:`featvis_func.make_ascent` maps
 them over ``n`` filters. Two functions receive all filters at once, because they couple them: ``Image.share_params`` and
@@ -36,7 +40,8 @@ Weights: TypeAlias = dict[str, Tensor]
 """The frozen tensors of a backbone, by name."""
 
 Activations: TypeAlias = Mapping[str, Tensor]
-"""Layer name -> that layer's output for one image: ``(c, h, w)``, ``(t, d)`` or ``(d,)``."""
+"""Layer name -> that layer's output for one image: ``(c, h, w)``, ``(c, t, h, w)``, ``(t, d)`` or ``(d,)``. Maps of
+1-D convolutions are ``(t, d)``: with two axes the features are the last."""
 
 
 class Image(NamedTuple):
@@ -80,7 +85,7 @@ class Best(NamedTuple):
     image: Tensor
     """``(n, c, h, w)``: decoded, before the random transform."""
     activation: Tensor
-    """``(n, h', w')``, ``(n, t)`` or ``(n,)``: the objective's activation map at that step."""
+    """``(n, h', w')``, ``(n, t', h', w')``, ``(n, t)`` or ``(n,)``: the objective's activation map at that step."""
     step: Tensor
     """int64 ``(n,)``, ``-1`` before the first finite step."""
 
@@ -96,8 +101,8 @@ class State(NamedTuple):
     """int64 ``(n,)``: number of the next step."""
     best: Best
     saliency: Any = ()
-    """``(n, h, w)``: sum over all steps of the magnitude of the score's gradient at each pixel; empty if not
-    requested."""
+    """``(n, h, w)``, or ``(n, t, h, w)`` or ``(n, t)``: sum over all steps of the magnitude of the score's gradient at
+    each pixel; empty if not requested."""
 
 
 class Info(NamedTuple):

@@ -130,20 +130,68 @@ def check_filters(filters: Iterable[int] | int) -> list[int]:
     return numbers
 
 
-def check_size(size: Any) -> tuple[int, int]:
-    """An image size in pixels, one number for a square or ``(h, w)``, as ``(h, w)``.
+def check_size(size: Any) -> tuple[int, ...]:
+    """A size as a tuple: one number for a square, ``(h, w)``, ``(t, h, w)`` for a video or ``(t,)`` for a signal.
 
-    >>> check_size(64), check_size((48, 64))
+    >>> check_size(64), check_size((48, 64)), check_size((16, 48, 64)), check_size((1000,))
+    ((64, 64), (48, 64), (16, 48, 64), (1000,))
+    """
+    sides = _whole_sides(size)
+    if not 1 <= len(sides) <= 3:
+        raise ValueError(
+            f"image size must be whole pixels, at least 1: one number, (h, w), (t, h, w) for videos or (t,) for"
+            f" signals, got {size}"
+        )
+    return sides
+
+
+def check_sides(size: Any) -> tuple[int, int]:
+    """The size of a picture in pixels, one number for a square or ``(h, w)``, as ``(h, w)``.
+
+    >>> check_sides(64), check_sides((48, 64))
     ((64, 64), (48, 64))
     """
+    sides = _whole_sides(size)
+    if len(sides) != 2:
+        raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
+    return sides[0], sides[1]
+
+
+def _whole_sides(size: Any) -> tuple[int, ...]:
+    """The sides of an image, of one number those of a square; empty if they are not whole numbers of at least 1."""
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     try:
-        h, w = (operator.index(side) for side in sides)
+        numbers = tuple(operator.index(side) for side in sides)
     except (TypeError, ValueError):
-        h = w = 0
-    if h < 1 or w < 1 or any(isinstance(side, bool) for side in sides):
-        raise ValueError(f"image size must be whole pixels, at least 1, or (h, w) of such, got {size}")
-    return h, w
+        return ()
+    return () if any(n < 1 for n in numbers) or any(isinstance(side, bool) for side in sides) else numbers
+
+
+def check_bands(bands: Any, channels: int | None = None) -> tuple[int, ...]:
+    """Channels to show: one as grey, or three as red, green and blue, numbered from 0.
+
+    Args:
+        bands: the channels.
+        channels: how many there are, if that is known.
+
+    >>> check_bands([3, 2, 1])
+    (3, 2, 1)
+    >>> check_bands((3, 2, 6), 6)
+    Traceback (most recent call last):
+        ...
+    ValueError: bands has channel 6, but the channels are 0 to 5; got (3, 2, 6)
+    """
+    try:
+        numbers = tuple(operator.index(band) for band in bands)
+    except TypeError as error:
+        raise ValueError(f"bands must be channel numbers such as (3, 2, 1), got {bands!r}") from error
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"bands must be 1 channel (grey) or 3 (red, green, blue), got {numbers}")
+    missing = [band for band in numbers if band < 0 or (channels is not None and band >= channels)]
+    if missing:
+        last = "numbered from 0" if channels is None else "0 only" if channels == 1 else f"0 to {channels - 1}"
+        raise ValueError(f"bands has channel {missing[0]}, but the channels are {last}; got {numbers}")
+    return numbers
 
 
 def warn_caller(message: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from benchmarks.evaluate import load_squeezenet
 from featvis_func.models import Model, load_model
 from tests.cached_tracing import cached_tracing as cached_tracing
-from tests.toys import TINY_SIZE, load_toy, make_tiny
+from tests.toys import SIGNAL_SIZE, TINY_SIZE, VIDEO_SIZE, load_toy, make_signal_net, make_tiny, make_video_net
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +36,18 @@ def fresh_compiler() -> None:
 def tiny() -> Model:
     """A small random CNN, made anew for each test, which may therefore change it."""
     return load_toy(make_tiny(), size=TINY_SIZE)
+
+
+@pytest.fixture
+def video_model() -> Model:
+    """A small random model of videos, made anew for each test."""
+    return load_model(make_video_net(), size=VIDEO_SIZE)
+
+
+@pytest.fixture
+def signal_model() -> Model:
+    """A small random model of signals, made anew for each test."""
+    return load_model(make_signal_net(), size=SIGNAL_SIZE, mean=(0.5, 0.5), std=(0.25, 0.5))
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,37 @@ def toy_site(path: Path) -> Path:
     return path
 
 
+def shown_site(path: Path, kind: str) -> Path:
+    """Build a gallery of 12 filters: of images of 6 channels, videos or signals, with snapshots.
+
+    The last filters are dead, flat, and not finite.
+    """
+    colors = textures(24, 32)
+    videos = torch.stack([colors[:12].roll(2 * i, -1) * (0.6 + 0.1 * i) for i in range(5)], 2)
+    waves = torch.sigmoid(torch.linspace(0, 40, 250).sin() * torch.linspace(-3, 3, 12)[:, None])
+    images, activations = {
+        "six": (torch.cat([colors[:12], colors[12:]], 1), torch.rand(12, 5, 5)),
+        "video": (videos, torch.rand(12, 4, 5, 5)),
+        "signal": (torch.stack([waves, 1 - waves, waves.square()], 1), torch.rand(12, 62)),
+    }[kind]
+    result = toy_result("conv", range(12), 7)
+    channels, *size = images.shape[1:]
+    snapshots = torch.stack([images * 0.2, images * 0.6, images], 1)
+    config = {"layer": "conv", "model": MODEL, "steps": STEPS, "mean": [0.0] * channels, "input_size": size}
+    if kind == "six":
+        config["bands"] = [5, 4, 3]
+    shown = replace(
+        result,
+        images=images,
+        activations=activations,
+        status=("ok",) * 9 + ("dead", "flat", "nonfinite"),
+        snapshots=(snapshots * 255).to(torch.uint8),
+        config=config,
+    )
+    build_gallery(shown, path)
+    return path
+
+
 def _damage(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-100])
 

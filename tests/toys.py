@@ -33,6 +33,38 @@ def make_tiny() -> nn.Sequential:
     return module.eval()
 
 
+VIDEO_SIZE = (6, 16, 20)
+SIGNAL_SIZE = (64,)
+
+
+def make_video_net() -> nn.Sequential:
+    """Make a small random network of videos of 3 channels; layer ``"2"`` has 4 channels of maps ``(t, h, w)``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv3d(3, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(6, 4, 3, stride=2),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(4, 5),
+        ).eval()
+
+
+def make_signal_net() -> nn.Sequential:
+    """Make a small random network of signals of 2 channels; layer ``"2"`` has 4 channels of maps ``(t,)``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv1d(2, 6, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.Conv1d(6, 4, 5, stride=2),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(4, 5),
+        ).eval()
+
+
 class OneConv(nn.Module):
     """A convolution of 4 filters; subclasses define the forward pass."""
 

@@ -6,7 +6,6 @@ traced is a copy of its structure that shares its tensors.
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,7 +51,7 @@ from featvis_func.backbone.verify import (
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules, private_copy
 from featvis_func.types import Weights
-from featvis_func.validation import first_line
+from featvis_func.validation import first_line, warn_caller
 
 # torch.export keeps some state in the process: two threads must not trace at the same time.
 _trace_lock = threading.RLock()
@@ -252,10 +251,9 @@ def _backbone(
             f" that can be exported: {mismatch}"
         )
     check_constant_calls(model, module, calls, reference.images)
-    warnings.warn(
+    warn_caller(
         f"{model.name} runs with a forward hook, slower and without torch.compile, since it could not be exported:"
-        f" {mismatch}",
-        stacklevel=5,
+        f" {mismatch}"
     )
     return _hook_fallback(model, module, calls, reference), False, reference
 
@@ -284,7 +282,7 @@ def _hook_fallback(model: Model, module: nn.Module, calls: Mapping[LayerRef, int
             errors.append(error)
             continue
         if mismatch and not reference.random:
-            warnings.warn(f"{model.name} does not repeat itself: {mismatch} in a second run", stacklevel=6)
+            warn_caller(f"{model.name} does not repeat itself: {mismatch} in a second run")
         return core
     raise ValueError(f"{model.name} cannot be differentiated: {first_line(errors[0])}") from errors[0]
 

@@ -5,7 +5,6 @@ The user's module itself is never changed, see :func:`featvis_func.models.copyin
 
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,7 @@ from featvis_func.backbone.vjp import differentiable
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
 from featvis_func.types import Weights
-from featvis_func.validation import first_line
+from featvis_func.validation import first_line, warn_caller
 
 T = TypeVar("T")
 
@@ -205,10 +204,9 @@ def count_calls(
         if absent is not None:
             raise ValueError(f"layer {absent.path!r} is not called in the forward pass, so that it has no output")
         names = ", ".join(repr(name) if name else model.name for name in around)
-        warnings.warn(
+        warn_caller(
             f"layer {missing[0].path!r} is called in training mode only: {names} itself, without the modules inside,"
-            f" runs in training mode",
-            stacklevel=6,
+            f" runs in training mode"
         )
     for ref, number in calls.items():
         if ref.call is not None and ref.call > number:

@@ -1,6 +1,5 @@
 """List what can be visualised in a model: its modules, and every other tensor that a name selects."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from featvis_func.backbone.layers import LayerRef, axes_of, feature_axis_of, ten
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules, private_copy
 from featvis_func.models.inputs import original
+from featvis_func.validation import warn_caller
 
 
 class Layer(NamedTuple):
@@ -120,10 +120,9 @@ def _operations(model: Model, module: nn.Module) -> list[tuple[LayerRef, Tensor]
     try:
         traced = trace(module, dict.fromkeys(float_outputs(model, module, images), 1), images, None)
     except Exception as error:  # as many kinds as there are models
-        warnings.warn(
+        warn_caller(
             f"the operations inside of the modules of {model.name} are not listed, since it could not be exported:"
-            f" {why_not_exported(error)}",
-            stacklevel=3,
+            f" {why_not_exported(error)}"
         )
         return []
     try:

@@ -71,11 +71,18 @@ def receptive_fields(
         Requested layer name -> its fields; ``None`` for tokens and vectors. Positions behind attention or a global pool
         (as in squeeze-and-excitation) have the whole image as their field, and so have positions that no pixel changes.
 
+    Raises:
+        ValueError: the input is not that of a model of images, such as a video or a signal.
+
     >>> from featvis_func import load_model, make_features
     >>> features = make_features(load_model("texturenet"), ["block1.conv"])
     >>> receptive_fields(features, (3, 96, 96))["block1.conv"].size
     (5, 5)
     """
+    if len(shape) != 3:
+        raise ValueError(
+            f"receptive fields are measured for models of images (c, h, w), got an input of {tuple(shape)}"
+        )
     maps = [name for name, shape_of_one in features.shapes.items() if len(shape_of_one) == 3]
     fields: dict[str, Field | None] = dict.fromkeys(features.shapes)
     if not maps:

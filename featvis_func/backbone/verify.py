@@ -3,7 +3,6 @@
 The reference is the module itself, run once with hooks on a few example images.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from featvis_func.backbone.hooks import Backbone, catch, keeping_random_state, w
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models import Model
 from featvis_func.types import Weights
-from featvis_func.validation import first_line
+from featvis_func.validation import first_line, warn_caller
 
 # How much an exported graph may differ from the module, relative to the largest activation: in float32, and in units in
 # the last place for less precise types.
@@ -95,10 +94,9 @@ def check_outputs(model: Model, paths: dict[str, str], reference: Reference) -> 
                 f" expected (c, t, h, w), (c, h, w), (t, d) or (d,)"
             )
         if _difference({name: fewer}, {name: value[:-1]}):
-            warnings.warn(
+            warn_caller(
                 f"layer {name!r} of {model.name} depends on the other images of its batch or on random numbers: a"
-                f" filter's image will depend on the filters rendered with it, and differ from run to run",
-                stacklevel=5,
+                f" filter's image will depend on the filters rendered with it, and differ from run to run"
             )
 
 

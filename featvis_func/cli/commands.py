@@ -21,7 +21,7 @@ from featvis_func.cli.arguments import (
     working_device,
 )
 from featvis_func.io.filter_spec import filter_numbers
-from featvis_func.rendering.options import SWEEP_OPTIONS, parse_batch_size
+from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, parse_bands, parse_batch_size
 from featvis_func.validation import table
 
 if TYPE_CHECKING:
@@ -92,7 +92,13 @@ def add_gallery(commands: Any) -> None:
     gallery.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or of a rendering")
     gallery.add_argument("--out", type=Path, metavar="SITE", help="the site's folder (default: DIR/gallery)")
     gallery.add_argument(
-        "--moving", default="webp", help="format of the animated snapshots: webp or gif (default: webp)"
+        "--moving", default="webp", help="format of videos and animated snapshots: webp or gif (default: webp)"
+    )
+    gallery.add_argument(
+        "--bands",
+        type=argument(parse_bands),
+        metavar="N[,N,N]",
+        help=f"{OPTIONS['bands'].help} (default: as rendered)",
     )
     gallery.add_argument(
         "--images", type=Path, metavar="FOLDER", help="folder of photographs: add the nine that excite each filter most"
@@ -115,13 +121,14 @@ def _gallery(arguments: argparse.Namespace) -> int:
     from featvis_func.gallery import build_gallery, source_of
     from featvis_func.models.loading import without_code
 
-    options = {}
+    options: dict[str, Any] = {}
     if arguments.images is not None:
         options = {"images": arguments.images, "device": working_device(arguments.device)}
         if arguments.model is not None or given_model_options(arguments):
             name = arguments.model or without_code(source_of(arguments.folder).title)
             options["model"] = load(arguments, name)
-    site = build_gallery(arguments.folder, arguments.out, moving=arguments.moving, progress=None, **options)
+    options |= {"moving": arguments.moving, "bands": arguments.bands}
+    site = build_gallery(arguments.folder, arguments.out, progress=None, **options)
     print("\n".join(_first([f"left out: {problem}" for problem in site.problems])), end="\n" if site.problems else "")
     layers = f"{site.layers} layer{'' if site.layers == 1 else 's'}"
     print(f"{site.filters} filters of {layers}, {site.made} of them made now: {site.path}")

@@ -17,6 +17,7 @@ from featvis_func.cli.arguments import (
     working_device,
 )
 from featvis_func.cli.commands import add_gallery, add_sweep
+from featvis_func.io.display import describe_bands, display_of
 from featvis_func.io.filter_spec import filter_numbers
 from featvis_func.validation import first_line, table
 
@@ -57,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     render = commands.add_parser(
         "render",
         help="render the filters of a layer",
-        description="Render one image per filter. Writes grid.png, a PNG per filter (with --snapshots also an animated"
-        " WebP), result.safetensors, run.json and a static site, gallery/index.html.",
+        description="Render one image per filter. Writes grid.png, a PNG per filter (for videos, and with --snapshots,"
+        " also an animated WebP), result.safetensors, run.json and a static site, gallery/index.html.",
     )
     add_model(render)
     render.add_argument(
@@ -100,7 +101,7 @@ def _render(arguments: argparse.Namespace) -> int:
 
     from featvis_func.gallery import build_gallery, check_place
     from featvis_func.rendering.api import render
-    from featvis_func.rendering.result import writable_folder
+    from featvis_func.rendering.files import writable_folder
 
     device = working_device(arguments.device)
     model = load(arguments)
@@ -127,10 +128,12 @@ def _render(arguments: argparse.Namespace) -> int:
         raise
     not_ok = [f"{f} ({s})" for f, s in zip(result.filters, result.status, strict=True) if s != "ok"]
     finite = result.scores[torch.isfinite(result.scores)]
+    words = describe_bands(display_of(result.config), model.channels) if result.images.ndim > 3 else ""
+    shown = f"; pictures show {words}" if words and arguments.bands is None else ""
     gallery = "" if arguments.no_gallery else f"; gallery: {site / 'index.html'}"
     print(
         f"{len(result.filters)} filters of {result.config['layer']}, mean score {finite.mean().item():.4g}"
-        f"{', not ok: ' + ', '.join(not_ok) if not_ok else ''}; {len(files)} files in {arguments.out}{gallery}"
+        f"{', not ok: ' + ', '.join(not_ok) if not_ok else ''}; {len(files)} files in {arguments.out}{shown}{gallery}"
     )
     return 0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from featvis_func.color import correlation_of
 from featvis_func.image.spectral import frequencies
 from featvis_func.io.image_files import check_channels, find_images, read_pixels
-from featvis_func.validation import check_int, check_size
+from featvis_func.validation import check_int, check_sides
 
 _FOLDER_SIZE = 224  # px
 # Cycles per pixel. Only diagonal waves, in the corners of the spectrum, have higher frequencies.
@@ -78,9 +78,9 @@ def image_statistics(
     (torch.Size([3, 16, 9]), True)
     """
     limit = None if limit is None else check_int("limit", limit, 1)
-    image_size = None if size is None else check_size(size)
+    image_size = None if size is None else check_sides(size)
     if isinstance(images, str | Path):
-        read = _folder_reader(Path(images), image_size or check_size(_FOLDER_SIZE), channels, limit)
+        read = _folder_reader(Path(images), image_size or check_sides(_FOLDER_SIZE), channels, limit)
     else:
         read = _tensor_reader(images, image_size, limit)
     count, width, mean, covariance = _color_moments(read)

@@ -42,7 +42,8 @@ class LayerExamples(NamedTuple):
     pictures: Tensor
     """int64 ``(F, k)``: indices into :attr:`Examples.files`."""
     positions: Tensor
-    """int64 ``(F, k, 2)``: row and column; ``(F, k, 1)``: token; ``(F, k, 0)`` for a vector."""
+    """int64 ``(F, k, 2)``: row and column; ``(F, k, 1)``: token; ``(F, k, 0)`` for a vector; in general one number for
+    each axis of positions."""
     boxes: Tensor
     """float32 ``(F, k, 4)``: see :attr:`Example.box`."""
 

@@ -18,6 +18,7 @@ from featvis_func.engine.device import check_device
 from featvis_func.io.image_files import center_crop, check_channels
 from featvis_func.models import Model, load_model
 from featvis_func.objective import feature_axis
+from featvis_func.rendering.input_size import KINDS, with_input_size
 from featvis_func.validation import check_int
 
 _MAX_NAMED = 3  # unreadable files that the warning names
@@ -70,13 +71,21 @@ def top_examples(
         result is reproducible on one machine. Files that cannot be read are skipped with one warning.
 
     Raises:
-        ValueError: If an argument is invalid, or no file can be read.
+        ValueError: If an argument is invalid, the model takes no images ``(c, h, w)``, or no file can be read.
 
     Source: Zeiler and Fergus, arXiv 1311.2901, section 3 and figure 2: the strongest activations of each map, and the
     patches that cause them. Deviation: patches at a border are shifted inside, see
     :class:`~featvis_func.backbone.receptive_field.Field`.
     """
     loaded = load_model(model)
+    if len(loaded.size) != 2:
+        kind = KINDS[len(loaded.size)]
+        raise ValueError(
+            f"top examples are photographs, for models of images (c, h, w); {loaded.name} takes {kind.plural} (c,"
+            f" {kind.axes})"
+        )
+    loaded = with_input_size(loaded, None, stacklevel=3)
+    size = loaded.size[0], loaded.size[1]
     count, batch_size = check_int("count", count, 1), check_int("batch_size", batch_size, 1)
     axes = layer_axes(loaded, layers)
     check_channels(loaded.channels)
@@ -87,7 +96,7 @@ def top_examples(
     key = make_key(loaded, axes, files, count=count, precision=precision)
     names = {path: path if stated is None else f"{path}@{stated}" for path, stated in axes.items()}
     features = make_features(loaded, list(names.values()), device=device, precision=precision)
-    fields = receptive_fields(features, (loaded.channels, *loaded.size), batch_size=batch_size)
+    fields = receptive_fields(features, (loaded.channels, *size), batch_size=batch_size)
     model_device = device_of(features)
     mean, std = (torch.tensor(values, device=model_device)[:, None, None] for values in (loaded.mean, loaded.std))
     sizes = torch.zeros(len(files), 2, dtype=torch.int32)
@@ -97,7 +106,7 @@ def top_examples(
     errors: list[str] = []
     bar = tqdm(total=len(files), unit="image", leave=False, disable=None if progress is None else not progress)
     batches = read_batches(
-        files, loaded.size, channels=loaded.channels, batch_size=batch_size,
+        files, size, channels=loaded.channels, batch_size=batch_size,
         on_error=lambda _, message: (errors.append(message), bar.update()),
     )  # fmt: skip
     with bar, torch.no_grad():
@@ -117,7 +126,7 @@ def top_examples(
         shown = "; ".join(errors[:_MAX_NAMED])
         warnings.warn(f"skipped {len(errors)} of {len(files)} image files: {shown}{more}", stacklevel=2)
     results = {
-        path: _locate(Top(*(column.cpu() for column in top)), shapes[path], fields[names[path]], sizes, loaded.size)
+        path: _locate(Top(*(column.cpu() for column in top)), shapes[path], fields[names[path]], sizes, size)
         for path, top in tops.items()
     }
     results, used = _keep_used_files(results)
@@ -160,7 +169,7 @@ def _max_over_positions(values: Tensor, top: Top) -> tuple[Tensor, Tensor]:
     """Return each filter's maximum over all positions, and its flat index, both ``(n, F)``.
 
     Args:
-        values: activations ``(n, c, h, w)``, ``(n, t, d)`` or ``(n, d)``.
+        values: activations ``(n, c, h, w)``, ``(n, c, t, h, w)``, ``(n, t, d)`` or ``(n, d)``.
         top: the best so far.
 
     Returns:
@@ -168,7 +177,7 @@ def _max_over_positions(values: Tensor, top: Top) -> tuple[Tensor, Tensor]:
         maximum, int64, 0 where the maximum is not among the best.
     """
     n, features = len(values), values.shape[-1]
-    flat = values.flatten(2) if values.ndim == 4 else values.reshape(n, -1, features).transpose(1, 2)
+    flat = values.flatten(2) if values.ndim >= 4 else values.reshape(n, -1, features).transpose(1, 2)
     scores = flat.amax(2).float()
     scores = scores.masked_fill(scores.isnan(), -torch.inf)
     improves = scores > top.scores[:, -1]
@@ -189,10 +198,8 @@ def _locate(top: Top, shape: Sequence[int], field: Field | None, sizes: Tensor, 
     """
     missing = (top.pictures < 0)[..., None]
     places = top.places.clamp_min(0)
-    if len(shape) == 3:
-        positions = torch.stack([places // shape[2], places % shape[2]], dim=-1)
-    else:
-        positions = places[..., None] if len(shape) == 2 else places[..., None][..., :0]
+    sides = tuple(side for axis, side in enumerate(shape) if axis != feature_axis(tuple(shape)))
+    positions = torch.stack(torch.unravel_index(places, sides), dim=-1) if sides else places[..., None][..., :0]
     h, w = size
     boxes = torch.tensor([0.0, 0.0, w, h]).expand(*places.shape, 4) if field is None else field.boxes(positions)
     crop = center_crop(sizes[top.pictures.clamp_min(0)].float(), size)

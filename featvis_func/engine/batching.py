@@ -36,9 +36,10 @@ class RunResult(NamedTuple):
     batch_size: int
     """The batch size at the end of the run, which is less than the requested one if memory ran out."""
     saliency: Tensor | None = None
-    """``(n, h, w)``: that of :class:`~featvis_func.State`, if it accumulates one."""
+    """``(n, h, w)``, or ``(n, t, h, w)`` or ``(n, t)``: that of :class:`~featvis_func.State`, if it accumulates one."""
     snapshots: Tensor | None = None
-    """uint8 ``(n, k, c, h, w)``, if requested; the last image of a filter that was stopped is repeated."""
+    """uint8 ``(n, k, c, h, w)``, or of videos or signals, if requested; the last image of a filter that was stopped is
+    repeated."""
 
 
 class _FilterResult(NamedTuple):

@@ -47,7 +47,7 @@ def select_step(
         step: of an :class:`~featvis_func.engine.step.Ascent`.
         compile: ``"yes"``, ``"no"``, ``"cudagraphs"`` or ``"auto"``, see :func:`featvis_func.render`.
         device: where it will run.
-        pixels: of the whole run: filters x steps x h x w.
+        pixels: of the whole run: filters x steps x h x w, of videos x frames, of signals their samples.
         exported: whether the backbone is an exported graph; only such a step can be compiled.
         name: of the model, for the error message.
 

@@ -12,8 +12,8 @@ from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.types import Draw, Target, Transform, Weights
 
 Forward: TypeAlias = Callable[[Tensor, Tensor, Weights, Draw, Target], tuple[Tensor, Tensor]]
-"""(images ``(n, c, h, w)``, redirect mask float ``(n,)``: 1 for a filter whose gradients may be redirected, weights,
-draws, targets) -> scores ``(n,)``, activation maps."""
+"""(images ``(n, c, h, w)``, or videos or signals, redirect mask float ``(n,)``: 1 for a filter whose gradients may be
+redirected, weights, draws, targets) -> scores ``(n,)``, activation maps."""
 
 
 def make_forward(features: Features, transform: Transform, objective: Objective, *, redirect: int = 0) -> Forward:
@@ -41,12 +41,13 @@ def make_forward(features: Features, transform: Transform, objective: Objective,
             return redirected(weights, batch, redirect_mask[:, None].expand(-1, copies).reshape(-1))
 
         transformed = vmap(transform.apply)(images, draws)
-        activations = _activations(backbone, transformed, images.dtype)
+        several = transformed.ndim > images.ndim  # copies (n, v, c, h, w) of images (n, c, h, w)
+        activations = _activations(backbone, transformed, images.dtype, several=several)
         if objective.picture is not None:
             picture = vmap(transform.apply, (None, 0))(objective.picture.to(images), draws)
-            reference = _activations(lambda batch: plain(weights, batch), picture, images.dtype)
+            reference = _activations(lambda batch: plain(weights, batch), picture, images.dtype, several=several)
             activations |= {PICTURE + name: values for name, values in reference.items()}
-        return _scores(objective, activations, images, target, several=transformed.ndim == 5)
+        return _scores(objective, activations, images, target, several=several)
 
     return forward
 
@@ -59,10 +60,9 @@ def check_layers(objective: Objective, features: Features) -> None:
 
 
 def _activations(
-    backbone: Callable[[Tensor], dict[str, Tensor]], images: Tensor, dtype: torch.dtype
+    backbone: Callable[[Tensor], dict[str, Tensor]], images: Tensor, dtype: torch.dtype, *, several: bool
 ) -> dict[str, Tensor]:
     """The layers' activations ``(n, [v,] ...)`` for transformed images ``(n, [v,] c, h, w)``."""
-    several = images.ndim == 5
     outputs = backbone(images.flatten(0, 1) if several else images)
     return {name: (a.unflatten(0, images.shape[:2]) if several else a).to(dtype) for name, a in outputs.items()}
 

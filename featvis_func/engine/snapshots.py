@@ -44,7 +44,7 @@ def take_snapshots(decode: Callable[[Params], Tensor], params: Params, rows: Seq
         rows: the rows of the batch to decode.
 
     Returns:
-        uint8 ``(len(rows), c, h, w)``, on the CPU.
+        uint8 ``(len(rows), c, h, w)``, or of videos or signals, on the CPU.
 
     >>> import torch
     >>> take_snapshots(torch.sigmoid, torch.zeros(5, 3, 2, 2), [4, 1]).shape

@@ -60,7 +60,7 @@ def make_ascent(
         image: the parameterisation.
         transform: the random transform from an image to the input of the backbone, normalisation included:
             ``(c, h, w)``, or ``(v, c, h, w)`` for several transformed copies per step, whose scores are averaged (the
-            activation map is that of the first).
+            activation map is that of the first). Likewise ``(c, t, h, w)`` for videos and ``(c, t)`` for signals.
         objective: what to maximise.
         optimizer: turns gradients into updates.
         redirect: number of first steps of each filter in which gradients are redirected past activations that block

@@ -1,6 +1,6 @@
 """Build a gallery from a sweep's store or from a result. Rebuilds are incremental: unchanged files are kept."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from featvis_func.gallery.source import source_of
 from featvis_func.gallery.top_examples import find_examples
 from featvis_func.io.animation import FORMATS
 from featvis_func.io.atomic import absolute_path
+from featvis_func.io.display import check_shown, display_of
 from featvis_func.models import Model
 from featvis_func.rendering.result import Result
 from featvis_func.sweep import Store
@@ -46,6 +47,7 @@ def build_gallery(
     model: str | nn.Module | Model | None = None,
     device: torch.device | str | None = None,
     moving: str = "webp",
+    bands: Sequence[int] | None = None,
     progress: bool | None = False,
 ) -> Gallery:
     """Build a static website that shows every filter of a sweep or of a result.
@@ -64,15 +66,18 @@ def build_gallery(
             results are saved in the site's folder and used again by later builds.
         model: The model that the layers belong to, used with ``images``. Default: the model that the store names.
         device: Device on which to search ``images``. Default: the model's device.
-        moving: Format of the animation of filters with snapshots, ``"webp"`` or ``"gif"``.
+        moving: Format of videos, and of the animation of filters with snapshots, ``"webp"`` or ``"gif"``.
+        bands: One channel, shown as grey, or three, shown as red, green and blue, numbered from 0. Default: those that
+            the images were rendered with, see :func:`~featvis_func.render`.
         progress: Whether to show a progress bar on standard error; ``None`` shows it only on a terminal.
 
     Returns:
         The path of the first page, the number of layers and filters, and the units that were left out.
 
     Raises:
-        ValueError: If ``store`` is not a sweep or a result, if the site's folder contains other files or cannot be
-            written, if there are no photographs in ``images``, or if ``model`` is not the model that was rendered.
+        ValueError: If ``store`` is not a sweep or a result, if its images do not have these bands, if the site's folder
+            contains other files or cannot be written, if there are no photographs in ``images``, or if ``model`` is not
+            the model that was rendered.
 
     >>> import tempfile
     >>> from featvis_func import render
@@ -82,6 +87,11 @@ def build_gallery(
     """
     check_name("moving", moving, FORMATS)
     source = source_of(store)
+    display = display_of(source.config, bands)
+    if bands is not None:
+        if "mean" in source.config:
+            check_shown(display.bands, len(source.config["mean"]), len(source.config.get("input_size", (1, 1))))
+        source = source._replace(config={**source.config, "bands": list(display.bands or ())})
     folder = _output_folder(store, out)
     try:
         new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -99,7 +109,7 @@ def build_gallery(
                 for path in new_folders:
                     path.rmdir()
                 raise
-        options = BuildOptions(source.title, source.config, moving, examples)
+        options = BuildOptions(source.title, source.config, moving, examples, display)
         total = sum(len(section.filters) for section in source.sections)
         disable = None if progress is None else not progress
         with (

@@ -6,12 +6,13 @@ from featvis_func.dataset import Examples
 from featvis_func.engine.snapshots import snapshot_steps
 from featvis_func.gallery import pages
 from featvis_func.gallery.curve import convergence_step, curve
-from featvis_func.gallery.images import activation_map, encode_image, snapshot_sheet
+from featvis_func.gallery.images import activation_map, encode_image, encode_video, snapshot_sheet
 from featvis_func.gallery.manifest import Row, content_key
 from featvis_func.gallery.reproduce import reproduce
 from featvis_func.gallery.source import Section
 from featvis_func.gallery.top_examples import example_sheet
-from featvis_func.io.animation import animation_bytes
+from featvis_func.io.animation import animation_bytes, snapshot_display
+from featvis_func.io.display import Display
 from featvis_func.sweep import Entry
 
 
@@ -26,11 +27,14 @@ class BuildOptions(NamedTuple):
     """Format of the animations, ``"webp"`` or ``"gif"``."""
     examples: Examples | None
     """Photographs that excite each filter most, if any were searched."""
+    display: Display = Display()
+    """How the channels of the images are shown."""
 
     @property
     def key(self) -> str:
         """Hash of all fields; a change of it rebuilds every filter."""
-        return content_key(self.title, self.config, self.moving, None if self.examples is None else self.examples.key)
+        examples = None if self.examples is None else self.examples.key
+        return content_key(self.title, self.config, self.moving, examples, self.display)
 
 
 class FilterFiles(NamedTuple):
@@ -43,6 +47,8 @@ class FilterFiles(NamedTuple):
     """``(w, h)`` of the image in pixels."""
     thumb: tuple[int, int]
     """``(w, h)`` of the thumbnail in pixels."""
+    map: tuple[int, int] | None
+    """``(w, h)`` of the activation map in pixels, as displayed."""
 
 
 def make_filter_files(
@@ -59,16 +65,22 @@ def make_filter_files(
     """
     score = None if not abs(entry.score) < float("inf") else entry.score
     row = Row(entry.filter, score, entry.best_step, entry.steps, entry.status, convergence_step(entry.history))
-    image = encode_image(entry.image)
+    image = encode_image(entry.image, options.display)
     files = {"images/{}.webp": image.full, "thumbs/{}.webp": image.thumb}
-    activation = activation_map(entry.activation)
+    video = encode_video(entry.image, options.moving, options.display)
+    if video is not None:
+        files[f"videos/{{}}.{options.moving}"] = video.moving
+        files["videos/{}-strip.webp"] = video.strip
+    activation = activation_map(entry.activation, entry.image, options.display)
     if activation is not None:
         files["maps/{}.webp"] = activation.data
     snapshots = None
     if entry.snapshots is not None:
-        sheet = snapshot_sheet(entry.snapshots)
+        display = snapshot_display(entry.image, entry.snapshots, options.display)
+        sheet = snapshot_sheet(entry.snapshots, display)
         files["films/{}.webp"] = sheet.data
-        files[f"films/{{}}-moving.{options.moving}"] = animation_bytes(entry.snapshots, options.moving)
+        moving = animation_bytes(entry.snapshots, options.moving, display=display)
+        files[f"films/{{}}-moving.{options.moving}"] = moving
         render_config = options.config.get("render", options.config)
         steps = snapshot_steps(render_config.get("steps", len(entry.history)), sheet.frames)
         snapshots = {**sheet._asdict(), "steps": steps, "format": options.moving}
@@ -79,8 +91,10 @@ def make_filter_files(
         options.title,
         section,
         row,
-        pixels=tuple(entry.image.shape[-2:]),
-        size=image.size,
+        image=image,
+        is_signal=entry.image.ndim == 2,
+        video=video,
+        moving=options.moving,
         map=activation,
         snapshots=snapshots,
         curve=curve(entry.history),
@@ -91,4 +105,4 @@ def make_filter_files(
         reproduction=reproduce(options.config, section.name, entry.filter, entry.seed, filters=section.filters),
     )
     files["{}.html"] = page.encode()
-    return FilterFiles(row, files, image.size, image.thumb_size)
+    return FilterFiles(row, files, image.size, image.thumb_size, None if activation is None else activation.size)

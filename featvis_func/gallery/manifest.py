@@ -52,6 +52,8 @@ class BuiltPart(NamedTuple):
     """``(w, h)`` of the images in pixels, as displayed."""
     thumb: tuple[int, int]
     """``(w, h)`` of the thumbnails in pixels."""
+    map: tuple[int, int] | None
+    """``(w, h)`` of the activation maps in pixels, as displayed; ``None`` if the layer has none."""
     files: tuple[str, ...]
     """Paths of each filter's files in the layer's folder; ``{}`` stands for the filter's number."""
 
@@ -77,6 +79,7 @@ def read_manifest(folder: Path) -> dict[str, BuiltPart] | None:
                 tuple(Row(*row) for row in part["rows"]),
                 tuple(part["size"]),
                 tuple(part["thumb"]),
+                None if part["map"] is None else tuple(part["map"]),
                 tuple(part["files"]),
             )
             for name, part in manifest["parts"].items()

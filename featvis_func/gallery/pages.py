@@ -35,8 +35,10 @@ class LayerPage(NamedTuple):
     """``(w, h)`` of the images in pixels."""
     thumb: tuple[int, int]
     """``(w, h)`` of the thumbnails in pixels."""
-    maps: bool
-    """Whether the layer has activation maps."""
+    map: tuple[int, int] | None
+    """``(w, h)`` of the activation maps in pixels; ``None`` if the layer has none."""
+    video: str | None
+    """Format of the videos; ``None`` if the layer has none."""
 
     @property
     def url(self) -> str:
@@ -49,9 +51,14 @@ class LayerPage(NamedTuple):
         return sum(row.status == "dead" for row in self.rows)
 
     @property
+    def flat(self) -> int:
+        """Number of filters whose score never rose."""
+        return sum(row.status == "flat" for row in self.rows)
+
+    @property
     def samples(self) -> list[Row]:
-        """At most 16 evenly spaced filters, dead ones only if all filters are dead."""
-        rows = [row for row in self.rows if row.status != "dead"] or list(self.rows)
+        """At most 16 evenly spaced filters; dead and flat ones only if there are no others."""
+        rows = [row for row in self.rows if row.status not in ("dead", "flat")] or list(self.rows)
         count = min(_SAMPLES, len(rows))
         return [rows[i * len(rows) // count] for i in range(count)]
 
@@ -68,6 +75,7 @@ def model_page(source: Source, layers: Sequence[LayerPage], problems: Sequence[s
         count=sum(len(layer.rows) for layer in layers),
         planned=sum(layer.planned for layer in layers),
         dead=sum(layer.dead for layer in layers),
+        flat=sum(layer.flat for layer in layers),
         problems=problems[:_MAX_PROBLEMS],
         problem_count=len(problems),
     )
@@ -118,7 +126,7 @@ def compare_page(model: str) -> str:
 
 def _layer_data(layer: LayerPage) -> str:
     """Return a layer's data as a script."""
-    data = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "maps": layer.maps}
+    data = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "map": layer.map, "video": layer.video}
     return f"(featvis.layers ||= {{}})[{_json(layer.folder)}] = {_json(data)};\n"
 
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from featvis_func.io.display import describe_bands, display_of
 from featvis_func.models.loading import names_code
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, flag_of, label_of
 from featvis_func.rendering.presets import REDIRECT
@@ -79,7 +80,7 @@ def reproduce(
     for name, value in options.items():
         words.append(flag_of(name))
         if OPTIONS[name].parse is not None:
-            words.append("x".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            words.append(OPTIONS[name].separator.join(map(str, value)) if isinstance(value, tuple) else str(value))
     return Reproduction(shlex.join(words), "\n".join(lines))
 
 
@@ -92,7 +93,7 @@ def weights_file(config: dict[str, Any]) -> str | None:
 
 def _changed_options(config: dict[str, Any], seed: int) -> dict[str, Any]:
     """The options that differ from their defaults."""
-    recorded = {**config.get("render", config), "seed": seed}
+    recorded = {**config.get("render", config), "seed": seed, **{k: config[k] for k in ("bands",) if k in config}}
     options: dict[str, Any] = {}
     for name, option in OPTIONS.items():
         if not option.recorded or name in ("batch_size", "device"):
@@ -124,4 +125,6 @@ def describe(config: dict[str, Any]) -> list[tuple[str, str]]:
         value = recorded.get(name)
         if option.recorded and value is not False:
             facts[label_of(name)] = " x ".join(map(str, value)) if isinstance(value, list) else value
+    if "mean" in config and len(config.get("input_size", (1, 1))) > 1:
+        facts[label_of("bands")] = describe_bands(display_of(config), len(config["mean"]))
     return [(label, str(value)) for label, value in facts.items() if value not in (None, "")]

@@ -33,7 +33,7 @@ _UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError, Runti
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_SUBFOLDERS = ("images", "thumbs", "maps", "films", "examples")
+_SUBFOLDERS = ("images", "thumbs", "videos", "maps", "films", "examples")
 
 
 class SiteBuilder:
@@ -71,8 +71,19 @@ class SiteBuilder:
                 self._save_manifest()
         size, thumb = (parts[0].size, parts[0].thumb) if parts else ((1, 1), (1, 1))
         rows = tuple(row for built in parts for row in built.rows)
-        maps = any("maps/{}.webp" in built.files for built in parts)
-        return LayerPage(section.name, section.folder, section.shape, len(section.filters), rows, size, thumb, maps)
+        map_size = next((built.map for built in parts if built.map is not None), None)
+        has_video = any(f"videos/{{}}.{options.moving}" in built.files for built in parts)
+        return LayerPage(
+            section.name,
+            section.folder,
+            section.shape,
+            len(section.filters),
+            rows,
+            size,
+            thumb,
+            map_size,
+            options.moving if has_video else None,
+        )
 
     def _build_part(
         self,
@@ -106,7 +117,7 @@ class SiteBuilder:
                 for path, data in result.files.items():
                     _write_if_changed(folder / path.format(result.row.number), data)
                 rows.append(result.row)
-                built = BuiltPart(key, (), result.size, result.thumb, tuple(result.files))
+                built = BuiltPart(key, (), result.size, result.thumb, result.map, tuple(result.files))
         except _UnreadableError as error:
             self.problems.append(f"{part.name}: cannot be read ({error})")
             return None

@@ -1,7 +1,7 @@
 """Building blocks of the parameterisations: image shapes, canvases, and the map from a canvas to the valid range."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,17 +21,21 @@ class Canvas(NamedTuple):
     :class:`~featvis_func.Image` values cannot be added, because the sum would leave that range.
     """
 
-    shape: tuple[int, int, int]
-    """``(c, h, w)`` of the decoded canvas."""
+    shape: tuple[int, ...]
+    """``(c, h, w)``, ``(c, t, h, w)`` or ``(c, t)`` of the decoded canvas."""
     init: Callable[[Key], Params]
     """key -> parameters."""
     decode: Callable[[Params], Tensor]
-    """parameters -> ``(c, h, w)`` float, unbounded."""
+    """parameters -> float of this shape, unbounded."""
     encode: Callable[[Tensor], Params]
-    """``(c, h, w)`` unbounded -> parameters. Components that the canvas cannot represent are dropped."""
+    """An unbounded image of this shape -> parameters. Components that the canvas cannot represent are dropped."""
 
 
-def image_shape(size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+Size: TypeAlias = int | tuple[int, ...]
+"""One number for a square, ``(h, w)``, ``(t, h, w)`` for a video or ``(t,)`` for a signal."""
+
+
+def image_shape(size: Size, channels: int) -> tuple[int, ...]:
     """Validate an image size and a channel count, and return the image shape.
 
     Args:
@@ -39,16 +43,16 @@ def image_shape(size: int | tuple[int, int], channels: int) -> tuple[int, int, i
         channels: at least 1.
 
     Returns:
-        ``(c, h, w)``.
+        ``(c, h, w)``, ``(c, t, h, w)`` or ``(c, t)``.
 
     Raises:
         ValueError: if a side or the channel count is below 1.
 
-    >>> image_shape(64, 3)
-    (3, 64, 64)
+    >>> image_shape(64, 3), image_shape((1000,), 1)
+    ((3, 64, 64), (1, 1000))
     """
-    h, w = check_size(size)
-    return check_int("channels", channels, 1), h, w
+    sides = check_size(size)
+    return check_int("channels", channels, 1), *sides
 
 
 class ValueRange(NamedTuple):
@@ -60,22 +64,26 @@ class ValueRange(NamedTuple):
     """The inverse of ``to_image``, applied to values clamped to ``[MARGIN, 1 - MARGIN]``; see :data:`MARGIN`."""
 
 
-def value_range(channels: int, correlation: Correlation, device: torch.device | str | None) -> ValueRange:
+def value_range(shape: tuple[int, ...], correlation: Correlation, device: torch.device | str | None) -> ValueRange:
     """Return the map between a canvas and the valid range of an image.
 
     Args:
-        channels: number of image channels.
-        correlation: see :func:`~featvis_func.color.correlation_matrix`.
+        shape: of the image, as :func:`image_shape` returns it.
+        correlation: see :func:`~featvis_func.color.correlation_matrix`. The channels of a signal are no colours:
+            ``"auto"`` is the identity for them, also if there are 3.
         device: device of the matrix.
 
     Raises:
         ValueError: if the correlation matrix has the wrong shape.
 
-    >>> values = value_range(1, None, None)
+    >>> values = value_range((1, 1, 1), None, None)
     >>> round(values.to_canvas(values.to_image(torch.full((1, 1, 1), 2.0))).item(), 4)
     2.0
     """
-    matrix = correlation_matrix(channels, correlation, device=device)
+    is_signal = len(shape) == 2
+    if is_signal and isinstance(correlation, str) and correlation == "auto":
+        correlation = None
+    matrix = correlation_matrix(shape[0], correlation, device=device)
 
     def to_image(pixels: Tensor) -> Tensor:
         return torch.sigmoid(correlate(pixels, matrix))
@@ -91,7 +99,7 @@ def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.
 
     Args:
         canvas: for example a :func:`~featvis_func.image.fourier_canvas`.
-        correlation: see :func:`~featvis_func.color.correlation_matrix`.
+        correlation: see :func:`~featvis_func.color.correlation_matrix`; ``"auto"`` is the identity for signals.
         device: device of the matrix. Decoding on another device is correct, but copies the matrix every time.
 
     Returns:
@@ -104,7 +112,7 @@ def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.
     >>> bounded(pixel_canvas(1, channels=1)).decode(torch.zeros(1, 1, 1))
     tensor([[[0.5000]]])
     """
-    values = value_range(canvas.shape[0], correlation, device)
+    values = value_range(canvas.shape, correlation, device)
     return Image(
         canvas.init,
         lambda params: values.to_image(canvas.decode(params)),

@@ -1,13 +1,13 @@
 """Images as small networks from pixel coordinates to colours (CPPN)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
-from featvis_func.image.base import image_shape, value_range
+from featvis_func.image.base import Size, image_shape, value_range
 from featvis_func.random import normal, split
 from featvis_func.types import Image, Key
 from featvis_func.validation import check_int
@@ -40,7 +40,7 @@ ACTIVATIONS: dict[str, Activation] = {"composite": _composite, "unbiased": _unbi
 
 
 def cppn(
-    size: int | tuple[int, int],
+    size: Size,
     *,
     channels: int = 3,
     hidden: int = 24,
@@ -51,13 +51,13 @@ def cppn(
 ) -> Image:
     """Compositional pattern-producing network: a resolution-independent function from coordinates to colours.
 
-    ``sigmoid(matrix @ net(x, y))`` per pixel. ``net`` has ``layers`` hidden layers
-    ``activation((weight @ z + bias) / 64)`` and a linear map to the channels. The pixels span ``[-sqrt(3), sqrt(3)]``
-    along the longer side. Compared with the other parameterisations it needs more steps for the same result, 128
-    rather than 32, and each step costs more.
+    ``sigmoid(matrix @ net(x, y))`` per pixel; ``net(x, y, t)`` for a video, ``net(t)`` for a signal. ``net`` has
+    ``layers`` hidden layers ``activation((weight @ z + bias) / 64)`` and a linear map to the channels. The pixels span
+    ``[-sqrt(3), sqrt(3)]`` along the longest side. Compared with the other parameterisations it needs more steps for
+    the same result, 128 rather than 32, and each step costs more.
 
     Args:
-        size: image size in pixels, ``h = w`` or ``(h, w)``.
+        size: image size in pixels, ``h = w`` or ``(h, w)``; ``(t, h, w)`` for a video, ``(t,)`` for a signal.
         channels: image channels, at least 1.
         hidden: units per hidden layer, at least 1.
         layers: number of hidden layers, at least 1.
@@ -91,15 +91,15 @@ def cppn(
     >>> torch.allclose(large.decode(params)[:, 1::3, 1::3], small.decode(params), atol=1e-4)
     True
     """
-    c, h, w = image_shape(size, channels)
+    c, *sides = shape = image_shape(size, channels)
     hidden, layers = check_int("hidden", hidden, 1), check_int("layers", layers, 1)
     if isinstance(activation, str) and activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; expected one of {', '.join(ACTIVATIONS)} or a function")
     activate = ACTIVATIONS[activation] if isinstance(activation, str) else activation
-    values = value_range(c, correlation, device)
-    coordinates = _pixel_coordinates(h, w, device)
+    values = value_range(shape, correlation, device)
+    coordinates = _pixel_coordinates(sides, device)
     features = activate(torch.zeros(hidden, 1)).shape[0]
-    shapes = [(hidden, 2), *((hidden, features) for _ in range(layers - 1)), (c, features)]
+    shapes = [(hidden, len(sides)), *((hidden, features) for _ in range(layers - 1)), (c, features)]
 
     def init(key: Key) -> tuple[tuple[Tensor, Tensor], ...]:
         keys = split(key, 2 * len(shapes))
@@ -116,18 +116,17 @@ def cppn(
         for weight, bias in params[:-1]:
             z = activate(_WEIGHT_SCALE * (weight @ z + bias[:, None]))
         weight, bias = params[-1]
-        return values.to_image((_WEIGHT_SCALE * (weight @ z + bias[:, None])).unflatten(1, (h, w)))
+        return values.to_image((_WEIGHT_SCALE * (weight @ z + bias[:, None])).unflatten(1, sides))
 
     return Image(init, decode)
 
 
-def _pixel_coordinates(h: int, w: int, device: torch.device | str | None) -> Tensor:
-    """Return centred coordinates ``x, y`` of the pixels, with standard deviation 1 along the longer side.
+def _pixel_coordinates(sides: Sequence[int], device: torch.device | str | None) -> Tensor:
+    """Return centred coordinates of the pixels, with standard deviation 1 along the longest side.
 
     Returns:
-        float32 ``(2, h * w)``.
+        float32 ``(axes, pixels)``, the coordinate of the last axis first: ``x, y`` for ``(h, w)``.
     """
-    unit = 2.0 * math.sqrt(3.0) / max(h, w)
-    x = (torch.arange(w, device=device) + 0.5 - w / 2) * unit
-    y = (torch.arange(h, device=device) + 0.5 - h / 2) * unit
-    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)]).flatten(1)
+    unit = 2.0 * math.sqrt(3.0) / max(sides)
+    axes = [(torch.arange(side, device=device) + 0.5 - side / 2) * unit for side in sides]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).flatten(1)

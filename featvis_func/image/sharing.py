@@ -44,7 +44,7 @@ def shared(
     """
     if own.shape != common.shape:
         raise ValueError(f"own and common must have the same shape, got {own.shape} and {common.shape}")
-    values = value_range(own.shape[0], correlation, device)
+    values = value_range(own.shape, correlation, device)
 
     def init(key: Key) -> Params:
         return own.init(key), tree_map(torch.zeros_like, common.init(key))

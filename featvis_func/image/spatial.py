@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
-from featvis_func.image.base import Canvas, bounded, image_shape
+from featvis_func.image.base import Canvas, Size, bounded, image_shape
 from featvis_func.random import normal, split
 from featvis_func.types import Image, Key
 
@@ -16,7 +16,7 @@ _LEVEL_SCALE = 0.5
 
 
 def pixel_canvas(
-    size: int | tuple[int, int], *, channels: int = 3, sd: float = 0.01, device: torch.device | str | None = None
+    size: Size, *, channels: int = 3, sd: float = 0.01, device: torch.device | str | None = None
 ) -> Canvas:
     """Canvas of :func:`pixel`: the parameters are the pixels.
 
@@ -25,7 +25,7 @@ def pixel_canvas(
         device: unused, as there are no constants.
 
     Returns:
-        A :class:`Canvas` with parameters float32 ``(channels, h, w)``.
+        A :class:`Canvas` with parameters float32 ``(channels, h, w)``, ``(channels, t, h, w)`` or ``(channels, t)``.
 
     Raises:
         ValueError: if the size or channel count is below 1.
@@ -38,7 +38,7 @@ def pixel_canvas(
 
 
 def pixel(
-    size: int | tuple[int, int],
+    size: Size,
     *,
     channels: int = 3,
     sd: float = 0.01,
@@ -48,14 +48,14 @@ def pixel(
     """Pixel parameterisation: ``sigmoid(matrix @ x)``. More prone to high-frequency noise than the others.
 
     Args:
-        size: image size in pixels, ``h = w`` or ``(h, w)``.
+        size: image size in pixels, ``h = w`` or ``(h, w)``; ``(t, h, w)`` for a video, ``(t,)`` for a signal.
         channels: image channels, at least 1.
         sd: standard deviation of the initial parameters ``x``.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
         device: device of the constants. Decoding on another device is correct, but copies them every time.
 
     Returns:
-        An :class:`Image` with parameters float32 ``(channels, h, w)``.
+        An :class:`Image` with parameters float32 ``(channels, h, w)``, ``(channels, t, h, w)`` or ``(channels, t)``.
 
     Raises:
         ValueError: if the size or channel count is below 1, or the correlation matrix has the wrong shape.
@@ -68,7 +68,7 @@ def pixel(
 
 
 def pyramid_canvas(
-    size: int | tuple[int, int],
+    size: Size,
     *,
     channels: int = 3,
     levels: int = 4,
@@ -86,7 +86,7 @@ def pyramid_canvas(
 
     Returns:
         A :class:`Canvas` whose parameters are a tuple of float32
-        ``(channels, max(1, h // 2**n), max(1, w // 2**n))``, the finest first.
+        ``(channels, max(1, h // 2**n), max(1, w // 2**n))``, the finest first; time is halved as the other sides are.
 
     Raises:
         ValueError: if the size, channel count or number of levels is below 1, ``first`` is below 0, or more than one
@@ -95,29 +95,31 @@ def pyramid_canvas(
     >>> [tuple(level.shape) for level in pyramid_canvas((8, 6), levels=2, first=1).init(torch.tensor([0, 1]))]
     [(3, 4, 3), (3, 2, 1)]
     """
-    c, h, w = image_shape(size, channels)
-    available = max(h, w).bit_length()
+    c, *full = shape = image_shape(size, channels)
+    available = max(full).bit_length()
     if first < 0 or not 1 <= levels <= available - first:
         raise ValueError(
-            f"a pyramid of {h} x {w} pixels has the levels 0 to {available - 1}, got levels={levels} and first={first}"
+            f"a pyramid of {' x '.join(map(str, full))} pixels has the levels 0 to {available - 1}, got levels={levels}"
+            f" and first={first}"
         )
-    sides = [(max(1, h >> n), max(1, w >> n)) for n in range(first, first + levels)]
-    resize = [(_bilinear_matrix(h, rows, device), _bilinear_matrix(w, columns, device)) for rows, columns in sides]
+    sides = [[max(1, side >> n) for side in full] for n in range(first, first + levels)]
+    resize = [[_bilinear_matrix(*pair, device) for pair in zip(full, reduced, strict=True)] for reduced in sides]
+    up, down = _resize_formulas(len(full))
 
     def upsample(level: Tensor, n: int) -> Tensor:
         level = _LEVEL_SCALE * level
-        if sides[n] == (h, w):
+        if sides[n] == full:
             return level
-        rows, columns = resize[n]
-        return torch.einsum("yi,cij,xj->cyx", rows.to(level), level, columns.to(level))
+        weights = [weight.to(level) for weight in resize[n]]
+        return torch.einsum(up, weights[0], level, *weights[1:])
 
     def downsample(pixels: Tensor, n: int) -> Tensor:
         pixels = pixels / _LEVEL_SCALE
-        if sides[n] == (h, w):
+        if sides[n] == full:
             return pixels
         # Average with the transposed upsampling weights, normalised to sum to 1.
-        rows, columns = (weight.to(pixels) / weight.to(pixels).sum(0) for weight in resize[n])
-        return torch.einsum("yi,cyx,xj->cij", rows, pixels, columns)
+        weights = [weight.to(pixels) / weight.to(pixels).sum(0) for weight in resize[n]]
+        return torch.einsum(down, weights[0], pixels, *weights[1:])
 
     def init(key: Key) -> tuple[Tensor, ...]:
         return tuple(sd * normal(k, (c, *side)) for k, side in zip(split(key, levels), sides, strict=True))
@@ -133,11 +135,11 @@ def pyramid_canvas(
             pixels = pixels - upsample(encoded[-1], n)
         return tuple(reversed(encoded))
 
-    return Canvas((c, h, w), init, decode, encode)
+    return Canvas(shape, init, decode, encode)
 
 
 def laplacian_pyramid(
-    size: int | tuple[int, int],
+    size: Size,
     *,
     channels: int = 3,
     levels: int | None = None,
@@ -148,10 +150,10 @@ def laplacian_pyramid(
     """Sum of images at decreasing resolutions, so that a gradient step changes coarse and fine structure alike.
 
     ``x = sum_n resize(s_n) / 2``, then ``sigmoid(matrix @ x)`` per pixel. Level ``n`` has sides of
-    ``max(1, side // 2**n)`` pixels, and resizing is bilinear.
+    ``max(1, side // 2**n)`` pixels, and resizing is linear along each side. Time is a side as the others are.
 
     Args:
-        size: image size in pixels, ``h = w`` or ``(h, w)``.
+        size: image size in pixels, ``h = w`` or ``(h, w)``; ``(t, h, w)`` for a video, ``(t,)`` for a signal.
         channels: image channels, at least 1.
         levels: number of levels; the first has the resolution of the image. Default: 4, or fewer for small images.
         sd: standard deviation of the initial levels.
@@ -159,7 +161,8 @@ def laplacian_pyramid(
         device: device of the constants. Decoding on another device is correct, but copies them every time.
 
     Returns:
-        An :class:`Image` whose parameters are a tuple of float32 ``(channels, h_n, w_n)``, the finest first.
+        An :class:`Image` whose parameters are a tuple of float32 ``(channels, h_n, w_n)`` (for videos and signals
+        accordingly), the finest first.
 
     Raises:
         ValueError: if the size, channel count or number of levels is below 1, more than one level would have a single
@@ -173,14 +176,26 @@ def laplacian_pyramid(
     >>> image.decode((torch.zeros(1, 8, 8), torch.zeros(1, 4, 4))).shape
     torch.Size([1, 8, 8])
     """
-    _, h, w = image_shape(size, channels)
-    count = min(_DEFAULT_LEVELS, max(h, w).bit_length()) if levels is None else levels
+    _, *sides = image_shape(size, channels)
+    count = min(_DEFAULT_LEVELS, max(sides).bit_length()) if levels is None else levels
     canvas = pyramid_canvas(size, channels=channels, levels=count, sd=sd, device=device)
     return bounded(canvas, correlation=correlation, device=device)
 
 
+def _resize_formulas(axes: int) -> tuple[str, str]:
+    """Return how ``einsum`` resizes all axes, with the first axis's matrix, the image and the other matrices.
+
+    >>> _resize_formulas(2)
+    ('ax,cxy,by->cab', 'ax,cab,by->cxy')
+    """
+    full, reduced = "abd"[:axes], "xyz"[:axes]
+    first, *others = (f + r for f, r in zip(full, reduced, strict=True))
+    up, down = (",".join([first, f"c{x}", *others]) + f"->c{y}" for x, y in ((reduced, full), (full, reduced)))
+    return up, down
+
+
 def _bilinear_matrix(target: int, source: int, device: torch.device | str | None) -> Tensor:
-    """Return the matrix of a 1-D bilinear resize: float32 ``(target, source)``, each row summing to 1."""
+    """Return the matrix of a 1-D linear resize: float32 ``(target, source)``, each row summing to 1."""
     centre = (torch.arange(target, device=device) + 0.5) * (source / target) - 0.5
     distance = centre.clamp(0, source - 1)[:, None] - torch.arange(source, device=device)
     return (1.0 - distance.abs()).clamp_min(0.0)

@@ -10,7 +10,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from featvis_func.validation import check_size
+from featvis_func.validation import check_sides
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of image files; their case is ignored."""
@@ -98,7 +98,7 @@ def read_image(path: str | Path, size: int | tuple[int, int], *, channels: int =
     Raises:
         ValueError: If the file is missing or cannot be read, or ``channels`` is another number.
     """
-    pixels, _ = read_pixels(path, check_size(size), channels=channels)
+    pixels, _ = read_pixels(path, check_sides(size), channels=channels)
     return (pixels.double() / 255).float()
 
 

@@ -15,7 +15,8 @@ BatchScore: TypeAlias = Callable[[Activations, Target], Tensor]
 """(activations of all filters, targets) -> float ``(n,)``."""
 
 IMAGE = "<image>"
-"""The key of the image itself among the activations: ``(c, h, w)``, in range, before the random transform."""
+"""The key of the image itself among the activations: ``(c, h, w)``, a video ``(c, t, h, w)`` or a signal ``(c, t)``; in
+range, before the random transform."""
 
 PICTURE = "<picture>"
 """The prefix of a layer's name among the activations for :attr:`Objective.picture`."""
@@ -31,7 +32,8 @@ class Objective:
     score: Callable[[Activations, Target], Tensor]
     """(activations, target) -> float ``()``: the number to maximise."""
     activation_map: Callable[[Activations, Target], Tensor]
-    """(activations, target) -> ``(h', w')``, ``(t,)`` or ``()``: the map that is shown beside the image."""
+    """(activations, target) -> one number per position, ``(h', w')``, ``(t', h', w')``, ``(t,)`` or ``()``: the map
+    that is shown beside the image."""
     layers: tuple[str, ...]
     """The layers whose activations it reads, the main one first; empty if it reads only the image."""
     targeted: tuple[str, ...]
@@ -43,8 +45,8 @@ class Objective:
     variants: int | None = None
     """The number of images that it describes, if the target does not select a channel; ``None``: any number."""
     picture: Tensor | None = None
-    """``(c, h, w)`` in ``[0, 1]``, of the images' size: passed to the model along with each image, under the same
-    random transform."""
+    """``(c, h, w)`` in ``[0, 1]``, or a video or signal, of the images' size: passed to the model along with each
+    image, under the same random transform."""
 
     expression: Expression | None = None
     """The Python expression that makes it; ``None`` for a user-defined objective."""
@@ -122,17 +124,19 @@ def _add(first: BatchScore | None, second: BatchScore | None) -> BatchScore | No
 
 
 def feature_axis(shape: tuple[int, ...] | torch.Size) -> int:
-    """Return the axis of the channels in one image's activations: ``c`` in ``(c, h, w)``, ``d`` in ``(t, d)`` and
-    ``(d,)``.
+    """Return the axis of the channels in one image's activations: ``c`` in ``(c, h, w)`` and ``(c, t, h, w)``, ``d`` in
+    ``(t, d)`` and ``(d,)``.
 
     Raises:
-        ValueError: if the shape has no axis or more than 3.
+        ValueError: if the shape has no axis or more than 4.
 
-    >>> feature_axis((64, 7, 7)), feature_axis((197, 768)), feature_axis((1000,))
-    (0, 1, 0)
+    >>> feature_axis((64, 7, 7)), feature_axis((64, 8, 7, 7)), feature_axis((197, 768)), feature_axis((1000,))
+    (0, 0, 1, 0)
     """
-    if not 1 <= len(shape) <= 3:
-        raise ValueError(f"activations of shape {tuple(shape)} have no channels; expected (c, h, w), (t, d) or (d,)")
+    if not 1 <= len(shape) <= 4:
+        raise ValueError(
+            f"activations of shape {tuple(shape)} have no channels; expected (c, h, w), (c, t, h, w), (t, d) or (d,)"
+        )
     return 1 if len(shape) == 2 else 0
 
 
@@ -148,13 +152,14 @@ def gram(values: Tensor) -> Tensor:
     return flat.T @ flat / flat.shape[0]
 
 
-def resolve_position(layer: str, positions: Sequence[int], position: tuple[int, int] | int | None) -> tuple[int, ...]:
+def resolve_position(layer: str, positions: Sequence[int], position: tuple[int, ...] | int | None) -> tuple[int, ...]:
     """Return a position as an index into a layer's activation map.
 
     Args:
         layer: the layer's name, for the error message.
         positions: shape of the activation map.
-        position: ``(row, column)`` or the number of a token; ``None``: the centre, each side divided by 2.
+        position: ``(row, column)``, ``(frame, row, column)``, or the number of a token or of a time step; ``None``: the
+            centre, each side divided by 2.
 
     Raises:
         ValueError: if the layer has no such position.

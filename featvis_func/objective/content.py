@@ -102,10 +102,10 @@ def departure(layer: str, picture: Tensor) -> Objective:
 
     Args:
         layer: the layer's name.
-        picture: float ``(c, h, w)`` in ``[0, 1]``, of the images' size.
+        picture: float ``(c, h, w)``, ``(c, t, h, w)`` or ``(c, t)`` in ``[0, 1]``, of the images' size.
 
     Raises:
-        ValueError: if the picture does not have 3 axes, or is not floating point.
+        ValueError: if the picture does not have 2 to 4 axes, or is not floating point.
 
     Gradient: finite also where both activations are equal.
 
@@ -116,9 +116,10 @@ def departure(layer: str, picture: Tensor) -> Objective:
     >>> objective({"a": torch.ones(2), "<picture>a": torch.ones(2) / 2}, torch.tensor(0))
     tensor(1.)
     """
-    if picture.ndim != 3 or not picture.is_floating_point():
+    if not 2 <= picture.ndim <= 4 or not picture.is_floating_point():
         raise ValueError(
-            f"departure: picture must be (c, h, w) of floats in [0, 1], got {tuple(picture.shape)} {picture.dtype}"
+            f"departure: picture must be (c, h, w), (c, t, h, w) or (c, t) of floats in [0, 1], got"
+            f" {tuple(picture.shape)} {picture.dtype}"
         )
 
     def activation_map(activations: Activations, target: Target) -> Tensor:

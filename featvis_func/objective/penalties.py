@@ -1,14 +1,18 @@
 """Penalties on the image itself: subtract them from an objective to regularise the image.
 
-All are normalised by the number of pixels, so that a weight means the same at every image size.
+All are normalised by the number of pixels, so that a weight means the same at every image size. They take images
+``(c, h, w)``, videos ``(c, t, h, w)`` and signals ``(c, t)``; time counts as one more side, unless stated otherwise.
 
 >>> from featvis_func.objective.units import channel
 >>> channel("conv", 3) - 0.2 * total_variation()
 channel('conv', 3) - 0.2 * total_variation()
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
+from operator import add, or_
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +30,8 @@ _VALUE_WEIGHT = 0.8
 
 
 def total_variation() -> Objective:
-    """Compute the total variation: ``mean |x_{i+1,j} - x_{ij}| + mean |x_{i,j+1} - x_{ij}|``.
+    """Compute the total variation: ``mean |x_{i+1,j} - x_{ij}| + mean |x_{i,j+1} - x_{ij}|``, of a video also between
+    frames, of a signal between samples.
 
     Source: Rudin, Osher and Fatemi (1992), anisotropic; Lucid takes the sum instead.
 
@@ -35,9 +40,7 @@ def total_variation() -> Objective:
     """
 
     def pixel_map(x: Tensor) -> Tensor:
-        down = F.pad((x[:, 1:] - x[:, :-1]).abs(), (0, 0, 0, 1)) * (x.shape[1] / max(1, x.shape[1] - 1))
-        right = F.pad((x[:, :, 1:] - x[:, :, :-1]).abs(), (0, 1)) * (x.shape[2] / max(1, x.shape[2] - 1))
-        return down + right
+        return reduce(add, [_differences(x, axis) for axis in range(1, x.ndim)])
 
     return _penalty(call("total_variation"), pixel_map)
 
@@ -72,6 +75,8 @@ def l2(value: float = 0.5) -> Objective:
 def blur() -> Objective:
     """Compute the distance from the blurred image: ``mean (x - b(x))^2 / 2``, with ``b`` a 3 x 3 binomial filter.
 
+    For a video the filter is 3 x 3 x 3, for a signal it has 3 samples.
+
     Gradient: ``b(x)`` is treated as a constant, so that descent moves each pixel towards the mean of its neighbours.
 
     Source: Lucid, ``optvis/objectives.py`` (``blur_input_each_step``).
@@ -88,7 +93,8 @@ def boundary_complexity(width: int = 20, value: float = 0.5) -> Objective:
     ``b`` is the filter of :func:`blur`, here with its gradient.
 
     Args:
-        width: width of the border in pixels, at least 1; an image of less than twice this size is all border.
+        width: width of the border in pixels, at least 1; an image of less than twice this size is all border. A video
+            has the borders of its frames, a signal its two ends.
         value: the value that is not penalised.
 
     Raises:
@@ -102,12 +108,11 @@ def boundary_complexity(width: int = 20, value: float = 0.5) -> Objective:
     check_int("boundary_complexity: width", width, 1)
 
     def pixel_map(x: Tensor) -> Tensor:
-        h, w = x.shape[1:]
-        row = torch.arange(h, device=x.device)[:, None]
-        column = torch.arange(w, device=x.device)
-        border = (row < width) | (row >= h - width) | (column < width) | (column >= w - width)
-        count = h * w - max(0, h - 2 * width) * max(0, w - 2 * width)
-        return ((x - _blurred(x)).square() + _VALUE_WEIGHT * (x - value).square()) * border * (h * w / count)
+        sides = x.shape[1:][-2:]  # of a video those of a frame
+        border = reduce(or_, [_near_the_ends(x, axis, width) for axis in range(-len(sides), 0)])
+        total = math.prod(sides)
+        count = total - math.prod([max(0, side - 2 * width) for side in sides])
+        return ((x - _blurred(x)).square() + _VALUE_WEIGHT * (x - value).square()) * border * (total / count)
 
     return _penalty(call("boundary_complexity", width, _check_value(value)), pixel_map)
 
@@ -124,7 +129,7 @@ def opacity() -> Objective:
 
 
 def _penalty(expression: Call, pixel_map: Callable[[Tensor], Tensor]) -> Objective:
-    """Make an objective from a map of the image, ``(c, h, w) -> (c, h, w)``, whose mean is the score."""
+    """Make an objective from a map of the image to one of the same shape, whose mean is the score."""
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return pixel_map(activations[IMAGE]).mean(0)
@@ -134,11 +139,27 @@ def _penalty(expression: Call, pixel_map: Callable[[Tensor], Tensor]) -> Objecti
     )
 
 
+def _differences(x: Tensor, axis: int) -> Tensor:
+    """Absolute differences of neighbours along an axis, 0 at its end, scaled so that their mean is over the others."""
+    size = x.shape[axis]
+    difference = (x.narrow(axis, 1, size - 1) - x.narrow(axis, 0, size - 1)).abs()
+    return F.pad(difference, (0, 0) * (x.ndim - 1 - axis) + (0, 1)) * (size / max(1, size - 1))
+
+
+def _near_the_ends(x: Tensor, axis: int, width: int) -> Tensor:
+    """Bool, to be broadcast with ``x``: the positions near both ends of an axis, which is counted from the last."""
+    index = torch.arange(x.shape[axis], device=x.device).reshape(-1, *(1,) * (-1 - axis))
+    return (index < width) | (index >= x.shape[axis] - width)
+
+
 def _blurred(x: Tensor) -> Tensor:
-    """Apply a 3 x 3 binomial filter; the image is padded by repeating its border."""
-    padded = F.pad(x[None], (1, 1, 1, 1), mode="replicate")[0]
-    rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
-    return (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4
+    """Apply a binomial filter of 3 along each axis; the image is padded by repeating its border."""
+    blurred = F.pad(x[None], (1, 1) * (x.ndim - 1), mode="replicate")[0]
+    for axis in range(1, x.ndim):
+        size = blurred.shape[axis] - 2
+        before, centre, after = (blurred.narrow(axis, start, size) for start in range(3))
+        blurred = (before + 2 * centre + after) / 4
+    return blurred
 
 
 def _check_value(value: float) -> float:

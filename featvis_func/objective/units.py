@@ -11,15 +11,15 @@ from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 from featvis_func.validation import suggest
 
-Position = tuple[int, int] | int
-"""``(row, column)``, or the number of a token."""
+Position = tuple[int, ...] | int
+"""``(row, column)``; ``(frame, row, column)`` in a layer of a video model; the number of a token or of a time step."""
 
 
 def channel(layer: str, index: int | None = None) -> Objective:
     """Maximise the mean of one channel over all positions.
 
     Args:
-        layer: the layer's name; its activations are ``(c, h, w)``, ``(t, d)`` or ``(d,)``.
+        layer: the layer's name; its activations are ``(c, h, w)``, ``(c, t, h, w)``, ``(t, d)`` or ``(d,)``.
         index: the channel (in a transformer the feature ``d``); ``None``: the filter number.
 
     Raises:
@@ -37,8 +37,9 @@ def neuron(layer: str, index: int | None = None, *, position: Position | None = 
     Args:
         layer: the layer's name.
         index: the channel; ``None``: the filter number.
-        position: ``(row, column)``, or the number of the token in a transformer; ``None``: the centre
-            ``(h // 2, w // 2)``, ``t // 2``.
+        position: ``(row, column)``; ``(frame, row, column)`` for ``(c, t, h, w)``; the number of the token in a
+            transformer, or of the time step in a signal model; ``None``: the centre ``(h // 2, w // 2)``,
+            ``(t // 2, h // 2, w // 2)``, ``t // 2``.
 
     Raises:
         ValueError: when called, if the layer has no channel ``index`` or no such position.
@@ -120,10 +121,11 @@ def region(
     rows: tuple[float, float] = (0.0, 1.0),
     columns: tuple[float, float] = (0.0, 1.0),
 ) -> Objective:
-    """Maximise the mean of one channel over a rectangle of positions.
+    """Maximise the mean of one channel over a rectangle of positions, in a layer of a video model over that of every
+    frame.
 
     Args:
-        layer: the layer's name; its activations are ``(c, h, w)``.
+        layer: the layer's name; its activations are ``(c, h, w)`` or ``(c, t, h, w)``.
         index: the channel; ``None``: the filter number.
         rows, columns: start and end, as fractions of the height and width: ``(0.0, 0.5)`` is the first half. The
             rectangle contains at least one position.
@@ -143,9 +145,9 @@ def region(
         return slice(first, max(first + 1, math.ceil(bounds[1] * size)))
 
     def reduce(feature: torch.Tensor) -> torch.Tensor:
-        if feature.ndim != 2:
+        if feature.ndim not in (2, 3):
             raise ValueError(f"layer {layer!r} has no rows and columns: its positions are {tuple(feature.shape)}")
-        return feature[to_slice(feature.shape[0], rows), to_slice(feature.shape[1], columns)].mean()
+        return feature[..., to_slice(feature.shape[-2], rows), to_slice(feature.shape[-1], columns)].mean()
 
     return _channel_objective(call("region", layer, index, rows=rows, columns=columns), layer, index, reduce)
 

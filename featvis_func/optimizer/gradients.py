@@ -1,5 +1,6 @@
 """Gradient transformations that precede an optimiser in a chain."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,17 +19,31 @@ class NoiseState(NamedTuple):
     t: Tensor
 
 
-def normalize_gradient(*, eps: float = 1e-8) -> Optimizer:
+_EPS = 1e-8  # Of PyTorch's and most other optimizers.
+
+
+def normalize_gradient(*, eps: float = _EPS) -> Optimizer:
     """Divide the gradient by its global norm: ``g / (|g| + eps)``, the norm over all leaves of one filter.
+
+    A gradient with ``0 < |g| < eps`` is divided by ``|g|`` alone, so that filters with tiny weights are rendered like
+    others; it is zero only where it was zero.
+
+    Args:
+        eps: avoids a division by zero, at least 0. Above 1e-8 it damps small gradients instead, and the formula holds
+            for all of them.
 
     >>> rule = normalize_gradient()
     >>> rule.update(torch.tensor([3.0, 4.0]), (), ())[0]
     tensor([0.6000, 0.8000])
+    >>> rule.update(torch.tensor([3e-30, 4e-30]), (), ())[0]
+    tensor([0.6000, 0.8000])
     """
+    smallest = eps if eps <= _EPS else 0.0
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         norm = global_norm(grads)
-        return tree_map(lambda g: g / (norm + eps), grads), state
+        divisor = torch.where((norm > 0) & (norm < smallest), norm, norm + eps)
+        return tree_map(lambda g: g / divisor, grads), state
 
     return Optimizer(_no_state, update)
 
@@ -127,10 +142,23 @@ def add_drift(sd: float) -> Optimizer:
 def global_norm(tree: Params) -> Tensor:
     """Return the Euclidean norm over all leaves of a pytree: float ``()``.
 
+    Where the squares would underflow or overflow, the leaves are divided by the largest magnitude first.
+
     >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
+    >>> global_norm([torch.tensor([3e-30, 4e-30])]), global_norm([torch.tensor([3e30, 4e30])])
+    (tensor(5.0000e-30), tensor(5.0000e+30))
     """
-    return torch.sqrt(torch.stack([(leaf * leaf).sum() for leaf in tree_leaves(tree)]).sum())
+    leaves = [leaf for leaf in tree_leaves(tree) if leaf.numel()]
+    norm = torch.sqrt(torch.stack([(leaf * leaf).sum() for leaf in leaves]).sum())
+    largest = torch.stack([leaf.abs().amax() for leaf in leaves]).amax()
+    # Below this the squares are subnormal, or zero. Elsewhere the plain norm is kept, bit by bit.
+    numbers = torch.finfo(norm.dtype)
+    underflow = (largest > 0) & (largest < math.sqrt(numbers.tiny / numbers.eps))
+    rescaled = underflow | (norm.isinf() & largest.isfinite())
+    divisor = torch.where(rescaled, largest, torch.ones_like(largest))
+    parts = torch.stack([torch.linalg.vector_norm(leaf / divisor) for leaf in leaves])
+    return torch.where(rescaled, divisor * torch.linalg.vector_norm(parts), norm)
 
 
 def subtract_decay(values: Params, params: Params, decay: float | Tensor) -> Params:

@@ -15,11 +15,12 @@ from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective, departure
 from featvis_func.rendering.activations import activations_of
 from featvis_func.rendering.api import render
+from featvis_func.rendering.input_size import KINDS, image_size, with_input_size
 from featvis_func.rendering.presets import IMAGES
 from featvis_func.rendering.resolve import parse_objective
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image
-from featvis_func.validation import check_float, check_name, check_size
+from featvis_func.validation import check_float, check_name, check_sides
 
 # The learning rate is this over the number of steps: an eighth of that of a rendering from noise, because the spectrum
 # of the photograph is changed and not replaced.
@@ -50,14 +51,15 @@ def accentuate(
     photograph.
 
     Args:
-        model, objective, filters: as for :func:`~featvis_func.render`.
+        model, objective, filters: as for :func:`~featvis_func.render`; the model takes images ``(c, h, w)``.
         picture: a file, or a float tensor ``(c, h, w)`` in ``[0, 1]``; it is resized to the size of the images, a file
             after it has been cropped to their aspect ratio.
         near: the layer whose activations stay near those for the photograph. An early layer keeps outlines and
             textures, a late one only the content.
         strength: weight of the distance, at least 0; 0 leaves the image free.
         steps: number of gradient ascent steps; with fewer, the image stays nearer to the photograph.
-        size: image size in pixels. Default: the model's input size.
+        size: image size in pixels, one number for a square or ``(h, w)``; as for :func:`~featvis_func.render` also the
+            input size, where it is not known. Default: the model's input size.
         lr: learning rate. Default: ``1 / steps``, an eighth of that of a rendering from noise; an optimizer of your own
             has a learning rate of its own.
         image: a parameterisation that can start from a picture, by name or as an :class:`Image`.
@@ -82,9 +84,17 @@ def accentuate(
     torch.Size([1, 3, 32, 32])
     """
     check_float("strength", strength, 0)
+    size = None if size is None else check_sides(size)
     model = load_model(model)
-    objective, filters = parse_objective(objective, filters)
-    h, w = check_size(model.size if size is None else size)
+    if len(model.size) != 2:
+        kind = KINDS[len(model.size)]
+        raise ValueError(
+            f"accentuate is for photographs and models of images (c, h, w); {model.name} takes {kind.plural} (c,"
+            f" {kind.axes})"
+        )
+    model = with_input_size(model, size, stacklevel=3)
+    objective, filters = parse_objective(objective, filters, model)
+    h, w = image_size(size, model)
     start = read_image(picture, (h, w), channels=model.channels) if isinstance(picture, str | Path) else picture
     if start.ndim != 3 or start.shape[0] != model.channels or not start.is_floating_point():
         raise ValueError(

@@ -21,7 +21,7 @@ def render(
     filters: Iterable[int] | int | None = None,
     *,
     steps: int = 32,
-    size: int | tuple[int, int] | None = None,
+    size: int | tuple[int, ...] | None = None,
     seed: int = 0,
     transforms: str | Transform = "default",
     lr: float | None = None,
@@ -36,12 +36,14 @@ def render(
     deterministic: bool = False,
     saliency: bool = False,
     snapshots: int = 0,
+    bands: tuple[int, ...] | None = None,
     retain_memory: bool = False,
     features: Features | None = None,
     progress: bool | None = None,
     views: str | Transform | None = None,
 ) -> Result:
-    """Render one image per filter that shows what the filter responds to.
+    """Render one image per filter that shows what the filter responds to; for a model of videos a video, for a model of
+    signals a signal.
 
     A filter's image depends on the seed, the model, the layer, the filter and the options below, but not on which other
     filters are rendered, in which order or in which batches (up to the rounding of the backbone).
@@ -54,15 +56,19 @@ def render(
         filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
             image; numbers then give variants).
         steps: number of gradient ascent steps, at least 1; more give a higher activation at less saturation.
-        size: image size in pixels, one number for a square or height and width ``(h, w)``. Default: the model's input
-            size.
+        size: image size in pixels, one number for a square or height and width; frames, height and width of a video,
+            length of a signal: ``N``, ``(h, w)``, ``(t, h, w)`` or ``(t,)``. For a video, ``N`` and ``(h, w)`` leave
+            the number of frames to the model. Default: the model's input size. Images of another size are resized to
+            it by the random transforms; of another aspect ratio they are stretched, with a warning. Where the input
+            size of a module is not known, this is the input size as well.
         seed: seed of all randomness; another seed gives other images. In ``[0, 2**64)``.
         transforms: random transforms of the image before each step: default, published, lucid, maco, none; or a
-            :class:`Transform` from the image to the model's input size, in ``[0, 1]``. Normalisation is added.
+            :class:`Transform` from the image to the model's input size, in ``[0, 1]``. Normalisation is added. For
+            signals there are default and none.
         lr: learning rate. Default: that of the optimizer.
         image: parameterisation of the image: fourier, pixel, phase, laplacian_pyramid, cppn, alpha; or an
             :class:`Image`, see :mod:`featvis_func.image`. One with a channel more than the model takes has an opacity;
-            named transforms show it over random backgrounds.
+            named transforms show it over random backgrounds. For signals there are all but alpha.
         optimizer: optimizer: default, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
             :mod:`featvis_func.rendering.presets`.
         batch_size: number of filters that are rendered at the same time; the last batch is padded to the shape of the
@@ -86,6 +92,10 @@ def render(
             objective depended on the image: :attr:`Result.saliency`.
         snapshots: number of images of each filter to keep over its run, at most ``steps + 1``, evenly spaced from the
             first to the last step: :attr:`Result.snapshots`.
+        bands: channels that pictures show: one as grey, or three as red, green and blue, numbered from 0, as in
+            ``(3, 2, 1)``. Pictures of images and videos only, in files, grids and galleries: the tensors keep all
+            channels. Default: the first three (grey if there is one channel, side by side in grey if there are two).
+            Multispectral channels are often in the order blue, green, red.
         retain_memory: keep the memory that a step on the CPU frees for the next step, by settings of the whole process,
             see :func:`~featvis_func.kept_memory`. Saves up to a fifth of a step; the command line and sweeps do so.
         features: those of the model, from :func:`~featvis_func.make_features`, so that a second call on a layer need

@@ -16,7 +16,8 @@ result and the number of the training step; :func:`~featvis_func.render` leaves 
 An existing writer or run, to which the loss is logged, can be given in place of the folder or project:
 ``tensorboard_logger(writer)``, ``wandb_logger(run)``. A logger closes only a writer or run that it has made itself.
 
-Logged are one image per filter, the grid, each filter's score over the training steps, a histogram of the scores, each
+Logged are one picture per filter, as :meth:`Result.pictures` draws it (a strip of frames for a video, a plot for a
+signal), the grid, each filter's score over the training steps, a histogram of the scores, each
 filter's objective over the steps of the rendering, its status, and the configuration. All names begin with
 ``prefix/layer``. A score that is not finite is left out of curves and histograms; the text shows it.
 """
@@ -32,7 +33,6 @@ import numpy as np
 import PIL.Image
 import torch
 
-from featvis_func.io.pil import picture
 from featvis_func.models.base import import_optional
 from featvis_func.rendering.result import Result
 from featvis_func.validation import check_int
@@ -115,8 +115,8 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
             pixels = np.array(image)
             writer.add_image(f"{root}/{name}", pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
-        for number, image in zip(result.filters, result.images, strict=True):
-            add_image(f"image/{number}", picture(image))
+        for number, image in zip(result.filters, result.pictures(), strict=True):
+            add_image(f"image/{number}", image)
         add_image("grid", result.grid())
         for number, score in scores.items():
             writer.add_scalar(f"{root}/score/{number}", score, step)
@@ -172,9 +172,9 @@ def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logg
 
     def write(result: Result, step: int | None) -> None:
         root, scores, curves = _root(prefix, result), _finite_scores(result), _curves(result)
-        captioned = zip(result.images, _captions(result), strict=True)
+        captioned = zip(result.pictures(), _captions(result), strict=True)
         entry = {
-            "images": [wandb.Image(picture(image), caption=caption) for image, caption in captioned],
+            "images": [wandb.Image(image, caption=caption) for image, caption in captioned],
             "grid": wandb.Image(result.grid()),
             **{f"score/{number}": score for number, score in scores.items()},
             "history": wandb.plot.line_series(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from featvis_func.validation import check_float, check_int, check_name, check_seed, check_size, suggest
+from featvis_func.validation import check_bands, check_float, check_int, check_name, check_seed, check_size, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,9 @@ class Option(NamedTuple):
     in_sweep: bool = True
     """Whether a sweep takes it."""
     recorded: bool = True
-    """Whether it is written into ``run.json``, because an image may depend on it."""
+    """Whether it is written into ``run.json``, because an image, or how it is shown, may depend on it."""
+    separator: str = "x"
+    """Between the numbers of a value that has several, on the command line."""
 
 
 def _option(default: Any, help: str, check: Callable[[Any], Any], parse: Any = str, **more: Any) -> Any:
@@ -81,16 +83,34 @@ def _check_batch_size(value: Any) -> int | str:
     return value if value == "auto" else check_int("batch_size", value, 1)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read ``N`` or ``HxW`` pixels.
+def _check_size(value: Any) -> int | tuple[int, ...]:
+    """One number stays one: how many sides it stands for depends on the model."""
+    sides = check_size(value)
+    return sides if isinstance(value, tuple | list) else sides[0]
 
-    >>> parse_size("224"), parse_size("48x64")
-    ((224, 224), (48, 64))
+
+def parse_size(text: str) -> int | tuple[int, ...]:
+    """Read ``N`` or ``HxW`` pixels, or ``TxHxW`` with the number of frames.
+
+    >>> parse_size("224"), parse_size("48x64"), parse_size("16x112x112")
+    (224, (48, 64), (16, 112, 112))
     """
-    h, cross, w = text.partition("x")
-    if not h.isdecimal() or (cross and not w.isdecimal()):
-        raise ValueError(f"{text!r} is not a size; expected N or HxW pixels")
-    return int(h), int(w or h)
+    sides = text.split("x")
+    if len(sides) > 3 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"{text!r} is not a size; expected N or HxW pixels, or TxHxW with the number of frames")
+    return int(text) if len(sides) == 1 else tuple(map(int, sides))
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Read channel numbers with commas between them.
+
+    >>> parse_bands("3,2,1"), parse_bands("4")
+    ((3, 2, 1), (4,))
+    """
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words):
+        raise ValueError(f"{text!r} are not bands; expected 1 or 3 channel numbers, such as 3,2,1")
+    return check_bands([int(word) for word in words])
 
 
 def parse_batch_size(text: str) -> int | str:
@@ -116,12 +136,13 @@ class RenderOptions:
     """
 
     steps: int = _option(32, "number of gradient ascent steps", lambda v: check_int("steps", v, 1), int)
-    size: int | tuple[int, int] | None = _option(
+    size: int | tuple[int, ...] | None = _option(
         None,
-        "image size in pixels, one number for a square or height and width",
-        _optional(check_size),
+        "image size in pixels, one number for a square or height and width; frames, height and width of a video,"
+        " length of a signal",
+        _optional(_check_size),
         parse_size,
-        metavar="N|HxW",
+        metavar="N|HxW|TxHxW",
         default_text="the model's input size",
     )
     seed: int = _option(0, "seed of all randomness; another seed gives other images", check_seed, int)
@@ -179,6 +200,15 @@ class RenderOptions:
     snapshots: int = _option(
         0, "number of images of each filter to keep over its run", lambda v: check_int("snapshots", v or 0, 0), int
     )
+    bands: tuple[int, ...] | None = _option(
+        None,
+        "channels that pictures show: one as grey, or three as red, green and blue, numbered from 0",
+        _optional(check_bands),
+        parse_bands,
+        metavar="N[,N,N]",
+        default_text="the first three",
+        separator=",",
+    )
     retain_memory: bool = _option(
         False,
         "keep the memory that a step on the CPU frees for the next step, by settings of the whole process",
@@ -230,8 +260,8 @@ class RenderOptions:
         Args:
             names: of options; default: those that are recorded.
 
-        >>> RenderOptions(size=48).to_json()["size"]
-        [48, 48]
+        >>> RenderOptions(size=(48, 64)).to_json()["size"]
+        [48, 64]
         """
         chosen = tuple(name for name, option in OPTIONS.items() if option.recorded) if names is None else names
         return {name: _json_value(getattr(self, name)) for name in chosen}

@@ -18,7 +18,7 @@ from featvis_func.optimizer import (
     sgd,
 )
 from featvis_func.rendering.options import TRANSFORMS
-from featvis_func.transform import box_crop, jitter, normal_noise, pad, rotate, scale, uniform_noise, warp
+from featvis_func.transform import box_crop, jitter, normal_noise, pad, rotate, scale, uniform_noise, warp, warp_time
 from featvis_func.types import Image, Optimizer, Transform
 from featvis_func.validation import check_float, check_int, check_name
 
@@ -65,8 +65,15 @@ def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> O
     return plain_optimizer(optimizer, lr=lr)
 
 
+SIGNAL_TRANSFORMS = ("default", "none")
+"""The named transforms that signals have."""
+
+# The published magnitudes, in 224ths of the width: the two shifts.
+_SHIFTS = (8, 4)
+
+
 def named_transform(
-    name: str, *, image: tuple[int, int], size: tuple[int, int], deterministic: bool = False
+    name: str, *, image: tuple[int, ...], size: tuple[int, ...], deterministic: bool = False
 ) -> Transform:
     """A preset of random transforms, from the image's size to the model's input size.
 
@@ -80,14 +87,20 @@ def named_transform(
       of an image larger than the model's input.
     * ``"none"``: the image, resized.
 
+    All frames of a video are transformed alike, by the same transform of images. All but ``"none"`` also shift videos
+    in time by up to one frame; at the ends the first and the last frame are repeated.
+
+    Signals have ``"default"``, which shifts them in time by up to 12/224 of their length, repeating the first and the
+    last sample, and stretches them by 0.95 to 1.05, in one linear sampling; and ``"none"``.
+
     Args:
         name: one of these.
-        image: ``(h, w)`` of the images in pixels.
-        size: ``(h', w')`` of the model's input in pixels.
+        image: ``(h, w)`` of the images in pixels, ``(t, h, w)`` of videos, ``(t,)`` of signals.
+        size: ``(h', w')``, ``(t', h', w')`` or ``(t',)`` of the model's input.
         deterministic: see :func:`~featvis_func.transform.warp`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, one that signals do not have, or sizes of different numbers of sides.
 
     Source: for ``"lucid"``, ``optvis/transform.py`` of tensorflow/lucid; for ``"maco"``, arXiv 2306.06805 and
     ``xplique/features_visualizations/maco.py``, whose noise of 0.08 is for values in ``[-1, 1]``: see
@@ -99,23 +112,46 @@ def named_transform(
     torch.Size([3, 224, 224])
     """
     check_name("transforms", name, TRANSFORMS)
+    if len(image) != len(size) or not 1 <= len(size) <= 3:
+        raise ValueError(
+            f"image and size must be (h, w), (t, h, w) or (t,), both of as many sides, got {image} and {size}"
+        )
+    if len(size) == 1:
+        return _signal_transform(name, image[0], size[0])
+    geometry = _geometry(name, image[-2:], size[-2:], deterministic)
+    # Each value of a video has noise of its own.
+    noise = (normal_noise(0.04), uniform_noise(0.02)) if name == "maco" else ()
+    if len(size) == 2:
+        return transforms.chain(geometry, *noise) if noise else geometry
+    in_time = warp_time(size=size[0], shift=0.0 if name == "none" else 1.0, axis=-3)
+    return transforms.chain(in_time, transforms.per_frame(geometry), *noise)
+
+
+def _signal_transform(name: str, length: int, size: int) -> Transform:
+    if name not in SIGNAL_TRANSFORMS:
+        raise ValueError(f"transforms={name!r} is for images and videos; signals have {', '.join(SIGNAL_TRANSFORMS)}")
+    if name == "none":
+        return warp_time(size=size)
+    return warp_time(size=size, shift=sum(_SHIFTS) / 224 * length, scale=(0.95, 1.05))
+
+
+def _geometry(name: str, image: tuple[int, ...], size: tuple[int, ...], deterministic: bool) -> Transform:
+    """The geometric part of a preset, for images and for the frames of videos."""
     w = image[1]
-    show = functools.partial(warp, size=size, deterministic=deterministic)
+    show = functools.partial(warp, size=(size[0], size[1]), deterministic=deterministic)
     if name == "default":
-        # The published shifts are in 224ths of the width.
-        return show(jitter(8 / 224 * w), scale(0.95, 1.05), rotate(5), jitter(4 / 224 * w))
+        first, second = (shift / 224 * w for shift in _SHIFTS)
+        return show(jitter(first), scale(0.95, 1.05), rotate(5), jitter(second))
     if name == "published":
         padded = w + 32  # the published shifts are fractions 8/w and 4/w of the padded side, here of a square
-        shown = scale(256 / 224, 256 / 224)
-        return show(jitter(8 / w * padded), scale(0.95, 1.05), rotate(5), jitter(4 / w * padded), shown)
+        first, second = (shift / w * padded for shift in _SHIFTS)
+        return show(jitter(first), scale(0.95, 1.05), rotate(5), jitter(second), scale(256 / 224, 256 / 224))
     if name == "lucid":
         # Lucid's jitter(d) crops d pixels at a random offset: a shift of up to d / 2.
         sizes = [1 + (i - 5) / 50 for i in range(11)]
         angles = [*range(-10, 11), 0, 0, 0, 0, 0]
         return show(pad(12), pad(-4), jitter(4), scale(choices=sizes), rotate(choices=angles), pad(-2), jitter(2))
-    if name == "maco":
-        return transforms.chain(show(box_crop()), normal_noise(0.04), uniform_noise(0.02))
-    return show()
+    return show(box_crop()) if name == "maco" else show()
 
 
 def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:

@@ -4,6 +4,7 @@
 :func:`plan` decides how it runs. :func:`make_renderer` is all three.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from featvis_func.models import Model
 from featvis_func.objective import Objective
 from featvis_func.objective.expression import Call, call, to_code
 from featvis_func.random import key
+from featvis_func.rendering.input_size import KINDS, warn_if_stretched
 from featvis_func.rendering.options import RenderOptions
 from featvis_func.rendering.presets import IMAGES, named_transform
 from featvis_func.rendering.resolve import Resolved, resolve
@@ -137,10 +139,12 @@ class Composed(NamedTuple):
 
     ascent: Ascent
     image: Image
-    size: tuple[int, int]
-    """``(h, w)`` of the images."""
+    size: tuple[int, ...]
+    """``(h, w)``, ``(t, h, w)`` or ``(t,)`` of the images."""
     single_batch: bool
     """Whether the filters depend on each other."""
+    alpha: bool = False
+    """Whether the images have an opacity: a channel more than the model takes."""
 
 
 def compose(resolved: Resolved) -> Composed:
@@ -154,20 +158,26 @@ def compose(resolved: Resolved) -> Composed:
     if not isinstance(image, Image):
         image = IMAGES[image](resolved.size, channels=model.channels, device=device)
     example = image.decode(image.init(key(options.seed, device=device)))
-    channels, h, w = example.shape
-    if channels not in (model.channels, model.channels + 1):
+    axes, accepted = len(model.size), (model.channels, *model.size)
+    if example.ndim != 1 + axes:
+        raise ValueError(
+            f"the image is {tuple(example.shape)}; {model.name} takes {KINDS[axes].plural} (c, {KINDS[axes].axes}) of"
+            f" {accepted}"
+        )
+    channels, *sides = example.shape
+    if channels != model.channels and (channels != model.channels + 1 or axes == 1):
         raise ValueError(f"the image has {channels} channels; {model.name} takes {model.channels}")
     transform = options.transforms
     if not isinstance(transform, Transform):
-        transform = named_transform(transform, image=(h, w), size=model.size, deterministic=options.deterministic)
+        transform = named_transform(transform, image=tuple(sides), size=model.size, deterministic=options.deterministic)
         if channels > model.channels:  # an opacity, which shows only over a background
-            transform = transforms.chain(transforms.over_background(), transform)
+            background = transforms.over_background()
+            transform = transforms.chain(background if axes == 2 else transforms.per_frame(background), transform)
+        if axes > 1:
+            warn_if_stretched(tuple(sides), model)
     shape = transform.apply(example, transform.draw(key(options.seed, device=device))).shape
-    if len(shape) > 4 or shape[-3:] != (model.channels, *model.size):
-        raise ValueError(
-            f"the transformed images must be {(model.channels, *model.size)}, which {model.name} takes, got"
-            f" {tuple(shape)}"
-        )
+    if len(shape) > 2 + axes or shape[-1 - axes :] != accepted:
+        raise ValueError(f"the transformed images must be {accepted}, which {model.name} takes, got {tuple(shape)}")
     if objective.picture is not None and objective.picture.shape != example.shape:
         raise ValueError(
             f"the picture of {objective} is {tuple(objective.picture.shape)}, the images are {tuple(example.shape)}"
@@ -175,14 +185,14 @@ def compose(resolved: Resolved) -> Composed:
     ascent = make_ascent(
         resolved.features,
         image,
-        transforms.chain(transform, transforms.normalize(model.mean, model.std, device=device)),
+        transforms.chain(transform, transforms.normalize(model.mean, model.std, sides=axes, device=device)),
         objective,
         resolved.optimizer,
         redirect=options.redirect or 0,
         saliency=options.saliency,
     )
     single_batch = objective.batch_score is not None or image.share_params is not None
-    return Composed(ascent, image, (h, w), single_batch)
+    return Composed(ascent, image, tuple(sides), single_batch, alpha=channels > model.channels)
 
 
 def plan(resolved: Resolved, composed: Composed) -> Renderer:
@@ -193,12 +203,12 @@ def plan(resolved: Resolved, composed: Composed) -> Renderer:
             filters that need a single batch.
     """
     options, features, device = resolved.options, resolved.features, resolved.device
-    filters, (h, w) = resolved.filters, composed.size
+    filters = resolved.filters
     step = select_step(
         composed.ascent.step,
         str(options.compile),
         device=device,
-        pixels=len(filters) * options.steps * h * w,
+        pixels=len(filters) * options.steps * math.prod(composed.size),
         exported=features.exported,
         name=resolved.model.name,
     )
@@ -261,6 +271,7 @@ def _config(resolved: Resolved, composed: Composed, layer: str) -> dict[str, Any
         "std": list(model.std),
         "precision": str(next(floats, torch.float32)).removeprefix("torch."),
         "device": resolved.device.type,
+        **({"alpha": True} if composed.alpha else {}),
     }
 
 
@@ -275,7 +286,11 @@ def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> R
     best, info = run.best, run.info
     taken = torch.arange(len(info.score))[:, None] < run.steps
     alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
-    status = tuple("nonfinite" if not f else "ok" if a else "dead" for a, f in zip(alive, finite, strict=True))
+    rose = ((best.step > 0) | (run.steps == 1)).tolist()
+    status = tuple(
+        "nonfinite" if not f else "dead" if not a else "ok" if r else "flat"
+        for f, a, r in zip(finite, alive, rose, strict=True)
+    )
     return Result(
         images=best.image.float(),
         activations=best.activation.float(),

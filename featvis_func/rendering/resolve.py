@@ -11,11 +11,15 @@ from featvis_func import objective as objectives
 from featvis_func.backbone.features import Features, device_of, make_features
 from featvis_func.engine.forward import check_layers
 from featvis_func.engine.snapshots import snapshot_steps
+from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import split_layer
 from featvis_func.models import Model, load_model
+from featvis_func.models.copying import layer_modules
 from featvis_func.objective import Objective
+from featvis_func.rendering import presets
+from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
-from featvis_func.rendering.presets import REDIRECT, optimizer_for
+from featvis_func.rendering.presets import REDIRECT, named_transform, optimizer_for
 from featvis_func.types import Image, Optimizer, Transform
 from featvis_func.validation import check_filters
 
@@ -24,13 +28,14 @@ class Resolved(NamedTuple):
     """What a rendering is about, all of it checked."""
 
     model: Model
+    """With its input size: see :func:`~featvis_func.rendering.input_size.with_input_size`."""
     objective: Objective
     filters: list[int]
     features: Features
     options: RenderOptions
     """With ``redirect`` decided."""
-    size: tuple[int, int]
-    """``(h, w)`` requested for the images."""
+    size: tuple[int, ...]
+    """Requested for the images: ``(h, w)``, ``(t, h, w)`` or ``(t,)``."""
     optimizer: Optimizer
     device: torch.device
 
@@ -50,12 +55,15 @@ def resolve(
         ValueError: bad input, with what was given, what was expected and what exists.
     """
     model = load_model(model)
-    objective, filters = parse_objective(objective, filters)
+    objective, filters = parse_objective(objective, filters, model)
     if not objective.layers:
         raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
     optimizer = check_own_parts(options)
+    check_shown(options.bands, model.channels, len(model.size))
     numbers = None if filters is None else check_filters(filters)
-    size = model.size if options.size is None else options.size
+    model = with_input_size(model, options.size, features)
+    size = image_size(options.size, model)
+    check_presets(options, model)
     if features is None:
         features = make_features(model, objective.layers, device=options.device, precision=options.precision)
     check_layers(objective, features)
@@ -86,12 +94,25 @@ def check_own_parts(options: RenderOptions) -> Optimizer:
     return optimizer_for(options.optimizer, options.lr, options.steps)
 
 
+def check_presets(options: RenderOptions, model: Model) -> None:
+    """Check that what goes by name exists for models of videos and signals, too.
+
+    Raises:
+        ValueError: a transform or a parameterisation that the model's kind of images does not have.
+    """
+    pixel = (1,) * len(model.size)
+    if isinstance(options.transforms, str):
+        named_transform(options.transforms, image=pixel, size=pixel)
+    if isinstance(options.image, str):
+        presets.IMAGES[options.image](pixel, channels=model.channels)
+
+
 def parse_objective(
-    objective: str | Objective, filters: Iterable[int] | int | None
+    objective: str | Objective, filters: Iterable[int] | int | None, model: Model
 ) -> tuple[Objective, Iterable[int] | int | None]:
     """The objective and the filters that the arguments of :func:`featvis_func.render` mean."""
     if isinstance(objective, str):
-        layer, numbers, stated = split_layer(objective)
+        layer, numbers, stated = split_layer(objective, layer_modules(model.module))
         if stated and filters is not None:
             raise ValueError(f"the filters are given twice: by {objective!r} and by filters=")
         return objectives.channel(layer), numbers if stated else filters

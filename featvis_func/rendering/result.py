@@ -2,29 +2,28 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from featvis_func.io.animation import animate, animation_bytes
-from featvis_func.io.atomic import write_file
+from featvis_func.io.animation import animation_bytes, moving_of, write_moving
+from featvis_func.io.display import display_of
 from featvis_func.io.filter_spec import ranges
-from featvis_func.io.pil import picture
+from featvis_func.io.pil import arrange, picture
+from featvis_func.rendering.files import image_names, listed_images, png_bytes, writable_folder, write
+from featvis_func.rendering.saliency import opacity_of
 from featvis_func.validation import check_int, first_line
 
-_GAP = 2  # White pixels between the images of a grid.
+_GAP, _PLOT_GAP = 2, 14  # White pixels between the pictures of a grid, and between plots, which are white themselves.
+_KINDS = {3: "signals", 4: "images", 5: "videos"}  # By the number of axes.
 _RESULT = "result.safetensors"
 _TENSORS = ("images", "activations", "scores", "best_step", "history", "steps")
 _OPTIONAL_TENSORS = ("saliency", "snapshots")
@@ -41,10 +40,12 @@ class Result:
     """
 
     images: Tensor
-    """float32 ``(n, c, h, w)`` in ``[0, 1]``: the image at the best step, before the random transform."""
+    """float32 ``(n, c, h, w)`` in ``[0, 1]``: the image at the best step, before the random transform. Videos are
+    ``(n, c, t, h, w)``, signals ``(n, c, t)``. A channel beyond those of the model is an opacity, and
+    ``config["alpha"]`` is then true."""
     activations: Tensor
-    """float32 ``(n, h', w')``, ``(n, t)`` or ``(n,)``: the filter's activation map at the best step, for the
-    transformed image."""
+    """float32 ``(n, *positions)``, with 0 to 3 axes of positions, such as ``(n, h', w')``: the filter's activation map
+    at the best step, for the transformed image."""
     scores: Tensor
     """float32 ``(n,)``: the objective at the best step; ``-inf`` if it was never finite."""
     best_step: Tensor
@@ -53,7 +54,9 @@ class Result:
     """Filter numbers."""
     status: tuple[str, ...]
     """Per filter: ``"ok"``; ``"dead"`` if no step had a gradient; ``"nonfinite"`` if the score or the gradient of a
-    step was not finite. Such a step is skipped, and the image is the best of the others."""
+    step was not finite (such a step is skipped, and the image is the best of the others); ``"flat"`` if the score never
+    rose above that of step 0, in more than one step: the image is the initial one. Units that were never trained do so,
+    and others if the steps are too few and too large."""
     history: Tensor
     """float32 ``(steps, n)``: the objective at each step, for the transformed image; NaN after a filter's last step."""
     steps: Tensor
@@ -61,40 +64,59 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
     """What the images depend on, as JSON holds it."""
     saliency: Tensor | None = None
-    """float32 ``(n, h, w)``, if requested: magnitude of the score's gradient at each pixel, summed over all steps."""
+    """float32 ``(n, h, w)`` (in general: the positions of the images), if requested: magnitude of the score's gradient
+    at each pixel, summed over all steps."""
     snapshots: Tensor | None = None
-    """uint8 ``(n, k, c, h, w)``, if requested: the images after the numbers of steps that
-    :func:`~featvis_func.snapshot_steps` returns. The last image of a filter that was stopped early is repeated."""
+    """uint8 ``(n, k, c, h, w)`` (in general: the shape of the images), if requested: the images after the numbers of
+    steps that :func:`~featvis_func.snapshot_steps` returns. The last image of a filter that was stopped early is
+    repeated."""
 
     def __repr__(self) -> str:
         odd = {s: self.status.count(s) for s in sorted(set(self.status)) if s != "ok"}
-        n, c, h, w = self.images.shape
-        return f"Result({n} images {c} x {h} x {w}, mean score {self.scores.mean():.4g}{f', {odd}' if odd else ''})"
+        kind, (n, *shape) = _KINDS.get(self.images.ndim, "images"), self.images.shape
+        size = " x ".join(map(str, shape))
+        return f"Result({n} {kind} {size}, mean score {self.scores.mean():.4g}{f', {odd}' if odd else ''})"
 
-    def grid(self, *, columns: int | None = None) -> PIL.Image.Image:
-        """Arrange all images in a grid on white, in order, row by row.
+    def pictures(self, *, bands: Sequence[int] | None = None) -> list[PIL.Image.Image]:
+        """Draw each filter's image as a still picture.
+
+        An image of 1 channel is grey, of 3 RGB, of 2 channels side by side in grey; of more channels the first three
+        are shown as red, green and blue. A video is a strip of up to 8 of its frames, a signal a plot with one line per
+        channel.
 
         Args:
-            columns: images per row, at least 1. Default: the nearest to a square grid.
+            bands: one channel, shown as grey, or three, shown as red, green and blue, numbered from 0. Default: those
+                that the images were rendered with.
 
         Returns:
-            A PIL image. Images with a number of channels other than 1, 3 or 4 are shown as their channels side by side,
-            in grey.
+            One PIL image per filter, with an opacity if the images have one.
 
         Raises:
-            ValueError: ``columns`` is below 1.
+            ValueError: bands that the images do not have, or bands for signals.
+
+        >>> six = Result(torch.rand(1, 6, 4, 5), *torch.zeros(3, 1), (0,), ("ok",), *torch.zeros(2, 1, 1))
+        >>> six.pictures(bands=(3, 2, 1))[0].mode, six.pictures(bands=[5])[0].mode
+        ('RGB', 'L')
         """
-        tiles = [np.asarray(picture(image)) for image in self.images]
-        columns = math.ceil(math.sqrt(len(tiles))) if columns is None else check_int("columns", columns, 1)
-        columns = min(columns, len(tiles))
-        rows = -(-len(tiles) // columns)
-        h, w = tiles[0].shape[:2]
-        shape = (rows * (h + _GAP) + _GAP, columns * (w + _GAP) + _GAP, *tiles[0].shape[2:])
-        sheet = np.full(shape, 255, np.uint8)
-        for i, tile in enumerate(tiles):
-            y, x = (i // columns) * (h + _GAP) + _GAP, (i % columns) * (w + _GAP) + _GAP
-            sheet[y : y + h, x : x + w] = tile
-        return PIL.Image.fromarray(sheet)
+        display = display_of(self.config, bands)
+        return [picture(image, display) for image in self.images]
+
+    def grid(self, *, columns: int | None = None, bands: Sequence[int] | None = None) -> PIL.Image.Image:
+        """Arrange the pictures of all filters in a grid on white, in order, row by row.
+
+        Args:
+            columns: pictures per row, at least 1. Default: the nearest to a square grid.
+            bands: as for :meth:`pictures`.
+
+        Returns:
+            A PIL image.
+
+        Raises:
+            ValueError: ``columns`` is below 1, or as for :meth:`pictures`.
+        """
+        columns = None if columns is None else check_int("columns", columns, 1)
+        gap = _PLOT_GAP if self.images.ndim == 3 else _GAP
+        return arrange(self.pictures(bands=bands), columns, square=self.images.ndim == 4, gap=gap)
 
     def transparent(self, *, percentile: float = 90.0) -> "Result":
         """Add the saliency to the images as an opacity channel: opaque where the objective depended on the pixels.
@@ -105,7 +127,8 @@ class Result:
             percentile: of the map's values, in ``(0, 100]``; the image is opaque where the map is at least that high.
 
         Returns:
-            The same result with RGBA images ``(n, 4, h, w)`` (in general: with one channel more).
+            The same result with RGBA images ``(n, 4, h, w)`` (in general: with one channel more). An opacity that the
+            images have already is multiplied with this one.
 
         Raises:
             ValueError: rendered without ``saliency=True``, or a percentile out of range.
@@ -117,62 +140,73 @@ class Result:
             raise ValueError("this result has no saliency; render with saliency=True")
         if not 0 < percentile <= 100:
             raise ValueError(f"the percentile must be above 0 and at most 100, got {percentile}")
-        h, w = self.saliency.shape[1:]
-        radius = max(h, w) // 64
-        padded = F.pad(self.saliency[:, None], (radius,) * 4, mode="replicate")
-        smooth = F.avg_pool2d(padded, 2 * radius + 1, stride=1).flatten(1)
-        level = torch.quantile(smooth, percentile / 100, dim=1, keepdim=True).clamp_min(torch.finfo(smooth.dtype).tiny)
-        opacity = (smooth / level).clamp(0, 1).reshape(-1, 1, h, w)
-        return replace(self, images=torch.cat([self.images, opacity], dim=1))
+        opacity = opacity_of(self.saliency, percentile)[:, None]
+        images = self.images
+        if display_of(self.config).alpha:
+            images, opacity = images[:, :-1], images[:, -1:] * opacity
+        return replace(self, images=torch.cat([images, opacity], dim=1), config={**self.config, "alpha": True})
 
-    def animate(self, path: str | Path, filter: int, *, seconds: float = 2.0, hold: float = 1.0) -> Path:
-        """Write the snapshots of one filter as an animation. The file appears complete or not at all.
+    def animate(
+        self, path: str | Path, filter: int, *, seconds: float | None = None, hold: float | None = None
+    ) -> Path:
+        """Write the snapshots of one filter, or its video, as an animation. The file appears complete or not at all.
 
         Args:
             path: a ``.gif`` or ``.webp`` file in an existing folder.
             filter: number of the filter.
-            seconds, hold: as for :func:`~featvis_func.animate`.
+            seconds, hold: as for :func:`~featvis_func.animate`. Default: 2 s and 1 s for snapshots; 8 frames per second
+                and 0 for videos.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: rendered without snapshots, a filter that the result does not have, another suffix, or a file
-                that cannot be written.
+            ValueError: images or signals rendered without snapshots, a filter that the result does not have, another
+                suffix, or a file that cannot be written.
         """
-        if self.snapshots is None:
-            raise ValueError("this result has no snapshots; render with snapshots=, for example snapshots=9")
         if filter not in self.filters:
             raise ValueError(f"this result has no filter {filter}; it has {ranges(tuple(sorted(self.filters)))}")
-        return animate(self.snapshots[self.filters.index(filter)], path, seconds=seconds, hold=hold)
+        row = self.filters.index(filter)
+        snapshots = None if self.snapshots is None else self.snapshots[row]
+        moving = moving_of(self.images[row], snapshots, display_of(self.config))
+        if moving is None:
+            raise ValueError("this result has no snapshots; render with snapshots=, for example snapshots=9")
+        return write_moving(path, moving, seconds, hold)
 
     def _repr_png_(self) -> bytes:
-        return _png(self.grid())
+        return png_bytes(self.grid())
 
-    def save(self, out: str | Path) -> list[Path]:
+    def save(self, out: str | Path, *, bands: Sequence[int] | None = None) -> list[Path]:
         """Write ``grid.png``, one PNG per filter, ``result.safetensors`` and, last, ``run.json``.
 
-        With snapshots, also write one animated WebP per filter. Each file appears complete or not at all, and equal
+        With snapshots, also write one animated WebP per filter; for videos one that plays the video. The pictures are
+        those of :meth:`pictures`, the tensors hold all channels. Each file appears complete or not at all, and equal
         results give equal bytes. Images and animations that the folder's previous ``run.json`` lists are removed.
 
         Args:
             out: a folder; created if it does not exist.
+            bands: as for :meth:`pictures`; recorded, so that a gallery shows the same.
 
         Returns:
             The files written.
 
         Raises:
-            ValueError: the folder cannot be created or written to.
+            ValueError: the folder cannot be created or written to, or as for :meth:`pictures`.
         """
+        if bands is not None:
+            chosen = display_of(self.config, bands).bands
+            return replace(self, config={**self.config, "bands": list(chosen or ())}).save(out)
         optional = [name for name in _OPTIONAL_TENSORS if getattr(self, name) is not None]
         tensors = {name: getattr(self, name).contiguous() for name in (*_TENSORS, *optional)}
+        pictures, display = self.pictures(), display_of(self.config)
+        snapshots = [None] * len(self.filters) if self.snapshots is None else self.snapshots
         animations: dict[str, bytes] = {}
-        if self.snapshots is not None:
-            names = _image_names(self.filters, "webp")
-            animations = {name: animation_bytes(frames) for name, frames in zip(names, self.snapshots, strict=True)}
+        for name, image, frames in zip(image_names(self.filters, "webp"), self.images, snapshots, strict=True):
+            if (moving := moving_of(image, frames, display)) is not None:
+                animations[name] = animation_bytes(**moving._asdict())
         files = {
-            "grid.png": _png(self.grid()),
-            **{name: _png(picture(image)) for name, image in zip(_image_names(self.filters), self.images, strict=True)},
+            "grid.png": png_bytes(self.grid()),
+            **{name: png_bytes(image) for name, image in zip(image_names(self.filters), pictures, strict=True)},
             **animations,
             _RESULT: safetensors.torch.save(
                 {**tensors, "filters": torch.tensor(self.filters)},
@@ -181,8 +215,8 @@ class Result:
             "run.json": (json.dumps(self.summary(), indent=1, sort_keys=True) + "\n").encode(),
         }
         folder = writable_folder(out)
-        stale = _listed_images(folder / "run.json") - files.keys()
-        written = [_write(folder / name, data) for name, data in files.items()]
+        stale = listed_images(folder / "run.json") - files.keys()
+        written = [write(folder / name, data) for name, data in files.items()]
         for name in stale:
             (folder / name).unlink(missing_ok=True)
         return written
@@ -206,6 +240,7 @@ class Result:
                 )
             ],
             **({} if self.snapshots is None else {"snapshots": self.snapshots.shape[1]}),
+            **({"frames": self.images.shape[2]} if self.images.ndim == 5 else {}),
         }
 
 
@@ -246,54 +281,6 @@ def read_result(folder: str | Path) -> Result:
             f"{str(path)!r} holds {', '.join(unknown)}, which this version does not know; expected"
             f" {', '.join((*_TENSORS, *_OPTIONAL_TENSORS))}"
         )
+    if tensors["images"].shape[1] == len(config.get("mean") or ()) + 1:
+        config["alpha"] = True  # which earlier versions did not record
     return Result(filters=filters, status=status, config=config, **tensors)
-
-
-def _image_names(filters: Sequence[int], suffix: str = "png") -> list[str]:
-    digits = max(4, *(len(str(number)) for number in filters))
-    return [f"filter-{number:0{digits}d}.{suffix}" for number in filters]
-
-
-def _listed_images(run: Path) -> set[str]:
-    """The names of the images and animations that belong to a ``run.json``; none if it cannot be read."""
-    try:
-        summary = json.loads(run.read_text())
-        filters = [int(entry["filter"]) for entry in summary["filters"]]
-        suffixes = ("png", "webp") if "snapshots" in summary else ("png",)
-        return {name for suffix in suffixes for name in _image_names(filters, suffix)}
-    except (OSError, ValueError, TypeError, KeyError):
-        return set()
-
-
-def writable_folder(out: str | Path) -> Path:
-    """Create a folder, and check that files can be written into it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: it cannot be created or written to.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
-    return folder
-
-
-def _png(image: PIL.Image.Image) -> bytes:
-    data = BytesIO()
-    image.save(data, format="PNG")
-    return data.getvalue()
-
-
-def _write(path: Path, data: bytes) -> Path:
-    """Write a file, completely or not at all."""
-    try:
-        write_file(path, data)
-    except OSError as error:
-        raise ValueError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    return path

@@ -1,6 +1,7 @@
 """The one-call interface to sweeps: render whole layers and networks into a folder."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +10,15 @@ from torch import nn
 
 from featvis_func.engine.device import check_device
 from featvis_func.io.atomic import absolute_path, remove_abandoned
+from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, fingerprint, load_model
+from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
-from featvis_func.rendering.resolve import check_own_parts
+from featvis_func.rendering.resolve import check_own_parts, check_presets
 from featvis_func.sweep import launchers, ray_engine
 from featvis_func.sweep.layout import Run, start_folder
-from featvis_func.sweep.plan import Estimate, LayerPlan, estimate, plan_layers
+from featvis_func.sweep.plan import Estimate, LayerPlan, count_positions, estimate, plan_layers, select_layers
 from featvis_func.sweep.shard import DTYPES
 from featvis_func.sweep.validate import Status, read_status
 from featvis_func.sweep.worker import Worker, renderers
@@ -88,6 +91,7 @@ def sweep(
     model = load_model(model)
     if device is not None and engine != "ray":  # The nodes of a cluster may have devices that this machine lacks.
         check_device(device)
+    model = with_input_size(model, checked.size, stacklevel=3)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     threads = None if threads is None else check_int("threads", threads, 1)
     workers = None if workers is None else check_int("workers", workers, 1)
@@ -142,11 +146,13 @@ def dry_run(
         TypeError: an unknown option.
     """
     checked = _options(options, "dry_run")
-    model = load_model(model)
+    model = with_input_size(load_model(model), checked.size, stacklevel=3)
+    layers = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     not_compiled = {**config, "render": {**config["render"], "compile": "no"}}
     make = renderers(model, not_compiled, device=device, retain_memory=False)
-    return DryRun(plans, estimate(plans, make, itemsize=DTYPES[image_dtype].itemsize))
+    positions = {layer.name: count_positions(layer) for layer in select_layers(model, layers)}
+    return DryRun(plans, estimate(plans, make, positions=positions, itemsize=DTYPES[image_dtype].itemsize))
 
 
 def _configure(
@@ -168,6 +174,10 @@ def _configure(
         if value == "custom":
             raise ValueError(f"a sweep takes {name} by name, not an object, got {getattr(options, name)!r}")
     check_own_parts(options)
+    check_shown(options.bands, model.channels, len(model.size))
+    check_presets(options, model)
+    if options.size is not None:  # recorded with all sides, which one number leaves to the model
+        options = replace(options, size=image_size(options.size, model))
     if device is None:
         device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
     plans = plan_layers(model, layers, filters, batch_size=batch_size, unit_size=unit_size, device=device)

@@ -169,6 +169,8 @@ def _open_same(path: Path, run: Run) -> Folder:
         return folder
     old, new = _flatten(folder.run.config), _flatten(run.config)
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if not keys:  # An option that an earlier version did not have, at its default.
+        return folder
     lines = "".join(
         f"\n  {key}: {_format_value(old.get(key))} in the folder, {_format_value(new.get(key))} requested"
         for key in keys

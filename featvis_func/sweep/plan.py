@@ -1,8 +1,9 @@
 """The plan of a sweep: layers, filters, and the units of work into which these are divided."""
 
 import fnmatch
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -195,6 +196,15 @@ def _with_axes(layer: Layer, axes: str) -> Layer:
     return layer._replace(name=f"{layer.name}@{axes}", filters=shape[feature_axis_of(axes)])
 
 
+def count_positions(layer: Layer) -> int:
+    """The number of positions of a layer's activation map, of any layout and any number of axes.
+
+    >>> count_positions(Layer("conv", "Conv3d", (64, 8, 7, 7), 64)), count_positions(Layer("head", "Linear", (10,), 10))
+    (392, 1)
+    """
+    return math.prod(layer.shape or ()) // (layer.filters or 1)
+
+
 class Estimate(NamedTuple):
     """The estimated cost of a sweep, on the device and under the load under which it was measured."""
 
@@ -205,13 +215,19 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    plans: Sequence[LayerPlan], make: Callable[[LayerPlan], Renderer], *, itemsize: int, probes: int = 3
+    plans: Sequence[LayerPlan],
+    make: Callable[[LayerPlan], Renderer],
+    *,
+    positions: Mapping[str, int],
+    itemsize: int,
+    probes: int = 3,
 ) -> Estimate:
     """Estimate the cost of a sweep: measure a step of a few layers, and interpolate linearly between them.
 
     Args:
         plans: of the sweep's layers, at least one.
         make: the plan of a layer -> its renderer.
+        positions: layer -> number of positions of its activation map, see :func:`count_positions`.
         itemsize: bytes of one stored value of an image.
         probes: number of layers to measure, at least 1.
     """
@@ -242,8 +258,7 @@ def estimate(
         weight = 0.0 if low == high else (index - low) / (high - low)
         batches = sum(-(-len(unit.filters) // plan.batch_size) for unit in plan.units)
         seconds += batches * config["steps"] * (costs[low] * (1 - weight) + costs[high] * weight)
-        positions = torch.Size(plan.shape[1:]).numel() if len(plan.shape) == 3 else max(plan.shape[:-1], default=1)
         images = values * (itemsize + config.get("snapshots", 0))
-        per_filter = images + positions * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
+        per_filter = images + positions[plan.layer] * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
         size += len(plan.filters) * per_filter + len(plan.units) * _BYTES_PER_UNIT
     return Estimate(seconds, size)

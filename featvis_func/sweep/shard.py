@@ -15,8 +15,8 @@ from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import FORMAT, DamagedError, Folder, now, sealed, to_json, unsealed, versions
 from featvis_func.sweep.plan import Unit
 
-STATUSES = ("ok", "dead", "nonfinite")
-"""Status of a filter by its code in a shard, from 0."""
+STATUSES = ("ok", "dead", "nonfinite", "flat")
+"""Status of a filter by its code in a shard, from 0. New ones are appended, so that old codes keep their meaning."""
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16}
 """Types in which images can be stored."""
 

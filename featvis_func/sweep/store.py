@@ -10,8 +10,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from featvis_func.io.animation import animate
+from featvis_func.io.animation import moving_of, write_moving
 from featvis_func.io.atomic import absolute_path
+from featvis_func.io.display import display_of
 from featvis_func.io.filter_spec import ranges
 from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import DamagedError, Folder, open_folder
@@ -27,9 +28,9 @@ class Entry(NamedTuple):
     layer: str
     filter: int
     image: Tensor
-    """float32 ``(c, h, w)`` in ``[0, 1]``."""
+    """float32 ``(c, h, w)`` in ``[0, 1]``; videos are ``(c, t, h, w)``, signals ``(c, t)``."""
     activation: Tensor
-    """float32: the filter's activation map at the best step."""
+    """float32 ``(*positions)``: the filter's activation map at the best step."""
     score: float
     history: Tensor
     """float32 ``(steps,)``: the score at each step; NaN after the last one."""
@@ -38,7 +39,7 @@ class Entry(NamedTuple):
     status: str
     seed: int
     snapshots: Tensor | None = None
-    """uint8 ``(k, c, h, w)`` if the sweep keeps snapshots: see :attr:`Result.snapshots`."""
+    """uint8, ``k`` images, if the sweep keeps snapshots: see :attr:`Result.snapshots`."""
 
 
 class Rendered(NamedTuple):
@@ -175,16 +176,25 @@ class Store:
         """Return the progress of the sweep, by its sidecars."""
         return read_status(self._folder)
 
-    def animate(self, layer: str, filter: int, path: str | Path, *, seconds: float = 2.0, hold: float = 1.0) -> Path:
-        """Write one filter's snapshots as an animation: see :meth:`Result.animate`.
+    def animate(
+        self,
+        layer: str,
+        filter: int,
+        path: str | Path,
+        *,
+        seconds: float | None = None,
+        hold: float | None = None,
+    ) -> Path:
+        """Write one filter's snapshots, or its video, as an animation: see :meth:`Result.animate`.
 
         Raises:
-            ValueError: The sweep has no such filter or no snapshots, or :func:`~featvis_func.animate` raises it.
+            ValueError: The sweep has no such filter or nothing to play, or :func:`~featvis_func.animate` raises it.
         """
-        frames = self[layer, filter].snapshots
-        if frames is None:
+        entry = self[layer, filter]
+        moving = moving_of(entry.image, entry.snapshots, display_of(self.config))
+        if moving is None:
             raise ValueError("this sweep has no snapshots; sweep with snapshots=N to keep N images of each filter")
-        return animate(frames, path, seconds=seconds, hold=hold)
+        return write_moving(path, moving, seconds, hold)
 
     def export(self, out: str | Path, *layers: str) -> list[Path]:
         """Write a folder of PNG files for each layer, as :meth:`Result.save <featvis_func.Result.save>` does.

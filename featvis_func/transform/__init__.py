@@ -3,6 +3,7 @@
 Geometric steps (:func:`jitter`, :func:`scale`, :func:`rotate`, :func:`flip`, :func:`crop`, ...) are matrices.
 :func:`warp` multiplies any number of them into one and samples the image once, at the input size of the model.
 :func:`chain` composes transforms; :func:`multiview` produces several randomly transformed copies of one image.
+:func:`per_frame` applies them to the frames of a video; :func:`warp_time` shifts and stretches videos and signals.
 
 >>> import torch
 >>> transform = chain(warp(jitter(8), rotate(5), size=(224, 224)), normalize((0.5,) * 3, (0.25,) * 3))
@@ -30,3 +31,5 @@ from featvis_func.transform.pixels import gaussian_blur as gaussian_blur
 from featvis_func.transform.pixels import normalize as normalize
 from featvis_func.transform.pixels import roll as roll
 from featvis_func.transform.sampling import warp as warp
+from featvis_func.transform.temporal import per_frame as per_frame
+from featvis_func.transform.temporal import warp_time as warp_time

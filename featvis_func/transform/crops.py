@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.transform.affine import Affine, matrix_of
-from featvis_func.validation import check_float, check_size
+from featvis_func.validation import check_float, check_sides
 
 
 def crop(size: int | tuple[int, int]) -> Affine:
@@ -27,7 +27,7 @@ def crop(size: int | tuple[int, int]) -> Affine:
             [ 0.0000,  1.0000, -1.0000,  0.0000,  0.5000],
             [ 0.0000,  0.0000,  1.0000,  0.0000,  0.0000]])
     """
-    rows, columns = check_size(size)
+    rows, columns = check_sides(size)
 
     def matrix(u: Tensor) -> Tensor:
         x, y = (u - 0.5).unbind()  # position, as a fraction of image size minus window size
@@ -58,7 +58,7 @@ def crop_or_pad(size: int | tuple[int, int]) -> Affine:
     >>> crop_or_pad(64).frame(100, 50)
     (64, 64)
     """
-    sides = check_size(size)
+    sides = check_sides(size)
     return Affine(0, lambda u: torch.eye(3, device=u.device), frame=lambda h, w: sides)
 
 

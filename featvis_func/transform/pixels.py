@@ -1,4 +1,4 @@
-"""Normalisation, blur and cyclic shift, each of images ``(..., c, h, w)``."""
+"""Normalisation, also of videos and signals; blur and cyclic shift of images ``(..., c, h, w)``."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,20 @@ from featvis_func.types import Draw, Key, Transform
 from featvis_func.validation import check_int
 
 
-def normalize(mean: Sequence[float], std: Sequence[float], *, device: torch.device | str | None = None) -> Transform:
+def normalize(
+    mean: Sequence[float], std: Sequence[float], *, sides: int = 2, device: torch.device | str | None = None
+) -> Transform:
     """Normalise each channel as the model expects: ``(x - mean) / std``.
 
     Args:
         mean, std: one number per channel; every ``std`` above 0.
+        sides: number of axes that follow the channels: 2 for images ``(..., c, h, w)``, 3 for videos
+            ``(..., c, t, h, w)``, 1 for signals ``(..., c, t)``.
         device: device of the constants. Applying it on another device is correct, but copies them every time.
 
     Raises:
-        ValueError: if the lengths differ or a ``std`` is not above 0; when applied, if the image has another number of
-            channels.
+        ValueError: if the lengths differ, a ``std`` is not above 0 or ``sides`` is below 1; when applied, if the image
+            has another number of channels.
 
     >>> t = normalize([0.5], [0.25])
     >>> t.apply(torch.ones(1, 1, 1), t.draw(torch.tensor([0, 1]))).item()
@@ -29,12 +33,17 @@ def normalize(mean: Sequence[float], std: Sequence[float], *, device: torch.devi
     """
     if len(mean) != len(std) or not all(0 < s < math.inf and math.isfinite(m) for m, s in zip(mean, std, strict=True)):
         raise ValueError(f"normalize needs one mean and one std above 0 per channel, got mean={mean} and std={std}")
-    shift = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
-    factor = 1.0 / torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]
+    column = (-1, *(1,) * check_int("normalize: sides", sides, 1))
+    shift = torch.tensor(mean, dtype=torch.float32, device=device).reshape(column)
+    factor = 1.0 / torch.tensor(std, dtype=torch.float32, device=device).reshape(column)
 
     def apply(image: Tensor, draw: Draw) -> Tensor:
-        if image.shape[-3] != len(mean):
-            raise ValueError(f"normalize expected an image with {len(mean)} channels, got {image.shape[-3]}")
+        axis = -1 - sides
+        if image.ndim <= sides or image.shape[axis] != len(mean):
+            raise ValueError(
+                f"normalize expected an image with {len(mean)} channels, got"
+                f" {image.shape[axis] if image.ndim > sides else tuple(image.shape)}"
+            )
         return (image - shift.to(image)) * factor.to(image)
 
     return Transform(lambda key: (), apply)

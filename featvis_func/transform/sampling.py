@@ -54,7 +54,7 @@ def warp(*steps: Affine, size: tuple[int, int], padding: float = 0.5, determinis
     def apply(image: Tensor, matrix: Tensor) -> Tensor:
         h, w = image.shape[-2:]
         frame_h, frame_w = _frame(steps, h, w)
-        image = _downsample(_downsample(image, -2, frame_h / out_h), -1, frame_w / out_w)
+        image = downsample(downsample(image, -2, frame_h / out_h), -1, frame_w / out_w)
         matrix = matrix.detach().to(image.dtype)
         shift_x, shift_y = matrix[0, 2], matrix[1, 2]
         if matrix.shape[1] == 5:  # shifts in fractions of the image sides, which the draw does not know
@@ -127,7 +127,7 @@ def _pixel_centres(count: int, like: Tensor) -> Tensor:
     return torch.arange(count, device=like.device, dtype=like.dtype) + (0.5 - count / 2)
 
 
-def _downsample(image: Tensor, dim: int, reduction: float) -> Tensor:
+def downsample(image: Tensor, dim: int, reduction: float) -> Tensor:
     """Downsample one axis with a triangle filter (antialiased bilinear) if the reduction exceeds 1.5."""
     if reduction <= _MAX_REDUCTION:
         return image

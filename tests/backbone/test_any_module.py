@@ -3,6 +3,7 @@
 import threading
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -698,3 +699,15 @@ def test_list_layers_of_a_model_that_cannot_be_exported() -> None:
     with pytest.warns(UserWarning, match="operations inside of the modules of Branch are not listed, .* by a branch"):
         listed = [layer.name for layer in list_layers(as_model(Branch()), all=True)]
     assert listed == ["first", "first<", "last", "last<", "output"]
+
+
+def test_layer_names_with_colons() -> None:
+    module = Body()
+    named = nn.Sequential(OrderedDict({"a:1": module.first, "b:x": module.last}))
+    plain = plain_history(named, "b:x", [2], size=SIZE)
+    for objective, filters in (("b:x", [2]), ("b:x:2", None), (":x", [2]), (":x:2-2", None)):
+        result = history(as_model(named), objective, filters, size=SIZE)  # type: ignore[arg-type]
+        torch.testing.assert_close(result, plain, atol=1e-5, rtol=1e-4)
+    assert history(as_model(named), "a:1", [3, 0], size=SIZE).shape[1] == 2
+    with pytest.raises(ValueError, match="filters 'y' must be numbers and ranges"):
+        history(as_model(named), "b:y", None, size=SIZE)  # type: ignore[arg-type]

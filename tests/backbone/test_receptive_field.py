@@ -1,5 +1,7 @@
 """Receptive fields against those computed from kernels and strides, and against gradients."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,9 +47,8 @@ def stack(steps: list[tuple[str, int, int, int, int]]) -> nn.Sequential:
 
 
 def fields_of(model: Model, layer: str, batch_size: int = 32) -> Field:
-    field = receptive_fields(
-        make_features(model, [layer]), (model.channels, *model.size), batch_size=batch_size
-    )[layer]  # fmt: skip
+    h, w = model.size
+    field = receptive_fields(make_features(model, [layer]), (model.channels, h, w), batch_size=batch_size)[layer]
     assert field is not None
     return field
 
@@ -124,3 +125,13 @@ def test_windows_at_borders_are_shifted_inside() -> None:
     assert field.size == (19, 19)
     boxes = field.boxes(torch.tensor([[0, 0], [5, 5], [11, 0]]))
     assert boxes.tolist() == [[0, 0, 19, 19], [11, 11, 30, 30], [0, 29, 19, 48]]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 20, 20), (3, 20)])
+def test_receptive_fields_of_videos_and_signals_are_refused(tiny: Model, shape: tuple[int, ...]) -> None:
+    features = make_features(tiny, ["0"])
+    message = (
+        rf"receptive fields are measured for models of images \(c, h, w\), got an input of {re.escape(str(shape))}"
+    )
+    with pytest.raises(ValueError, match=message):
+        receptive_fields(features, shape)  # type: ignore[arg-type]

@@ -97,6 +97,7 @@ def test_every_flag_reaches_render(tmp_path: Path, texturenet: Model) -> None:
         "--redirect": "1",
         "--precision": "float32",
         "--compile": "no",
+        "--bands": "2,1,0",
         "--device": "cpu",
         "--weights": str(weights),
         "--out": str(out),
@@ -122,6 +123,7 @@ def test_every_flag_reaches_render(tmp_path: Path, texturenet: Model) -> None:
         "deterministic": True,
         "saliency": True,
         "snapshots": 0,
+        "bands": [2, 1, 0],
         "device": "cpu",
     }
     assert set(expected) - {"layer"} == {name for name, option in OPTIONS.items() if option.recorded}
@@ -293,6 +295,7 @@ def check_rejected(
         (["--optimizer", "downhill"], "unknown optimizer 'downhill'; expected one of default, published"),
         (["--redirect", "-1"], "redirect must be at least 0, got -1"),
         (["--snapshots", "9"], "snapshots must be"),
+        (["--bands", "0,1,3"], "bands has channel 3, but the channels are 0 to 2; got (0, 1, 3)"),
         (["--device", "abacus"], "no device 'abacus' on this machine"),
         (["--device", ""], "no device '' on this machine"),
     ],
@@ -380,6 +383,59 @@ def test_error_removes_only_new_folders(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "mine").is_dir()
     check_rejected(["render", *QUICK, "--steps", "0", "--out", str(tmp_path / "mine" / "a" / "b")], "steps", capsys)
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+# --- any number of channels -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def six_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 6 channels in place of TextureNet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Conv2d(6, 4, 3), torch.nn.ReLU()).eval()
+    model = load_model(module, size=16, mean=[0.0] * 6, std=[1.0] * 6)
+    monkeypatch.setattr("featvis_func.models.load_model", lambda *_, **__: model)
+
+
+@pytest.mark.usefixtures("six_channels")
+def test_bands_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    render = ["render", *QUICK, "--layer", "0", "--out", str(tmp_path / "a")]
+    assert cli.main(render) == 0
+    assert "; pictures show channels 0, 1, 2 of 6 as red, green, blue; gallery: " in capsys.readouterr().out
+    assert cli.main([*render, "--bands", "3,2,1"]) == 0
+    assert "pictures show" not in capsys.readouterr().out
+    assert run_json(tmp_path / "a")["config"]["bands"] == [3, 2, 1]
+    images = safetensors.torch.load_file(tmp_path / "a" / "result.safetensors")["images"]
+    assert images.shape == (2, 6, 16, 16)
+    shown = np.asarray(PIL.Image.open(tmp_path / "a" / "filter-0001.png"))
+    np.testing.assert_array_equal(shown, (images[1, [3, 2, 1]] * 255).round().permute(1, 2, 0).numpy())
+    page = tmp_path / "a" / "gallery" / "layers" / "0" / "1.html"
+    assert "channels 3, 2, 1 of 6 as red, green, blue" in page.read_text()
+    assert "bands=(3, 2, 1)" in page.read_text()
+    assert cli.main(["gallery", str(tmp_path / "a"), "--bands", "5"]) == 0
+    assert "channel 5 of 6" in page.read_text()
+    sweep = ["sweep", "--layers", "0", "--filters", "0", "--steps", "1", "--device", "cpu", "--bands", "3,2,1"]
+    assert cli.main([*sweep, "--out", str(tmp_path / "b")]) == 0
+    assert run_json(tmp_path / "b")["config"]["render"]["bands"] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("command", ["render", "gallery"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3;2;1", "'3;2;1' are not bands; expected 1 or 3 channel numbers, such as 3,2,1"),
+        ("3,2,", "'3,2,' are not bands"),
+        ("-1", "'-1' are not bands"),
+        ("1,2", "bands must be 1 channel (grey) or 3 (red, green, blue), got (1, 2)"),
+    ],
+)
+def test_words_that_are_no_bands_are_rejected(
+    command: str, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, *(["folder"] if command == "gallery" else []), "--bands", text])
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------

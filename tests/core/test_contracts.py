@@ -135,6 +135,14 @@ IMAGES: dict[str, Image] = {
     "shared low frequencies": images.shared(
         images.pixel_canvas(4, channels=1), images.fourier_canvas(4, channels=1, below=0.3)
     ),
+    "fourier of a video": images.fourier((3, 4, 5)),
+    "fourier of a signal": images.fourier((7,), channels=2),
+    "phase of a video": images.phase((3, 4, 6), channels=2),
+    "phase of a signal": images.phase((6,), channels=1),
+    "pyramid of a video": images.laplacian_pyramid((3, 4, 3), levels=2),
+    "pyramid of a signal": images.laplacian_pyramid((5,), channels=2, levels=2),
+    "cppn of a video": images.cppn((2, 3, 4), hidden=3, layers=2),
+    "alpha of a video": images.alpha((2, 3, 4)),
     "noisy start": images.from_image(images.pixel(4), torch.full((3, 4, 4), 0.3), noise=0.1),
 }
 WARPS: dict[str, tuple[transforms.Affine, ...]] = {
@@ -164,6 +172,26 @@ PIXEL_TRANSFORMS: dict[str, tuple[Transform, tuple[int, ...]]] = {
     "gaussian_blur of several copies": (transforms.gaussian_blur((0.5, 0.8)), (2, 2, 3, 4)),
     "roll of several copies": (transforms.roll(2), (2, 2, 3, 4)),
     "color_jitter of several copies": (transforms.color_jitter(contrast=0.2, hue=0.1), (2, 3, 2, 3)),
+    "warp_time of a signal": (transforms.warp_time(size=5, shift=2.0, scale=(0.7, 1.5)), (2, 6)),
+    "warp_time of far fewer samples": (transforms.warp_time(size=3, shift=2.0), (2, 9)),
+    "warp_time of a video": (transforms.warp_time(size=4, shift=1.0, axis=-3), (2, 3, 2, 3)),
+    "per_frame of a warp": (
+        transforms.per_frame(transforms.warp(transforms.jitter(1), transforms.rotate(), size=(3, 4))),
+        (2, 3, 4, 5),
+    ),
+    "per_frame of colours over a background": (
+        transforms.per_frame(
+            transforms.chain(transforms.over_background(), transforms.color_jitter(brightness=0.2, hue=0.1))
+        ),
+        (4, 2, 3, 4),
+    ),
+    "per_frame of copies": (
+        transforms.per_frame(transforms.multiview(transforms.warp(transforms.jitter(1), size=(2, 3)), 2)),
+        (2, 3, 2, 3),
+    ),
+    "named_transform default of a video": (named_transform("default", image=(4, 5, 6), size=(3, 4, 5)), (2, 4, 5, 6)),
+    "named_transform maco of a video": (named_transform("maco", image=(4, 5, 6), size=(4, 4, 5)), (2, 4, 5, 6)),
+    "named_transform default of a signal": (named_transform("default", image=(9,), size=(8,)), (2, 9)),
     **{f"over_background {kind}": (transforms.over_background(kind), (3, 3, 4)) for kind in transforms.BACKGROUNDS},
     "multiview": (
         transforms.chain(
@@ -227,6 +255,14 @@ OBJECTIVES: tuple[tuple[objectives.Objective, dict[str, tuple[int, ...]]], ...] 
     (objectives.l2(), {objectives.IMAGE: (2, 4, 5)}),
     (objectives.boundary_complexity(1), {objectives.IMAGE: (2, 3, 4)}),
     (objectives.opacity(), {objectives.IMAGE: (2, 4, 5)}),
+    (objectives.channel("a"), {"a": (3, 2, 4, 2)}),
+    (objectives.neuron("a", 1, position=(0, 1, 1)), {"a": (3, 2, 4, 2)}),
+    (objectives.region("a", 2, rows=(0.0, 0.5)), {"a": (3, 2, 4, 2)}),
+    (objectives.direction("a", [1.0, -2.0, 0.5]), {"a": (3, 2, 4, 2)}),
+    (objectives.total_variation(), {objectives.IMAGE: (2, 2, 3, 2)}),
+    (objectives.total_variation(), {objectives.IMAGE: (2, 6)}),
+    (objectives.boundary_complexity(1), {objectives.IMAGE: (2, 3, 3, 4)}),
+    (objectives.boundary_complexity(1), {objectives.IMAGE: (2, 6)}),
 )
 
 CASES: dict[str, Case] = {
@@ -250,9 +286,12 @@ CASES: dict[str, Case] = {
         for name, case in transform_cases(label, transform, shape).items()
     },
     **transform_cases("normalize", transforms.normalize((0.1, 0.2), (0.5, 2.0))),
+    **transform_cases("normalize of a video", transforms.normalize((0.1, 0.2), (0.5, 2.0), sides=3), (2, 2, 3, 2)),
+    **transform_cases("normalize of a signal", transforms.normalize((0.1, 0.2), (0.5, 2.0), sides=1), (2, 5)),
     **transform_cases("named_transform maco", named_transform("maco", image=(12, 10), size=(8, 6)), (1, 12, 10)),
     **{name: case for objective, shapes in OBJECTIVES for name, case in objective_cases(objective, **shapes).items()},
     **batch_score_cases(objectives.diversity("a"), (3, 2, 2)),
+    **batch_score_cases(objectives.diversity("a"), (3, 2, 2, 2)),
     **batch_score_cases(objectives.alignment("a"), (5, 4)),
     **batch_score_cases(objectives.channel("a") - 2.0 * objectives.diversity("a"), (4,)),
     **{
@@ -279,6 +318,14 @@ COMPILED: dict[str, str] = {
     "shared share_params": "aot_eager",
     "warp jitter draw": "aot_eager",
     "warp deterministic apply": "aot_eager",
+    "fourier of a video decode": "aot_eager",
+    "phase of a video decode": "aot_eager",
+    "pyramid of a video encode": "aot_eager",
+    "warp_time of a signal apply": "aot_eager",
+    "named_transform default of a video apply": "aot_eager",
+    "per_frame of copies apply": "aot_eager",
+    "boundary_complexity(1, 0.5) of (2, 3, 3, 4)": "aot_eager",
+    "total_variation() of (2, 2, 3, 2)": "aot_eager",
     "color_jitter apply": "aot_eager",
     "over_background smooth apply": "aot_eager",
     "multiview apply": "aot_eager",

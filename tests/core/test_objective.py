@@ -176,8 +176,8 @@ def test_feature_axis_is_the_axis_of_the_channels(shape: tuple[int, ...], axis: 
         (lambda: neuron("a", position=0)({"a": VECTOR}, TARGET), "no position 0 in layer 'a', whose positions are ()"),
         (lambda: layer("a", power=cast(Any, 3)), "power must be 1 (mean) or 2 (mean of squares), got 3"),
         (
-            lambda: channel("a")({"a": noise(1, 4, 3, 5)}, TARGET),
-            "activations of shape (1, 4, 3, 5) have no channels; expected (c, h, w), (t, d) or (d,)",
+            lambda: channel("a")({"a": noise(1, 4, 2, 3, 5)}, TARGET),
+            "activations of shape (1, 4, 2, 3, 5) have no channels; expected (c, h, w), (c, t, h, w), (t, d) or (d,)",
         ),
         (lambda: feature_axis(()), "activations of shape () have no channels"),
     ],

@@ -308,6 +308,51 @@ def test_global_norm_is_the_norm_of_the_concatenated_leaves() -> None:
     torch.testing.assert_close(global_norm(tree), flat.norm())
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-22, 1e-19, 1e-15, 1e-10, 1.0, 1e18, 1e30])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, pytest.param(compiled, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
+def test_norm_and_unit_gradient_at_any_scale(wrap: Callable[[Any], Any], scale: float) -> None:
+    """Float32 squares of these underflow or overflow. Each row of the batch has a scale of its own."""
+    grads = {"a": torch.stack([noise(50), noise(50) * scale, torch.zeros(50)]).float()}
+    grads["b"] = torch.stack([noise(2, 3, seed=1), noise(2, 3, seed=1) * scale, torch.zeros(2, 3)]).float()
+    exact = torch.cat([leaf[1].double().flatten() for leaf in grads.values()])
+    norms = wrap(vmap(global_norm))(grads)
+    assert norms[1].item() == pytest.approx(exact.norm().item(), rel=1e-5)
+    assert norms[2] == 0
+    plain = torch.sqrt(torch.stack([(leaf[0] ** 2).sum() for leaf in grads.values()]).sum())
+    torch.testing.assert_close(norms[0], plain)
+    unit, _ = wrap(vmap(lambda g: normalize_gradient().update(g, (), g)))(grads)
+    ours = torch.cat([leaf[1].flatten() for leaf in unit.values()])
+    torch.testing.assert_close(ours.double(), exact / exact.norm(), rtol=1e-5, atol=1e-6)
+    assert not any(leaf[2].any() for leaf in unit.values())
+
+
+def test_ordinary_gradients_are_normalised_as_by_the_plain_formula_bit_by_bit() -> None:
+    for scale in (1e-7, 1e-3, 1.0, 1e6):
+        gradient = (scale * noise(4, 100)).float()
+        norm = torch.sqrt((gradient * gradient).sum())
+        assert torch.equal(global_norm(gradient), norm)
+        assert torch.equal(normalize_gradient().update(gradient, (), ())[0], gradient / (norm + 1e-8))
+
+
+def test_norm_of_values_that_are_not_finite_is_not_finite() -> None:
+    assert global_norm(torch.tensor([1.0, math.inf])).isinf()
+    assert global_norm(torch.tensor([1.0, math.nan])).isnan()
+    assert global_norm([torch.zeros(0), torch.tensor([1e-30, 0.0])]).item() == pytest.approx(1e-30)
+
+
+def test_a_large_eps_damps_small_gradients() -> None:
+    gradient = torch.tensor([3e-9, 4e-9])
+    torch.testing.assert_close(normalize_gradient(eps=0.5).update(gradient, (), ())[0], gradient / 0.5)
+    zero = torch.zeros(3)
+    assert not normalize_gradient().update(zero, (), ())[0].any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -42,7 +42,7 @@ def examples_by_hook(model: Model, layer: str, folder: Path, count: int) -> tupl
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
     with torch.no_grad():
         for path in files:
-            model.module((read_image(path, model.size)[None] - mean) / std)
+            model.module((read_image(path, (model.size[0], model.size[1]))[None] - mean) / std)
     handle.remove()
     values = torch.cat(outputs).flatten(2) if outputs[0].ndim == 4 else torch.cat(outputs)[:, :, None]
     maxima, places = values.max(2)
@@ -329,3 +329,19 @@ def test_invalid_lookups_and_crops_raise(tiny: Model, tmp_path: Path) -> None:
     example: Example = result.of("0", 0)[0]._replace(box=(0.0, 0.0, 500.0, 500.0))
     with pytest.raises(ValueError, match=r"which do not contain the box \(0\.0, 0\.0, 500\.0, 500\.0\)"):
         result.crop(example)
+
+
+def test_positions_of_maps_with_any_number_of_axes(tiny: Model, tmp_path: Path) -> None:
+    """A layer of a model of images may have maps ``(t, h, w)``: here two halves of the channels."""
+    module = nn.Sequential(*tiny.module[:1], nn.Unflatten(1, (4, 2)))  # type: ignore[index]
+    folder = write_images(tmp_path, 3)
+    model = tiny._replace(module=module.eval())
+    result = fv.top_examples(model, ["1@cthw"], folder, count=1)
+    (mean, std) = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
+    for filter in range(4):
+        (example,) = result.of("1", filter)
+        assert len(example.position) == 3
+        with torch.no_grad():
+            maps = module((read_image(example.path, (20, 20))[None] - mean) / std)[0, filter]
+        assert float(maps[example.position]) == pytest.approx(example.score, rel=1e-3, abs=1e-4)
+        assert float(maps.max()) == pytest.approx(example.score, rel=1e-3, abs=1e-4)

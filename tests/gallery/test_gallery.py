@@ -95,7 +95,8 @@ def test_layer_data_equals_the_results_in_the_store(store: Path) -> None:
     assert [row[2] for row in data["filters"]] == result.best_step.tolist()
     assert [row[4] for row in data["filters"]] == ["ok", "ok", "ok", "dead", "ok"]
     assert data["size"] == [8, 8]
-    assert data["maps"] is True
+    assert data["map"] == [8, 8]
+    assert data["video"] is None
 
 
 def test_all_links_lead_to_existing_files(store: Path) -> None:
@@ -676,6 +677,6 @@ def test_render_command_rejects_an_occupied_gallery_folder_before_rendering(
 def test_templates_and_assets_are_package_data() -> None:
     code = "import featvis_func.gallery.pages as p; print(*sorted(p.assets()), p.compare_page('m')[:15])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    scripts = ("compare", "filter", "filters", "grid", "main", "model", "pins", "state", "thumbs", "tools")
+    scripts = ("compare", "filter", "filters", "grid", "main", "model", "pins", "state", "thumbs", "tools", "video")
     names = sorted(["gallery.css", *(f"{name}.js" for name in scripts)])
     assert done.stdout.strip() == f"{' '.join(names)} <!doctype html>"

@@ -27,6 +27,7 @@ from tests.gallery_sites import (
     folder_url,
     heavy_site,
     served,
+    shown_site,
     toy_site,
 )  # fmt: skip
 
@@ -636,6 +637,132 @@ def test_touch_pins_and_swipes(visit: Visit) -> None:
         wait_for_url_ending(page, f"{target}#pins=conv:1")
 
 
+# Images of any number of channels, videos and signals.
+
+
+@pytest.fixture(scope="module")
+def shown(folder: Path) -> dict[str, Path]:
+    folder.mkdir(exist_ok=True)
+    return {kind: shown_site(folder / kind, kind) for kind in ("six", "video", "signal")}
+
+
+@pytest.fixture
+def open_kind(browser: Any, shown: dict[str, Path]) -> Iterator[Any]:
+    """Function from a kind of images to a visit of their gallery."""
+    visits: list[Visit] = []
+
+    def opener(kind: str) -> Visit:
+        visits.append(Visit(browser, Site(shown[kind], f"{shown[kind].as_uri()}/")))
+        return visits[-1]
+
+    yield opener
+    for visit in visits:
+        visit.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["six", "video", "signal"])
+def test_pages_show_every_kind_of_image(open_kind: Any, kind: str) -> None:
+    visit = open_kind(kind)
+    paths = ("index.html", "layers/conv/index.html", "layers/conv/1.html", "compare.html#pins=conv:1*conv:2")
+    for path in paths:
+        page = visit(path)
+        if path.startswith("compare"):
+            page.locator("#compared h2").nth(1).wait_for()
+        assert images_load(page, "main img")
+        for width in (320, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            content, window = page.evaluate(
+                "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            )
+            assert content <= window, f"{path} at {width}"
+        # Nothing is distorted: but for enlarged maps, an image has the shape of its file.
+        shapes = page.locator("main img:not(.map)").evaluate_all(
+            "images => images.map(i => [i.clientWidth / i.clientHeight, i.naturalWidth / i.naturalHeight])"
+        )
+        assert all(shown == pytest.approx(natural, rel=0.03) for shown, natural in shapes), path
+    page = visit("layers/conv/index.html")
+    assert page.locator("#grid li").nth(10).inner_text().split() == ["10", "flat", "★"]
+    assert "1 dead, 1 flat" in page.locator("main").inner_text()
+    page.get_by_label("dead and flat filters").uncheck()
+    assert grid(page) == [*range(9), 11]
+    assert page.locator("#said").inner_text() == "2 dead or flat filters hidden"
+    page.goto(f"{visit.site.url}layers/conv/10.html")
+    assert "never rose above that of step 0" in page.locator(".note").inner_text()
+
+
+@pytest.mark.slow
+def test_captions_say_what_is_shown(open_kind: Any) -> None:
+    expected = {
+        "six": ["Image, 32 × 32 pixels; channels 5, 4, 3 of 6 as red, green, blue", "Activation map, 5 × 5, "],
+        "video": ["Video, 5 frames of 32 × 32 pixels", "Activation maps of 4 time steps, each 5 × 5, "],
+        "signal": [
+            "Signal, 250 samples; 3 channels as lines from 0 to 1, channel 0 on top",
+            "Activation at 62 positions, ",
+        ],
+    }
+    for kind, captions in expected.items():
+        text = open_kind(kind)("layers/conv/1.html").locator(".views").inner_text()
+        for caption in captions:
+            assert caption in text
+    settings = open_kind("six")().locator("main details").text_content()
+    assert "channels 5, 4, 3 of 6 as red, green, blue" in settings
+
+
+def playing(page: Any) -> list[str]:
+    """Return which files the videos of a page show, and the labels of their buttons."""
+    sources = page.locator(".video img").evaluate_all("images => images.map(i => i.currentSrc.split('/').at(-2))")
+    return [*sources, *page.locator(".video .play").all_inner_texts()]
+
+
+@pytest.mark.slow
+def test_videos_play_and_can_be_paused(open_kind: Any) -> None:
+    page = open_kind("video")("layers/conv/1.html")
+    assert images_load(page, ".video img")
+    assert playing(page) == ["videos", "Pause"]
+    page.get_by_role("button", name="Pause the video of conv:1").click()
+    assert images_load(page, ".video img")
+    assert playing(page) == ["images", "Play"]
+    page.get_by_role("button", name="Play the video of conv:1").click()
+    assert images_load(page, ".video img")
+    assert playing(page) == ["videos", "Pause"]
+    page = open_kind("video")("compare.html#pins=conv:1*conv:2")
+    page.locator("#compared h2").nth(1).wait_for()
+    assert images_load(page, ".video img")
+    page.get_by_role("button", name="Pause the video of conv:2").click()
+    assert images_load(page, ".video img")
+    assert playing(page) == ["videos", "images", "Pause", "Play"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+def test_videos_stand_still_where_less_motion_is_wanted(open_kind: Any, script: bool) -> None:
+    for motion, expected in (("reduce", "images"), ("no-preference", "videos")):
+        visit = open_kind("video")
+        page = visit("layers/conv/1.html", reduced_motion=motion, java_script_enabled=script)
+        page.wait_for_load_state("load")
+        requested = {url.split("/")[-2] for url in visit.requested if url.endswith("/1.webp")} & {"images", "videos"}
+        assert requested == {expected}
+        assert page.locator(".play").is_visible() == script
+        if script:
+            assert playing(page) == [expected, "Play" if motion == "reduce" else "Pause"]
+            page.locator(".play").click()
+            assert images_load(page, ".video img")
+            assert playing(page)[0] == ({"images", "videos"} - {expected}).pop()
+
+
+@pytest.mark.slow
+def test_slider_shows_snapshots_of_signals_and_videos(open_kind: Any) -> None:
+    for kind in ("signal", "video"):
+        page = open_kind(kind)("layers/conv/1.html")
+        page.get_by_role("slider").focus()
+        press(page, "ArrowLeft")
+        assert page.locator(".frame img").evaluate("i => i.style.left") == "-100%"
+        frame, image = page.locator(".frame").bounding_box(), page.locator(".frame img").bounding_box()
+        assert image["width"] == pytest.approx(3 * frame["width"], rel=0.01)
+        assert image["height"] == pytest.approx(frame["height"], abs=2)
+
+
 # Layout, accessibility and size.
 
 
@@ -673,6 +800,21 @@ def test_axe_finds_no_serious_accessibility_violations(visit: Visit, kind: str, 
             elements = [node["html"] for node in violation["nodes"]][:3]
             details = (violation["id"], violation["help"], elements, width)
             assert violation["impact"] not in ("serious", "critical"), details
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["six", "video", "signal"])
+def test_axe_finds_no_serious_violations_of_any_kind_of_image(open_kind: Any, kind: str) -> None:
+    try:
+        axe = importlib.import_module("axe_playwright_python.sync_playwright").Axe()
+    except ImportError:
+        pytest.skip("no axe-playwright-python: pip install 'featvis-func[test]'")
+    for path in ("layers/conv/1.html", "compare.html#pins=conv:1*conv:2"):
+        page = open_kind(kind)(path)
+        page.wait_for_load_state("load")
+        for violation in axe.run(page, options={"preload": False}).response["violations"]:
+            elements = [node["html"] for node in violation["nodes"]][:3]
+            assert violation["impact"] not in ("serious", "critical"), (violation["id"], violation["help"], elements)
 
 
 @pytest.mark.slow

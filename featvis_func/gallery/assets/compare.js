@@ -32,14 +32,17 @@
       "aria-label": `Unpin ${title}`,
     }, "★");
     const heading = createElement("h2", {}, createElement("a", { href: `${layerUrl(folder)}${n}.html` }, title));
-    const alt = `Feature visualisation of filter ${n} of ${name}`;
+    const image = { width, height, alt: `Feature visualisation of filter ${n} of ${name}` };
+    const still = `${layerUrl(folder)}images/${n}.webp`;
+    const moving = `${layerUrl(folder)}videos/${n}.${layer.video}`;
     const parts = [
       createElement("div", { class: "heading" }, heading, pinButton),
-      createElement("img", { src: `${layerUrl(folder)}images/${n}.webp`, width, height, alt }),
+      layer.video ? featvis.createVideo(title, moving, still, image) : createElement("img", { ...image, src: still }),
       facts(filter),
     ];
-    if (layer.maps) {
-      const attributes = { src: `${layerUrl(folder)}maps/${n}.webp`, class: "map", width, height };
+    if (layer.map) {
+      const [mapWidth, mapHeight] = layer.map;
+      const attributes = { src: `${layerUrl(folder)}maps/${n}.webp`, class: "map", width: mapWidth, height: mapHeight };
       parts.push(createElement("img", { ...attributes, alt: `Activation map of filter ${n}` }));
     }
     return createElement("li", {}, ...parts);
@@ -67,5 +70,9 @@
     for (const anchor of byId("compared").querySelectorAll("a")) featvis.carryState(anchor);
   }
 
-  featvis.page = { show };
+  function click(button) {
+    if (button.classList.contains("play")) featvis.toggleVideo(button);
+  }
+
+  featvis.page = { show, click };
 })(window.featvis);

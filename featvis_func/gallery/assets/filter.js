@@ -86,10 +86,12 @@
 
   function click(button) {
     if (button.classList.contains("copy")) copy(button);
+    else if (button.classList.contains("play")) featvis.toggleVideo(button);
   }
 
   function start() {
     document.querySelectorAll(".film").forEach(startSnapshots);
+    document.querySelectorAll(".video").forEach(featvis.startVideo);
     startSwipe(document.querySelector(".views"));
   }
 

@@ -21,10 +21,14 @@
     });
   }
 
+  // Dead and flat filters show their initial image; dead=hide in the URL hides both.
+  const showsInitialImage = (f) => f[4] === "dead" || f[4] === "flat";
+
   function listedFilters() {
     const layer = ownLayer();
     if (!layer) return [];
-    return sortFilters(featvis.state.dead === "hide" ? layer.filters.filter((f) => f[4] !== "dead") : layer.filters);
+    const hides = featvis.state.dead === "hide";
+    return sortFilters(hides ? layer.filters.filter((f) => !showsInitialImage(f)) : layer.filters);
   }
 
   // Parse numbers and ranges such as "3, 10-20 90-" into a test for a number. Returns null for an empty text and

@@ -26,7 +26,7 @@
     const { q } = featvis.state;
     if (test === undefined) return `“${q}” is not a filter number or range; try 3 or 10-20`;
     if (test) return count ? `${count} found` : `No filter matches ${q}`;
-    return hidden ? `${hidden} dead filter${hidden === 1 ? "" : "s"} hidden` : "";
+    return hidden ? `${hidden} dead or flat filter${hidden === 1 ? "" : "s"} hidden` : "";
   }
 
   // Contents of the grid as JSON: filter numbers, and whether their steps of convergence are displayed.

@@ -51,7 +51,7 @@
     const caption = createElement("i", {}, status === "ok" ? value : status);
     const label = createElement("span", { "aria-hidden": "true" }, createElement("b", {}, String(n)), " ", caption);
     const pinAttributes = { type: "button", class: "pin", "aria-pressed": "false", "aria-label": `Pin filter ${n}` };
-    const itemAttributes = { "data-n": n, ...(status === "dead" ? { class: "dead" } : {}) };
+    const itemAttributes = { "data-n": n, ...(["dead", "flat"].includes(status) ? { class: status } : {}) };
     const anchor = createElement("a", { href: `${n}.html` }, image, label);
     return createElement("li", itemAttributes, anchor, createElement("button", pinAttributes, "★"));
   }
