@@ -98,7 +98,10 @@ def top_examples(
     features = make_features(loaded, list(names.values()), device=device, precision=precision)
     fields = receptive_fields(features, (loaded.channels, *size), batch_size=batch_size)
     model_device = device_of(features)
-    mean, std = (torch.tensor(values, dtype=torch.float32, device=model_device)[:, None, None] for values in (loaded.mean, loaded.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=model_device)[:, None, None]
+        for values in (loaded.mean, loaded.std)
+    )
     sizes = torch.zeros(len(files), 2, dtype=torch.int32)
     shapes = {path: features.shapes[name] for path, name in names.items()}
     filters = {path: shape[feature_axis(shape)] for path, shape in shapes.items()}
@@ -201,7 +204,11 @@ def _locate(top: Top, shape: Sequence[int], field: Field | None, sizes: Tensor, 
     sides = tuple(side for axis, side in enumerate(shape) if axis != feature_axis(tuple(shape)))
     positions = torch.stack(torch.unravel_index(places, sides), dim=-1) if sides else places[..., None][..., :0]
     h, w = size
-    boxes = torch.tensor([0.0, 0.0, w, h], dtype=torch.float32).expand(*places.shape, 4) if field is None else field.boxes(positions)
+    boxes = (
+        torch.tensor([0.0, 0.0, w, h], dtype=torch.float32).expand(*places.shape, 4)
+        if field is None
+        else field.boxes(positions)
+    )
     crop = center_crop(sizes[top.pictures.clamp_min(0)].float(), size)
     corner = torch.stack([crop.left, crop.top] * 2, dim=-1)
     boxes = corner + boxes * crop.scale[..., None]

@@ -1,4 +1,4 @@
-"""Find out what input a user's module takes."""
+"""User-provided modules: find out what input they take."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -24,7 +24,10 @@ CASES = [
     *({"transforms": name} for name in TRANSFORMS),
     *({"optimizer": name} for name in OPTIMIZERS),
     {"transforms": t.chain(t.warp(t.jitter(2), t.pad(3), t.rotate(5), size=(20, 20)), t.gaussian_blur((0.5, 1.0)))},
-    {"transforms": t.chain(t.warp(size=(20, 20)), t.color_jitter(brightness=0.1), t.normal_noise(0.1)), "saliency": True},
+    {
+        "transforms": t.chain(t.warp(size=(20, 20)), t.color_jitter(brightness=0.1), t.normal_noise(0.1)),
+        "saliency": True,
+    },
     {"size": 13, "snapshots": 3, "tolerance": 0.01},
 ]
 
