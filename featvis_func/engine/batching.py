@@ -250,7 +250,7 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
 def _images(settings: _Settings, state: State, rows: Sequence[int]) -> Sequence[Tensor]:
     """The present images of some rows, on the CPU; empty tensors if no snapshots are kept."""
     if settings.decode is None or not rows:
-        return [torch.empty(0)] * len(rows)
+        return [torch.empty(0, dtype=torch.float32)] * len(rows)
     return take_snapshots(settings.decode, state.params, rows).unbind()
 
 

@@ -44,7 +44,7 @@ def linear_decay(start: float, end: float, steps: int) -> Schedule:
     tensor([0.4000, 0.3000, 0.2000, 0.2000])
     """
     _check_decay(start, end, steps)
-    return lambda step: start + (end - start) * (step / steps).clamp_max(1.0)
+    return lambda step: start + (end - start) * (step.float() / steps).clamp_max(1.0)
 
 
 def cosine_decay(start: float, end: float, steps: int) -> Schedule:
@@ -67,7 +67,7 @@ def cosine_decay(start: float, end: float, steps: int) -> Schedule:
     tensor([0.4000, 0.3000, 0.2000, 0.2000])
     """
     _check_decay(start, end, steps)
-    return lambda step: end + (start - end) * 0.5 * (1.0 + torch.cos(math.pi * (step / steps).clamp_max(1.0)))
+    return lambda step: end + (start - end) * 0.5 * (1.0 + torch.cos(math.pi * (step.float() / steps).clamp_max(1.0)))
 
 
 def exponential_decay(start: float, factor: float, *, steps: int = 1) -> Schedule:
@@ -90,7 +90,7 @@ def exponential_decay(start: float, factor: float, *, steps: int = 1) -> Schedul
         raise ValueError(
             f"expected start > 0, 0 < factor <= 1 and steps >= 1, got start={start}, factor={factor} and steps={steps}"
         )
-    return lambda step: start * torch.exp((step / steps) * math.log(factor))
+    return lambda step: start * torch.exp((step.float() / steps) * math.log(factor))
 
 
 def warmup(rate: float | Schedule, steps: int) -> Schedule:
@@ -112,7 +112,7 @@ def warmup(rate: float | Schedule, steps: int) -> Schedule:
     after = as_schedule(rate)
 
     def schedule(step: Tensor) -> Tensor:
-        rising = after(torch.zeros_like(step)) * ((step + 1) / (steps + 1))
+        rising = after(torch.zeros_like(step)) * ((step + 1).float() / (steps + 1))
         return torch.where(step < steps, rising, after((step - steps).clamp_min(0)))
 
     return schedule

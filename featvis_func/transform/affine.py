@@ -157,6 +157,6 @@ def _uniform_or_choice(
     def pick(u: Tensor) -> Tensor:
         # A sum over one-hot indicators needs neither a table on the device nor indexing by a tensor.
         index = torch.floor(u * len(values))
-        return torch.stack([v * (index == i) for i, v in enumerate(values)]).sum(0)
+        return torch.stack([v * (index == i).to(u.dtype) for i, v in enumerate(values)]).sum(0)
 
     return pick
