@@ -142,8 +142,8 @@ def test_compiled_step_equals_the_eager_one(model: Model) -> None:
 
 @by_kind
 def test_objectives_across_images_and_on_the_image(model: Model) -> None:
-    objective = o.channel("2", 1) - o.diversity("2") + 0.1 * o.alignment("0") - o.total_variation() - o.blur()
-    result = fv.render(model, objective - o.boundary_complexity(2) - o.l2(), range(3), steps=3)
+    objective = 4 * o.channel("2", 1) - o.diversity("2") + 0.1 * o.alignment("0") - 0.1 * o.total_variation() - o.blur()
+    result = fv.render(model, objective - 0.1 * (o.boundary_complexity(2) + o.l2()), range(3), steps=8)
     assert result.status == ("ok",) * 3
     assert len({image.sum().item() for image in result.images}) == 3
 
