@@ -70,15 +70,14 @@ def with_input_size(
     Args:
         model: from :func:`~featvis_func.load_model`.
         size: ``size=`` of the rendering, checked.
-        features: of the model, if they were made before.
+        features: of the model, if they were made before: the size for which they hold is that of the input.
         stacklevel: for the warning: 1 is this function.
 
     Returns:
         A model whose size counts as known.
     """
-    made_for: tuple[int, ...] | None = getattr(features, "size", None)
-    if made_for is not None:
-        return _known(model, made_for)
+    if features is not None and features.size is not None:
+        return _known(model, features.size)
     if "size" not in model.assumed:
         return model
     axes = len(model.size)

@@ -145,6 +145,7 @@ class ThroughNumpy(Body):
 KINDS = [OldStyle, Deformed, Regions, CustomOperator, StraightThrough, Checkpointed, OwnCheckpoint, ThroughNumpy]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_module_that_trains_is_rendered_as_by_a_plain_ascent(kind: type[Body]) -> None:
     torch.manual_seed(0)
@@ -263,6 +264,7 @@ def attributes() -> dict[str, Callable[[Body], object]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", attributes())
 def test_modules_hold_what_cannot_be_copied(name: str) -> None:
@@ -308,6 +310,7 @@ def test_methods_and_objects_of_the_copy_refer_to_the_copy() -> None:
         torch.testing.assert_close(features.apply(features.weights, images)["last"], Body()(images))
 
 
+@pytest.mark.slow
 def test_kept_features_keep_their_values_when_the_module_trains_on() -> None:
     """Also 1 x 1 kernels, biases, and tensors that are no parameters."""
 
@@ -421,6 +424,7 @@ class WithMethod(Body):
         return output + self.first.bias.sum()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOOKS)
 def test_hooks_that_change_values_are_kept(name: str) -> None:
     module = WithMethod()
@@ -461,6 +465,7 @@ def test_hooks_that_only_look_run_while_features_are_made_and_never_again() -> N
 # --- compiled parts and wrappers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_parts_are_rendered_by_either_name() -> None:
     plain = nn.Sequential(Body(), nn.ReLU(), nn.Conv2d(5, 2, 1)).eval()
     module = nn.Sequential(torch.compile(plain[0]), torch.compile(plain[1]), plain[2])  # type: ignore[arg-type]
@@ -583,6 +588,7 @@ def test_calls_inputs_and_outputs_in_the_fallback() -> None:
         make_features(as_model(module), ["/tanh"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -682,6 +688,7 @@ def test_videos_with_channels_last() -> None:
     torch.testing.assert_close(actual, module(videos).permute(0, 4, 1, 2, 3))
 
 
+@pytest.mark.slow
 def test_list_layers_lists_every_tensor_that_has_a_name() -> None:
     module = Reused()
     listed = {layer.name: layer for layer in list_layers(as_model(module), all=True)}
@@ -701,6 +708,7 @@ def test_list_layers_of_a_model_that_cannot_be_exported() -> None:
     assert listed == ["first", "first<", "last", "last<", "output"]
 
 
+@pytest.mark.slow
 def test_layer_names_with_colons() -> None:
     module = Body()
     named = nn.Sequential(OrderedDict({"a:1": module.first, "b:x": module.last}))

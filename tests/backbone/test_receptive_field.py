@@ -73,6 +73,7 @@ def test_field_of_a_dead_unit_is_that_of_the_others() -> None:
     assert fields_of(load_toy(module, size=16), "1").size == (3, 3)
 
 
+@pytest.mark.slow
 def test_gradients_are_zero_outside_of_the_field() -> None:
     torch.manual_seed(1)
     model = load_toy(stack(STACKS["stem"]), size=48)

@@ -70,6 +70,7 @@ def work_beside(action: Callable[[], object]) -> Worker:
     return worker
 
 
+@pytest.mark.slow
 def test_make_features_does_not_disturb_another_thread() -> None:
     model = load_toy(make_tiny(), size=TINY_SIZE)
     exported: list[bool] = []

@@ -66,6 +66,7 @@ def test_layers_of_a_model_that_a_function_makes(spec: str, capsys: pytest.Captu
     ]
 
 
+@pytest.mark.slow
 def test_flags_say_what_the_model_takes(here: Path) -> None:
     flags = ["--mean", "0.5", "--std", "0.25", "--value-range", "-1,1", "--input-size", "12x14"]
     command = ["render", "cli_nets:make", "--layer", "2", "--filters", "1", *QUICK, "--no-gallery", "--out"]
@@ -156,6 +157,7 @@ def test_the_import_path_is_left_alone_for_other_models() -> None:
     assert sys.path == before
 
 
+@pytest.mark.slow
 def test_a_sweep_is_resumed_with_the_same_function(here: Path) -> None:
     """Random weights are the same in each process, so that the sweep continues."""
     sweep = ["sweep", "cli_nets:make", *INPUT, *QUICK, "--out", "out", "--layers"]

@@ -179,6 +179,7 @@ def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         load_model("two/own_twin.py:make", **STATED)
 
 
+@pytest.mark.slow
 def test_nothing_else_imports_code(nets: Path) -> None:
     """Neither a module in the current folder, nor a name of another form."""
     script = (

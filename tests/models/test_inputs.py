@@ -65,6 +65,7 @@ def features_of(model: Model, layer: str = "out", **options: Any) -> Any:
     return fv.make_features(model, [layer], precision="float32", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_features_are_those_of_the_module_with_its_inputs(form: str) -> None:
     module = Captioned()
@@ -276,6 +277,7 @@ def test_a_function_may_hold_channels_fixed() -> None:
     assert (depth.channels, depth.assumed) == (3, ())  # found, as 3 is tried last
 
 
+@pytest.mark.slow
 def test_layers_of_a_module_inside_a_dict_of_inputs_render_bit_for_bit_like_the_module_alone() -> None:
     class Nested(nn.Sequential):
         def forward(self, batch: dict[str, Any]) -> Tensor:  # type: ignore[override]

@@ -174,6 +174,7 @@ def test_other_modules_do_not_normalise(kind: str) -> None:
 # --- warnings -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

@@ -57,6 +57,7 @@ def test_activation_rises_and_strength_keeps_the_near_layer(photograph: Tensor) 
         assert distance(restrained, row) < 0.7 * distance(free, row)
 
 
+@pytest.mark.slow
 def test_first_image_of_every_filter_is_the_picture(photograph: Tensor) -> None:
     result = accentuated(photograph, steps=1)
     torch.testing.assert_close(result.images, photograph.expand(2, -1, -1, -1), rtol=0, atol=2e-3)

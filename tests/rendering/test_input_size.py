@@ -4,8 +4,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 
 import featvis_func as fv
 from featvis_func import transform as t
-from featvis_func.backbone.features import Features
 from featvis_func.models import Model
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.sweep import dry_run, open_store, sweep
@@ -77,6 +75,7 @@ def test_what_is_no_size_on_the_command_line_is_refused(text: str) -> None:
 NOT_KNOWN = "the input size of Sequential is not known: 20 x 20 was assumed; state it by size=, here or of load_model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [12, (12, 17)])
 def test_size_states_an_input_size_that_is_not_known(bare: Model, size: int | tuple[int, int]) -> None:
     stated = bare._replace(size=(12, 12) if size == 12 else (12, 17), assumed=())
@@ -97,6 +96,7 @@ CALLS: dict[str, Callable[[Model, Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_assumed_input_size_is_warned_of_once(bare: Model, tmp_path: Path, name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
@@ -111,6 +111,7 @@ def test_known_input_size_is_not_warned_of(tiny: Model, tmp_path: Path, name: st
     CALLS[name](tiny, tmp_path)
 
 
+@pytest.mark.slow
 def test_size_states_the_input_size_wherever_it_is_given(bare: Model, tmp_path: Path) -> None:
     assert fv.make_renderer(bare, "5", [0], steps=1, size=12).config["input_size"] == [12, 12]
     assert sweep(bare, "5", [0], out=tmp_path, steps=1, size=12, progress=False).complete
@@ -124,16 +125,13 @@ def test_size_states_the_input_size_wherever_it_is_given(bare: Model, tmp_path: 
 
 def test_features_were_made_for_an_input_size(bare: Model) -> None:
     """Features that know their size decide, and the images may have another one."""
-    small = bare._replace(size=(12, 12))
-    features = fv.make_features(small, ["5"])
-    fields = {name: getattr(features, name) for name in Features._fields if name != "size"}
-    sized = cast(Features, SimpleNamespace(**fields, size=(12, 12)))
+    features = fv.make_features(bare._replace(size=(12, 12)), ["5"])
     given: tuple[dict[str, Any], ...] = ({}, {"size": 24})
     for options in given:
-        config = fv.render(bare, "5", [0], steps=1, features=sized, **options).config
+        config = fv.render(bare, "5", [0], steps=1, features=features, **options).config
         assert config["input_size"] == [12, 12]
         assert config["size"] == [options.get("size", 12)] * 2
-    assert fv.activations_of(bare, ["5"], torch.rand(3, 9, 9), features=sized)["5"].shape == (6, 3, 3)
+    assert fv.activations_of(bare, ["5"], torch.rand(3, 9, 9), features=features)["5"].shape == (6, 3, 3)
 
 
 def test_frames_that_are_not_known_are_warned_of(video_model: Model) -> None:

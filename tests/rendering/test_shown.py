@@ -31,6 +31,7 @@ def with_opacity(channels: int) -> Image:
     return Image(plain.init, plain.decode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
 def test_only_an_opacity_is_recorded_as_one(channels: int, tmp_path: Path) -> None:
     model = model_of(channels)

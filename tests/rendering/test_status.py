@@ -45,6 +45,7 @@ def test_a_filter_that_rises_is_ok_and_so_is_one_of_a_single_step(tiny: Model) -
     assert render(tiny, "3", [0], steps=1, optimizer=DESCENT, **options).status == ("ok",)  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_dead_filter_is_not_flat(tiny: Model) -> None:
     convolution = tiny.module.get_submodule("3")
     with torch.no_grad():

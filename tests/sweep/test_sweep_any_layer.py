@@ -50,6 +50,7 @@ def make(rounded: bool) -> Model:
 NAMES = ["conv#1", "conv", "conv<", "/tanh", "/add", "output"]
 
 
+@pytest.mark.slow
 def test_sweep_over_tensors_that_are_no_modules_output(tmp_path: Path) -> None:
     model = make(rounded=False)
     status = sweep(model, NAMES, out=tmp_path / "run", steps=2)

@@ -27,6 +27,7 @@ def positions_of(model: Model, layer: str) -> tuple[int, ...]:
     return {"0": model.size, "2": (2, 7, 9) if len(model.size) == 3 else (30,), "5": ()}[layer]
 
 
+@pytest.mark.slow
 @by_kind
 def test_images_are_read_back_as_they_are_rendered(model: Model, tmp_path: Path) -> None:
     options = {**QUICK, "snapshots": 2}
