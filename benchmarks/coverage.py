@@ -1,7 +1,7 @@
 """Which layers of torchvision's other models can be rendered, and in which way: detection, segmentation, video, flow.
 
-Per model, five layers are tried: the modules with weights at a quarter, a half and three quarters of those that a
-forward pass calls, the last one, and the model's own output. Each is rendered for two steps, and its activations for
+Per model, three layers are tried: the modules with weights at two fifths and four fifths of those that a forward pass
+calls, and the model's own output. Each is rendered for two steps, and its activations for
 three images of noise are compared with what a plain forward hook catches. Weights are random.
 """
 
@@ -21,7 +21,7 @@ from featvis_func.backbone.layers import parse_layer, select
 from featvis_func.validation import first_line
 
 FAMILIES = ("detection", "segmentation", "video", "optical_flow")
-# Sizes at which a step takes seconds on two cores; models that are built for one size are left out of it.
+# Sizes at which a step takes seconds on two cores, except for models that are built for one size.
 SIZES: dict[str, tuple[int, ...]] = {
     "detection": (128, 128),
     "segmentation": (128, 128),
@@ -29,7 +29,7 @@ SIZES: dict[str, tuple[int, ...]] = {
     "optical_flow": (128, 128),
 }
 FIXED = {"mvit_v1_b": (16, 224, 224), "mvit_v2_s": (16, 224, 224), "s3d": (16, 64, 64)}
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.4, 0.8)
 
 
 class Row(NamedTuple):
@@ -53,6 +53,7 @@ def main(device: str, rounds: int) -> None:
     for family in FAMILIES:
         for name in torchvision.models.list_models(getattr(torchvision.models, family)):
             rows += try_model(name, FIXED.get(name, SIZES[family]), device)
+            print(f"{name}: {', '.join(row.path for row in rows if row.model == name)}", flush=True)
             gc.collect()
     cells = [
         (
@@ -77,6 +78,9 @@ def try_model(name: str, size: tuple[int, ...], device: str) -> list[Row]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = fv.load_model(f"torchvision:{name}@none")._replace(size=size)
+    resize: Any = getattr(model.module, "transform", None)
+    if hasattr(resize, "min_size"):  # detection models enlarge images to 800 pixels
+        resize.min_size, resize.max_size = (min(size),), max(size)
     return [_try_layer(name, model, layer, device) for layer in chosen_layers(model)]
 
 
