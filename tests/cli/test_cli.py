@@ -103,7 +103,8 @@ def test_every_flag_reaches_render(tmp_path: Path, texturenet: Model) -> None:
         "--out": str(out),
     }
     words = ["--deterministic", "--saliency", "--no-gallery", *(word for pair in flags.items() for word in pair)]
-    assert cli.main(["render", "texturenet", *words]) == 0
+    with pytest.warns(UserWarning, match="images of 12 x 20 are stretched to the input of texturenet"):
+        assert cli.main(["render", "texturenet", *words]) == 0
     summary = run_json(out)
     config = summary["config"]
     expected = {
