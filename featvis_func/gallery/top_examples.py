@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -53,7 +53,7 @@ def find_examples(
     Raises:
         ValueError: If there are no photographs, or if the model is not the one that was rendered.
     """
-    model = _load_source_model(source) if model is None else load_model(model)
+    model = _load_source_model(source) if model is None else _as_rendered(model, source.config)
     expected = source.config.get("fingerprint")
     differs = _weights_differ(source, model) if expected is None else fingerprint(model.module) != expected
     if differs:
@@ -69,6 +69,13 @@ def find_examples(
     examples = top_examples(model, layers, images, device=device, progress=progress)
     examples.save(site / _FILE)
     return examples
+
+
+def _as_rendered(model: str | nn.Module | Model, config: dict[str, Any]) -> Model:
+    """Load a model; a module of the user's own takes the input that the rendering recorded."""
+    if not isinstance(model, nn.Module) or not {"mean", "std", "input_size"} <= config.keys():
+        return load_model(model)
+    return load_model(model, mean=config["mean"], std=config["std"], size=tuple(config["input_size"]))
 
 
 def example_sheet(examples: Examples, layer: str, number: int) -> ExampleSheet | None:

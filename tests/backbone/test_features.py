@@ -609,7 +609,7 @@ def test_repeated_tracing_needs_less_than_100_kilobytes_each() -> None:
         import tracemalloc
 
         from featvis_func.backbone.features import make_features
-        from featvis_func.models import load_model
+        from tests.toys import load_toy
         from torch import nn
 
         model = load_toy(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), size=16)

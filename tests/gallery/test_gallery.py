@@ -524,6 +524,7 @@ OPTIONS = ["--steps", "3", "--size", "24x20", "--seed", "5", "--views", "lucid",
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:images of 24 x 20 are stretched:UserWarning")
 @pytest.mark.parametrize("options", [[], OPTIONS, ["--image", "pixel", "--redirect", "2", "--snapshots", "2"]])
 def test_reproduction_reproduces_a_rendered_image(options: list[str], tmp_path: Path) -> None:
     given = ["--steps", "2", "--device", "cpu", *options]
