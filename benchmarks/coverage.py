@@ -20,7 +20,7 @@ from featvis_func.backbone.hooks import example_images
 from featvis_func.backbone.layers import parse_layer, select
 from featvis_func.validation import first_line
 
-FAMILIES = ("detection", "segmentation", "video", "optical_flow")
+FAMILIES = ("segmentation", "optical_flow", "video", "detection")
 # Sizes at which a step takes seconds on two cores, except for models that are built for one size.
 SIZES: dict[str, tuple[int, ...]] = {
     "detection": (128, 128),
@@ -55,6 +55,10 @@ def main(device: str, rounds: int) -> None:
             rows += try_model(name, FIXED.get(name, SIZES[family]), device)
             print(f"{name}: {', '.join(row.path for row in rows if row.model == name)}", flush=True)
             gc.collect()
+        _report(rows, device)  # after each family, since all of them take a quarter of an hour
+
+
+def _report(rows: list[Row], device: str) -> None:
     cells = [
         (
             row.model,
