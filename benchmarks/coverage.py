@@ -1,7 +1,7 @@
 """Which layers of torchvision's other models can be rendered, and in which way: detection, segmentation, video, flow.
 
 Per model, three layers are tried: the modules with weights at two fifths and four fifths of those that a forward pass
-calls, and the model's own output. Each is rendered for two steps, and its activations for
+calls, and the first tensor of the model's own output. Each is rendered for two steps, and its activations for
 three images of noise are compared with what a plain forward hook catches. Weights are random.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import featvis_func as fv
 from benchmarks.common import report
-from featvis_func.backbone.hooks import example_images
+from featvis_func.backbone.hooks import example_images, float_outputs
 from featvis_func.backbone.layers import parse_layer, select
 from featvis_func.validation import first_line
 
@@ -94,7 +94,12 @@ def chosen_layers(model: fv.Model) -> list[str]:
         layer.name for layer in fv.list_layers(model) if layer.filters and hasattr(_module(model, layer.name), "weight")
     ]
     chosen = [called[min(int(share * len(called)), len(called) - 1)] for share in SHARES]
-    return [*dict.fromkeys(chosen), "output"]
+    images = example_images(model, model.module)
+    try:
+        output = float_outputs(model, model.module, images)[0].path
+    except ValueError:  # a list of detections
+        output = "output"
+    return [*dict.fromkeys(chosen), output]
 
 
 def _module(model: fv.Model, name: str) -> nn.Module:
