@@ -627,14 +627,23 @@ def test_touch_pins_and_swipes(visit: Visit) -> None:
     assert pinned(page) == ["conv:1"]
     page.locator("#grid a").nth(1).tap()
     wait_for_url_ending(page, "/1.html#pins=conv:1")
-    session = page.context.new_cdp_session(page)
     for start, end, target in ((300, 60, "/2.html"), (60, 300, "/1.html")):
-        points = [{"x": start + (end - start) * i / 4, "y": 300} for i in range(5)]
-        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[:1]})
-        for point in points[1:]:
-            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
-        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        swipe(page, start, end)
         wait_for_url_ending(page, f"{target}#pins=conv:1")
+
+
+def swipe(page: Any, start: float, end: float) -> None:
+    """Swipe from one x to another, again if Chromium dropped the touches, as it does before a page is drawn."""
+    session = page.context.new_cdp_session(page)
+    touches = [[{"x": start + (end - start) * i / 4, "y": 300}] for i in range(5)]
+    arrived: list[str] = []
+    page.expose_function(f"swiped{start}", lambda text: arrived.append(text))
+    page.evaluate(f"addEventListener('touchend', () => swiped{start}(''))")
+    while not arrived:
+        page.wait_for_timeout(100)
+        for kind, points in zip(("Start", *["Move"] * 4, "End"), (*touches, []), strict=True):
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+        page.wait_for_timeout(100)  # in which the call arrives
 
 
 # Images of any number of channels, videos and signals.
