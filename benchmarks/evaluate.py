@@ -200,6 +200,12 @@ def evaluate(
     return Score(plain.mean().item(), robust.mean().item(), saturation.mean().item(), plain, robust, saturation)
 
 
+def weights_path() -> Path:
+    """The file or folder of weights: the environment variable FEATVIS_WEIGHTS, or ``../shared/weights`` beside the
+    repository."""
+    return Path(os.environ.get("FEATVIS_WEIGHTS") or Path(__file__).resolve().parents[2] / "shared" / "weights")
+
+
 def load_squeezenet(path: str | Path | None = None) -> nn.Module | None:
     """Load SqueezeNet 1.0 with its ImageNet weights, if their file exists.
 
@@ -210,10 +216,7 @@ def load_squeezenet(path: str | Path | None = None) -> nn.Module | None:
     Returns:
         The model in eval mode on the CPU, or None if there is no such file.
     """
-    if path is None:
-        shared = Path(__file__).resolve().parents[2] / "shared" / "weights"
-        path = os.environ.get("FEATVIS_WEIGHTS") or shared
-    file = Path(path)
+    file = weights_path() if path is None else Path(path)
     if file.is_dir():
         file = file / WEIGHTS_FILE
     if not file.is_file():

@@ -56,6 +56,10 @@ class Image(NamedTuple):
     the same, with that part averaged over ``n``. Such filters are rendered in one batch."""
     encode: Callable[[Tensor], Params] | None = None
     """image ``(c, h, w)`` in ``[0, 1]`` -> parameters that decode to it; ``None`` if there is no such function."""
+    groups: Params | None = None
+    """Parameters that an optimizer should treat alike, such as an octave of frequencies: int64 labels from 0, in the
+    structure of the parameters, with axes of length 1 where they do not differ; see
+    :func:`~featvis_func.optimizer.normalize_groups`. ``None`` if there are none."""
 
 
 class Transform(NamedTuple):

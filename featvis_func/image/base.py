@@ -29,6 +29,8 @@ class Canvas(NamedTuple):
     """parameters -> float of this shape, unbounded."""
     encode: Callable[[Tensor], Params]
     """An unbounded image of this shape -> parameters. Components that the canvas cannot represent are dropped."""
+    groups: Params | None = None
+    """As of an :class:`~featvis_func.Image`."""
 
 
 Size: TypeAlias = int | tuple[int, ...]
@@ -117,4 +119,5 @@ def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.
         canvas.init,
         lambda params: values.to_image(canvas.decode(params)),
         encode=lambda picture: canvas.encode(values.to_canvas(picture)),
+        groups=canvas.groups,
     )

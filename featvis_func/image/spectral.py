@@ -47,6 +47,20 @@ def power_law(sides: Sequence[int], decay: float, *, device: torch.device | str 
     return frequencies(*sides, device=device).clamp_min(1.0 / max(sides)) ** -decay
 
 
+def octaves(sides: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+    """Number the half octaves of the frequencies of ``rfftn``, from 0 for up to ``2 ** 0.5 / max(sides)``.
+
+    Returns:
+        int64 ``(*sides[:-1], sides[-1] // 2 + 1)``.
+
+    >>> octaves((1, 16))
+    tensor([[0, 0, 2, 3, 4, 4, 5, 5, 6]])
+    """
+    # The margin keeps whole octaves, which are exact powers of two, on one side of the rounding.
+    relative = (frequencies(*sides, device=device) * max(sides)).clamp_min(1.0)
+    return torch.floor(2.0 * torch.log2(relative) + 1e-3).long()
+
+
 def fourier_canvas(
     size: Size,
     *,
@@ -97,7 +111,7 @@ def fourier_canvas(
         # Frequencies that `below` removes are encoded as 0.
         return spectrum / torch.where(divisor > 0, divisor, torch.inf)
 
-    return Canvas(shape, init, decode, encode)
+    return Canvas(shape, init, decode, encode, groups=octaves(sides, device=device)[None, ..., None])
 
 
 def fourier(
@@ -188,4 +202,8 @@ def alpha(
         )
     colors = correlation_matrix(channels, correlation, device=device)
     matrix = None if colors is None else torch.block_diag(colors, colors.new_ones(1, 1))
-    return fourier(size, channels=channels + 1, sd=sd, decay=decay, correlation=matrix, device=device)
+    image = fourier(size, channels=channels + 1, sd=sd, decay=decay, correlation=matrix, device=device)
+    assert isinstance(image.groups, Tensor)
+    # The opacity has octaves of its own: its gradient is of another size than those of the colours.
+    opacity = image.groups + image.groups.max() + 1
+    return image._replace(groups=torch.cat([image.groups.expand(channels, *image.groups.shape[1:]), opacity]))

@@ -23,6 +23,8 @@ from featvis_func.optimizer.gradients import add_noise as add_noise
 from featvis_func.optimizer.gradients import clip_norm as clip_norm
 from featvis_func.optimizer.gradients import global_norm as global_norm
 from featvis_func.optimizer.gradients import normalize_gradient as normalize_gradient
+from featvis_func.optimizer.gradients import normalize_groups as normalize_groups
+from featvis_func.optimizer.gradients import pull_to_start as pull_to_start
 from featvis_func.optimizer.momentum import SgdState as SgdState
 from featvis_func.optimizer.momentum import sgd as sgd
 from featvis_func.optimizer.schedules import Schedule as Schedule

@@ -48,6 +48,98 @@ def normalize_gradient(*, eps: float = _EPS) -> Optimizer:
     return Optimizer(_no_state, update)
 
 
+def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
+    """Divide the gradient of each group of parameters by its root mean square: ``g / (rms(g) + eps)``.
+
+    With the octaves of a spectrum as groups, a step changes all scales alike, as with Adam. Within a group the
+    gradient keeps its shape, whereas Adam moves each parameter by as much, also those whose gradient is rounding or
+    noise.
+
+    Args:
+        groups: int64 labels from 0, in the structure of the parameters and with as many axes; an axis of length 1
+            stands for all entries of the parameter's. :attr:`featvis_func.Image.groups` holds those of an image.
+        eps: avoids a division by zero, above 0.
+
+    Returns:
+        An :class:`Optimizer` without state.
+
+    Raises:
+        ValueError: if a label is negative; when applied, if the labels do not fit the parameters.
+
+    Source: the normalised Laplacian pyramid of gradients in the DeepDream notebook of TensorFlow (Mordvintsev, 2015),
+    there on pixels.
+
+    >>> rule = normalize_groups(torch.tensor([0, 0, 1]))
+    >>> rule.update(torch.tensor([1.0, 7.0, 1e-3]), (), ())[0]
+    tensor([0.2000, 1.4000, 1.0000])
+    """
+    labels = tree_leaves(groups)
+    if min(int(label.min()) for label in labels) < 0:
+        raise ValueError("normalize_groups: labels must be at least 0")
+    count = 1 + max(int(label.max()) for label in labels)
+    # Sums over groups, and the way back, are products with these matrices: unlike scattering, they are deterministic.
+    members = [torch.nn.functional.one_hot(label.reshape(-1), count).float() for label in labels]
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
+        leaves, spec = tree_flatten(grads)
+        if [leaf.ndim for leaf in leaves] != [label.ndim for label in labels]:
+            shapes = [tuple(leaf.shape) for leaf in leaves], [tuple(label.shape) for label in labels]
+            raise ValueError(f"normalize_groups: the parameters are {shapes[0]}, the labels {shapes[1]}")
+        total: Tensor | float = 0.0
+        numbers: Tensor | float = 0.0
+        for leaf, label, member in zip(leaves, labels, members, strict=True):
+            alike = tuple(i for i, side in enumerate(label.shape) if side == 1)
+            squares = (leaf * leaf).sum(alike, keepdim=True) if alike else leaf * leaf
+            total = total + squares.reshape(-1) @ member.to(leaf)
+            numbers = numbers + member.to(leaf).sum(0) * (leaf.numel() / label.numel())
+        assert isinstance(total, Tensor)
+        assert isinstance(numbers, Tensor)
+        factors = 1.0 / (torch.sqrt(total / numbers.clamp_min(1.0)) + eps)
+        normalised = [
+            leaf * (member.to(leaf) @ factors.to(leaf)).reshape(label.shape)
+            for leaf, label, member in zip(leaves, labels, members, strict=True)
+        ]
+        return tree_unflatten(normalised, spec), state
+
+    return Optimizer(_no_state, update)
+
+
+def pull_to_start(fraction: float) -> Optimizer:
+    """Move the parameters back towards their start by a fraction of the distance: ``u - fraction * (p - start)``.
+
+    Follows the optimizer in a chain. What every step agrees on reaches ``1 / fraction`` times the size of a step, what
+    points in another direction each time (the noise of random transforms) about ``1 / sqrt(2 * fraction)`` times; and
+    the contrast stays bounded, however many steps follow. For an image that starts grey this is decoupled weight decay;
+    one that starts from a photograph stays near it.
+
+    Args:
+        fraction: in ``[0, 1]``, of each step.
+
+    Returns:
+        An :class:`Optimizer` whose state is the start.
+
+    Raises:
+        ValueError: if the fraction is outside of ``[0, 1]``.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, around the start instead of 0.
+
+    >>> rule = pull_to_start(0.1)
+    >>> state = rule.init(torch.ones(1), torch.tensor([0, 1]))
+    >>> rule.update(torch.zeros(1), state, torch.full((1,), 3.0))[0]
+    tensor([-0.2000])
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"pull_to_start: fraction must be in [0, 1], got {fraction}")
+
+    def init(params: Params, key: Key) -> OptState:
+        return tree_map(torch.clone, params)
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
+        return tree_map(lambda u, p, s: u - fraction * (p - s), grads, params, state), state
+
+    return Optimizer(init, update)
+
+
 def clip_norm(largest: float) -> Optimizer:
     """Clip the global norm of the gradient: ``g * min(1, largest / |g|)``.
 

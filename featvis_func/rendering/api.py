@@ -20,7 +20,7 @@ def render(
     objective: str | Objective,
     filters: Iterable[int] | int | None = None,
     *,
-    steps: int = 32,
+    steps: int = 64,
     size: int | tuple[int, ...] | None = None,
     seed: int = 0,
     transforms: str | Transform = "default",

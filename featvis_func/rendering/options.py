@@ -135,7 +135,7 @@ class RenderOptions:
     ValueError: unknown image 'fourrier'; expected one of fourier, pixel, phase, laplacian_pyramid, cppn, alpha
     """
 
-    steps: int = _option(32, "number of gradient ascent steps", lambda v: check_int("steps", v, 1), int)
+    steps: int = _option(64, "number of gradient ascent steps", lambda v: check_int("steps", v, 1), int)
     size: int | tuple[int, ...] | None = _option(
         None,
         "image size in pixels, one number for a square or height and width; frames, height and width of a video,"
@@ -304,7 +304,7 @@ def default_of(name: str) -> str:
     """An option's default, for people.
 
     >>> default_of("steps"), default_of("size")
-    ('32', "the model's input size")
+    ('64', "the model's input size")
     """
     default = DEFAULTS[name]
     words = ("on" if default else "off") if isinstance(default, bool) else str(default)

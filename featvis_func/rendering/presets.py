@@ -1,7 +1,7 @@
 """The parameterisations, transforms and optimizers that go by name."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from featvis_func import image as images
 from featvis_func import transform as transforms
@@ -15,11 +15,14 @@ from featvis_func.optimizer import (
     linear_decay,
     nadam,
     normalize_gradient,
+    normalize_groups,
+    piecewise,
+    pull_to_start,
     sgd,
 )
 from featvis_func.rendering.options import TRANSFORMS
 from featvis_func.transform import box_crop, jitter, normal_noise, pad, rotate, scale, uniform_noise, warp, warp_time
-from featvis_func.types import Image, Optimizer, Transform
+from featvis_func.types import Image, Optimizer, Params, Transform
 from featvis_func.validation import check_float, check_int, check_name
 
 IMAGES: dict[str, Callable[..., Image]] = {
@@ -45,8 +48,12 @@ REDIRECT = 16
 """Number of first steps in which gradients are redirected with the default optimizer: as many as in Lucid."""
 
 
-def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> Optimizer:
+def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int, groups: Params | None = None) -> Optimizer:
     """A preset by its name, or the user's own optimizer.
+
+    Args:
+        optimizer, lr, steps: as for :func:`featvis_func.render`.
+        groups: of the image, see :class:`featvis_func.Image`.
 
     Raises:
         ValueError: an unknown name, neither a name nor an optimizer, or a learning rate for the user's own optimizer.
@@ -59,7 +66,7 @@ def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> O
         return optimizer
     check_name("optimizer", optimizer, ("default", "published", *_RULES))
     if optimizer == "default":
-        return default_optimizer(steps, lr=lr)
+        return default_optimizer(steps, lr=lr, groups=groups)
     if optimizer == "published":
         return published_optimizer(lr=0.05 if lr is None else lr)
     return plain_optimizer(optimizer, lr=lr)
@@ -68,16 +75,27 @@ def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int) -> O
 SIGNAL_TRANSFORMS = ("default", "none")
 """The named transforms that signals have."""
 
+# Of the default transforms, in units of the normalised input, and on values in [0, 1]. Of SqueezeNet, whose input has a
+# standard deviation of about 0.225, the best images come with noise of 0.05; of EfficientNet-Lite0, with 0.5, with 0.1.
+_NOISE, _MAX_NOISE = 0.2, 0.1
+
 # The published magnitudes, in 224ths of the width: the two shifts.
 _SHIFTS = (8, 4)
 
 
 def named_transform(
-    name: str, *, image: tuple[int, ...], size: tuple[int, ...], deterministic: bool = False
+    name: str,
+    *,
+    image: tuple[int, ...],
+    size: tuple[int, ...],
+    deterministic: bool = False,
+    std: Sequence[float] = (0.25,),
 ) -> Transform:
     """A preset of random transforms, from the image's size to the model's input size.
 
-    * ``"default"``: the published magnitudes, with the whole image visible to the model.
+    * ``"default"``: shift by up to a ninth of the width, rotate 10 degrees, a box of 0.5 to 1.43 times the sides at any
+      position, and normal noise of 0.2 in the units of the normalised input, at most 0.1 on values in ``[0, 1]``.
+      What survives them is what the unit looks for, rather than a pattern that excites only this network.
     * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
       224: the outer eighth is hardly visible and stays grey. One bilinear sampling where the published script resamples
       six times.
@@ -98,6 +116,7 @@ def named_transform(
         image: ``(h, w)`` of the images in pixels, ``(t, h, w)`` of videos, ``(t,)`` of signals.
         size: ``(h', w')``, ``(t', h', w')`` or ``(t',)`` of the model's input.
         deterministic: see :func:`~featvis_func.transform.warp`.
+        std: by which the model's input is normalised; the noise of ``"default"`` is proportional to their mean.
 
     Raises:
         ValueError: an unknown name, one that signals do not have, or sizes of different numbers of sides.
@@ -120,7 +139,11 @@ def named_transform(
         return _signal_transform(name, image[0], size[0])
     geometry = _geometry(name, image[-2:], size[-2:], deterministic)
     # Each value of a video has noise of its own.
-    noise = (normal_noise(0.04), uniform_noise(0.02)) if name == "maco" else ()
+    noise: tuple[Transform, ...] = ()
+    if name == "default":
+        noise = (normal_noise(min(_NOISE * sum(std) / len(std), _MAX_NOISE)),)
+    elif name == "maco":
+        noise = (normal_noise(0.04), uniform_noise(0.02))
     if len(size) == 2:
         return transforms.chain(geometry, *noise) if noise else geometry
     in_time = warp_time(size=size[0], shift=0.0 if name == "none" else 1.0, axis=-3)
@@ -140,8 +163,7 @@ def _geometry(name: str, image: tuple[int, ...], size: tuple[int, ...], determin
     w = image[1]
     show = functools.partial(warp, size=(size[0], size[1]), deterministic=deterministic)
     if name == "default":
-        first, second = (shift / 224 * w for shift in _SHIFTS)
-        return show(jitter(first), scale(0.95, 1.05), rotate(5), jitter(second))
+        return show(jitter(24 / 224 * w), rotate(10), box_crop(0.5, 1.43, normal=None, centre_sd=None))
     if name == "published":
         padded = w + 32  # the published shifts are fractions 8/w and 4/w of the padded side, here of a square
         first, second = (shift / w * padded for shift in _SHIFTS)
@@ -154,35 +176,50 @@ def _geometry(name: str, image: tuple[int, ...], size: tuple[int, ...], determin
     return show(box_crop()) if name == "maco" else show()
 
 
-def default_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
-    """The default optimizer: unit gradient, and Adam without momentum whose learning rate decreases linearly.
+def default_optimizer(
+    steps: int = 64, *, lr: float | None = None, drift: float = 1e-6, groups: Params | None = None
+) -> Optimizer:
+    """The default optimizer: unit gradient, normalised by octaves, and a pull back to the start.
 
-    The distance that the spectrum can travel is the same for any number of steps; more steps take smaller ones, to a
-    higher activation at less saturation. Momentum keeps gradients of earlier random transforms: without it the
-    published activation is reached in a sixth of the steps (``benchmarks/quality.py``).
+    Every octave of the spectrum moves by the same root mean square, and within an octave the gradient keeps its shape.
+    Adam instead moves each frequency by as much, also where the gradient is next to nothing, which fills the image with
+    grain. The pull bounds the contrast, and keeps of the steps what they agree on: see
+    :func:`~featvis_func.optimizer.pull_to_start`. Both make images that another network recognises more often
+    (``benchmarks/transfer.py``). The learning rate is constant over three quarters of the run, so that large steps keep
+    the image from fitting one random transform, and then falls to a tenth. There is no momentum, which would keep
+    gradients of earlier random transforms.
+
+    Without groups (all parameterisations but spectra), Adam without momentum takes the place of octaves and pull, with
+    a learning rate that falls linearly from ``8 / steps`` to 0.3 times that.
 
     For filters that start without a gradient, :func:`featvis_func.render` also redirects gradients in the first
-    :data:`REDIRECT` steps. Of the 177 filters of SqueezeNet's ``features.12.expand3x3_activation`` that start dead at
-    128 pixels, this revives all within 32 steps, to the robust activation of filters that were never dead (1600
-    against 1580); the drift revives 113 (610, counting grey images), the published gradient noise 112 (710). Both
-    together do as well as redirecting alone (177, 1580); the drift serves where nothing can be redirected: a whole
-    layer that is off before the last convolution, and models that cannot be exported (``benchmarks/dead.py``).
+    :data:`REDIRECT` steps, and the drift serves where nothing can be redirected: a whole layer that is off before the
+    last convolution, and models that cannot be exported (``benchmarks/dead.py``).
 
     Args:
         steps: number of steps of the run, at least 1.
-        lr: learning rate of the first step, above 0; that of the last step is 0.3 times as large. Default:
-            ``8 / steps``.
+        lr: learning rate of the first step, above 0: the root mean square of an octave's step. Default: ``10 / steps``,
+            at most 1.25.
         drift: size of the drift that moves filters without a gradient, see
             :func:`~featvis_func.optimizer.add_drift`; 0 for none.
+        groups: octaves of the image's parameters, :attr:`featvis_func.Image.groups`.
 
     Raises:
         ValueError: fewer than 1 step, or a learning rate that is not above 0.
     """
     check_int("steps", steps, 1)
-    start = 8.0 / steps if lr is None else check_float("learning rate", lr, above=0)
-    rate = linear_decay(start, 0.3 * start, steps)
+    given = None if lr is None else check_float("learning rate", lr, above=0)
     revive = (add_drift(drift),) if drift else ()
-    return chain(normalize_gradient(), *revive, adam(rate, betas=(0.0, 0.99)))
+    if groups is None:
+        start = 8.0 / steps if given is None else given
+        rate = linear_decay(start, 0.3 * start, steps)
+        return chain(normalize_gradient(), *revive, adam(rate, betas=(0.0, 0.99)))
+    pull = min(2.0 / steps, 0.25)
+    start = 5.0 * pull if given is None else given
+    last = max(1, round(steps / 4))
+    fall = linear_decay(start, 0.1 * start, last)
+    rate = piecewise([start, fall], [steps - last]) if steps > last else fall
+    return chain(normalize_gradient(), *revive, normalize_groups(groups), sgd(rate), pull_to_start(pull))
 
 
 def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:

@@ -24,7 +24,7 @@ from featvis_func.objective.expression import Call, call, to_code
 from featvis_func.random import key
 from featvis_func.rendering.input_size import KINDS, warn_if_stretched
 from featvis_func.rendering.options import RenderOptions
-from featvis_func.rendering.presets import IMAGES, named_transform
+from featvis_func.rendering.presets import IMAGES, named_transform, optimizer_for
 from featvis_func.rendering.resolve import Resolved, resolve
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image, Params, State, Target, Transform, Weights
@@ -169,7 +169,9 @@ def compose(resolved: Resolved) -> Composed:
         raise ValueError(f"the image has {channels} channels; {model.name} takes {model.channels}")
     transform = options.transforms
     if not isinstance(transform, Transform):
-        transform = named_transform(transform, image=tuple(sides), size=model.size, deterministic=options.deterministic)
+        transform = named_transform(
+            transform, image=tuple(sides), size=model.size, deterministic=options.deterministic, std=model.std
+        )
         if channels > model.channels:  # an opacity, which shows only over a background
             background = transforms.over_background()
             transform = transforms.chain(background if axes == 2 else transforms.per_frame(background), transform)
@@ -187,7 +189,7 @@ def compose(resolved: Resolved) -> Composed:
         image,
         transforms.chain(transform, transforms.normalize(model.mean, model.std, sides=axes, device=device)),
         objective,
-        resolved.optimizer,
+        optimizer_for(options.optimizer, options.lr, options.steps, image.groups),
         redirect=options.redirect or 0,
         saliency=options.saliency,
     )

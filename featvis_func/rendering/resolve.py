@@ -20,7 +20,7 @@ from featvis_func.rendering import presets
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
 from featvis_func.rendering.presets import REDIRECT, named_transform, optimizer_for
-from featvis_func.types import Image, Optimizer, Transform
+from featvis_func.types import Image, Transform
 from featvis_func.validation import check_filters
 
 
@@ -36,7 +36,6 @@ class Resolved(NamedTuple):
     """With ``redirect`` decided."""
     size: tuple[int, ...]
     """Requested for the images: ``(h, w)``, ``(t, h, w)`` or ``(t,)``."""
-    optimizer: Optimizer
     device: torch.device
 
 
@@ -58,7 +57,7 @@ def resolve(
     objective, filters = parse_objective(objective, filters, model)
     if not objective.layers:
         raise ValueError(f"{objective} reads no layer of the model; add an objective that does")
-    optimizer = check_own_parts(options)
+    check_own_parts(options)
     check_shown(options.bands, model.channels, len(model.size))
     numbers = None if filters is None else check_filters(filters)
     model = with_input_size(model, options.size, features)
@@ -72,14 +71,11 @@ def resolve(
         options = replace(options, redirect=redirect)
     device = device_of(features, options.device)
     numbers = _check_filter_range(numbers, objective, features)
-    return Resolved(model, objective, numbers, features, options, size, optimizer, device)  # type: ignore[arg-type]
+    return Resolved(model, objective, numbers, features, options, size, device)  # type: ignore[arg-type]
 
 
-def check_own_parts(options: RenderOptions) -> Optimizer:
+def check_own_parts(options: RenderOptions) -> None:
     """Check options whose values may be objects of the user's own, and those that must agree with each other.
-
-    Returns:
-        The optimizer, which has to be made to be checked.
 
     Raises:
         ValueError: neither a name nor an object of the right type, or more snapshots than there are images.
@@ -91,7 +87,7 @@ def check_own_parts(options: RenderOptions) -> Optimizer:
     if not isinstance(options.image, str | Image):
         raise ValueError(f"image must be one of {', '.join(IMAGES)} or an Image, got {options.image!r}")
     snapshot_steps(options.steps, options.snapshots)
-    return optimizer_for(options.optimizer, options.lr, options.steps)
+    optimizer_for(options.optimizer, options.lr, options.steps)
 
 
 def check_presets(options: RenderOptions, model: Model) -> None:

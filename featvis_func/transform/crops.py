@@ -73,17 +73,17 @@ def box_crop(
 
     The sides of the box are ``s`` times those of the frame, with ``s ~ N(mean, sd)`` clamped to ``[low, high]``, or
     ``s ~ U(low, high)``. Its centre is normal about the image centre, so that boxes may extend beyond the border, or
-    uniform over the positions inside the image.
+    uniform over the positions inside the image (or, for larger boxes, over those that hold the image).
 
     :func:`warp` chooses its antialiasing filter for the mean of ``s``, so larger boxes are subsampled.
 
     Args:
-        low, high: bounds of ``s``, above 0 and at most 1.
+        low, high: bounds of ``s``, above 0. A box with ``s`` above 1 holds the whole image, and padding around it.
         normal: mean and standard deviation of ``s``. ``None``: uniform between the bounds.
         centre_sd: standard deviation of the centre, in fractions of the image sides. ``None``: uniform inside.
 
     Raises:
-        ValueError: if the bounds are outside of ``(0, 1]`` or reversed, the mean is outside of the bounds, or a
+        ValueError: if the bounds are not above 0 or reversed, the mean is outside of the bounds, or a
             standard deviation is negative.
 
     Source: MACO (Fel et al., "Unlocking feature visualization for deeper networks with magnitude constrained
@@ -99,8 +99,8 @@ def box_crop(
             [0.0000, 1.0000, 0.0000, 0.0000, 0.3500],
             [0.0000, 0.0000, 1.0000, 0.0000, 0.0000]])
     """
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"box_crop: bounds must satisfy 0 < low <= high <= 1, got low={low} and high={high}")
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"box_crop: bounds must satisfy 0 < low <= high, got low={low} and high={high}")
     mean, sd = ((low + high) / 2, 0.0) if normal is None else normal
     if not (low <= mean <= high and 0 <= sd < math.inf):
         raise ValueError(f"box_crop: normal must be (mean in [{low}, {high}], sd >= 0), got {normal}")

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from featvis_func import random
+from featvis_func.image import alpha, fourier
+from featvis_func.image.spectral import frequencies, octaves
 from featvis_func.optimizer import (
     adam,
     adamw,
@@ -23,12 +25,14 @@ from featvis_func.optimizer import (
     global_norm,
     nadam,
     normalize_gradient,
+    normalize_groups,
+    pull_to_start,
     sgd,
 )
 from featvis_func.rendering.options import OPTIMIZERS
 from featvis_func.rendering.presets import default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.tree import tree_leaves, tree_map, tree_structure
-from featvis_func.types import Optimizer
+from featvis_func.types import Image, Optimizer
 
 KEY = random.key(0)
 
@@ -517,3 +521,92 @@ def test_plain_optimizer_is_invariant_to_the_gradient_scale(name: str, scale: fl
     start, grads = noise(5, seed=9), [noise(5, seed=seed) for seed in range(5)]
     scaled = ascend(plain_optimizer(name), start, [scale * gradient for gradient in grads])
     torch.testing.assert_close(scaled, ascend(plain_optimizer(name), start, grads), rtol=0.05, atol=0.05)
+
+
+# Groups.
+
+
+def test_normalize_groups_divides_each_group_by_its_root_mean_square() -> None:
+    """Two leaves, labels that broadcast over the first and last axis, and a group that spans both leaves."""
+    generator = torch.Generator().manual_seed(0)
+    grads = {
+        "a": torch.randn(3, 4, 2, generator=generator, dtype=torch.float64),
+        "b": torch.randn(5, generator=generator, dtype=torch.float64) * 1e-3,
+    }
+    labels = {"a": torch.tensor([0, 1, 1, 2])[None, :, None], "b": torch.tensor([2, 2, 0, 3, 3])}
+    updates, _ = normalize_groups(labels, eps=1e-300).update(grads, (), ())
+    members = [
+        (grads["a"][:, label == labels["a"][0, :, 0]], grads["b"][label == labels["b"]]) for label in torch.arange(4)
+    ]
+    for label, (a, b) in enumerate(members):
+        rms = torch.cat([a.flatten(), b]).square().mean().sqrt()
+        torch.testing.assert_close(updates["a"][:, labels["a"][0, :, 0] == label], a / rms)
+        torch.testing.assert_close(updates["b"][labels["b"] == label], b / rms)
+
+
+def test_normalize_groups_leaves_a_group_without_a_gradient_at_zero() -> None:
+    updates, _ = normalize_groups(torch.tensor([0, 0, 1])).update(torch.tensor([0.0, 0.0, 3.0]), (), ())
+    assert updates.tolist() == [0.0, 0.0, pytest.approx(1.0)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "grads", "message"),
+    [(torch.tensor([0, -1]), torch.ones(2), "at least 0"), (torch.tensor([0, 1]), torch.ones(2, 2), r"are \[\(2, 2\)")],
+)
+def test_normalize_groups_refuses_labels_that_do_not_fit(labels: Tensor, grads: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        normalize_groups(labels).update(grads, (), ())
+
+
+def test_pull_to_start_keeps_what_steps_agree_on() -> None:
+    """Steps that agree reach 1 / fraction; alternating ones stay near the start, however many follow."""
+    rule = chain(sgd(1.0), pull_to_start(0.1))
+    start = torch.tensor([2.0, 2.0])
+    params, state = start, rule.init(start, KEY)
+    for i in range(200):
+        updates, state = rule.update(torch.tensor([1.0, (-1.0) ** i]), state, params)
+        params = params + updates
+    assert params[0].item() == pytest.approx(2 + 1 / 0.1, rel=1e-4)
+    assert abs(params[1].item() - 2) < 1
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5])
+def test_pull_to_start_refuses_other_fractions(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        pull_to_start(fraction)
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (7, 10), (5, 6, 7), (12,)])
+def test_octaves_hold_frequencies_within_a_factor_of_the_square_root_of_two(sides: tuple[int, ...]) -> None:
+    f, labels = frequencies(*sides), octaves(sides)
+    assert labels.shape == f.shape
+    for label in labels[f > 1.001 / max(sides)].unique():
+        inside = f[(labels == label) & (f > 0)]
+        assert inside.max() <= inside.min() * 2**0.5 * 1.001
+
+
+@pytest.mark.parametrize("make", [fourier, alpha])
+def test_default_optimizer_moves_all_octaves_of_an_image_alike(make: Callable[..., Image]) -> None:
+    """The gradient of one octave is a thousand times smaller; a step has the same root mean square there."""
+    image = make((16, 12), channels=2)
+    assert isinstance(image.groups, Tensor)
+    params = image.init(KEY)
+    labels = image.groups.expand(params.shape)
+    grads = torch.randn(params.shape, generator=torch.Generator().manual_seed(0)) * torch.where(labels == 2, 1e-3, 1.0)
+    rule = default_optimizer(64, groups=image.groups, drift=0.0)
+    updates, _ = rule.update(grads, rule.init(params, KEY), params)
+    for label in labels.unique():
+        assert updates[labels == label].square().mean().sqrt().item() == pytest.approx(10 / 64, rel=1e-3)
+
+
+def test_default_optimizer_keeps_the_contrast_bounded_for_any_number_of_steps() -> None:
+    image = fourier(8, channels=1)
+    for steps in (1, 8, 64, 300):
+        rule = default_optimizer(steps, groups=image.groups, drift=0.0)
+        params = image.init(KEY)
+        state = rule.init(params, KEY)
+        direction = torch.ones_like(params)
+        for _ in range(steps):
+            updates, state = rule.update(direction, state, params)
+            params = params + updates
+        assert 1 < params.abs().max().item() < 5.2

@@ -316,23 +316,50 @@ def decompose(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return factor, degrees, matrices[:, :2, 2]
 
 
-@pytest.mark.parametrize(("preset", "radius"), [("default", 12.0), ("published", 12 / 224 * 256)])
-def test_default_and_published_magnitudes(preset: str, radius: float) -> None:
-    """At 224 px: factors 0.95 to 1.05 (times 256 / 224 if published), 5 degrees, shifts of 8 and 4 px."""
-    factor, degrees, shifts = decompose(draw_many(named_transform(preset, image=(224, 224), size=(224, 224))))
-    base = 256 / 224 if preset == "published" else 1.0
+def test_published_magnitudes() -> None:
+    """At 224 px: factors 0.95 to 1.05 (times 256 / 224), 5 degrees, shifts of 8 and 4 px."""
+    factor, degrees, shifts = decompose(draw_many(named_transform("published", image=(224, 224), size=(224, 224))))
+    base = 256 / 224
     assert base * 0.95 - 1e-5 < factor.min() < base * 0.955
     assert base * 1.045 < factor.max() < base * 1.05 + 1e-5
     assert 4.9 < degrees.max() < 5.001
     assert -5.001 < degrees.min() < -4.9
     # The second shift is rotated and scaled with the frame.
-    assert 0.8 * radius < shifts.abs().max() < 1.05 * radius
+    assert 0.8 * 12 * base < shifts.abs().max() < 1.05 * 12 * base
     assert abs(shifts.mean().item()) < 0.5
 
 
+def default_matrices(size: int, count: int = 400) -> Tensor:
+    matrices, _ = draw_many(named_transform("default", image=(size, size), size=(size, size)), count)
+    return matrices
+
+
+def test_default_magnitudes() -> None:
+    """Boxes of 0.5 to 1.43 times the sides, 10 degrees, at any position that holds the image or is inside of it."""
+    matrices = default_matrices(224)
+    factor, degrees, _ = decompose(matrices)
+    side = 0.965 / factor  # of the image's; the frame is that of the mean box
+    assert 0.5 - 1e-5 < side.min() < 0.51
+    assert 1.42 < side.max() < 1.43 + 1e-5
+    assert 9.8 < degrees.max() < 10.001
+    assert -10.001 < degrees.min() < -9.8
+    position = matrices[:, :2, 3:].double().abs().sum(2)  # in fractions of the image's sides
+    assert (position <= 0.5 * (1 - side).abs()[:, None] * 2**0.5 + 1e-4).all()
+    assert position.max() > 0.22
+    assert 0.95 * 24 < matrices[:, :2, 2].abs().max() <= 24
+
+
 def test_default_shifts_scale_with_the_image_width() -> None:
-    small, large = (draw_many(named_transform("default", image=(s, s), size=(s, s)), 50) for s in (56, 224))
+    small, large = (default_matrices(size, 50) for size in (56, 224))
     torch.testing.assert_close(4 * small[:, :2, 2], large[:, :2, 2])
+
+
+@pytest.mark.parametrize(("std", "expected"), [((0.2, 0.3), 0.05), ((0.5,), 0.1), ((1.0, 2.0, 3.0), 0.1)])
+def test_default_noise_is_in_the_units_of_the_normalised_input(std: tuple[float, ...], expected: float) -> None:
+    transform = named_transform("default", image=(64, 64), size=(64, 64), std=std)
+    image = torch.full((3, 64, 64), 0.5)  # nothing but noise changes it: the padding is 0.5, too
+    changed = transform.apply(image, transform.draw(random.key(0))) - image
+    assert changed.std().item() == pytest.approx(expected, rel=0.03)
 
 
 def test_lucid_draws_only_its_listed_values() -> None:
@@ -368,7 +395,7 @@ def test_choices_are_picked_with_equal_probability(count: int) -> None:
 @pytest.mark.parametrize("preset", [name for name in TRANSFORMS if name != "none"])
 def test_each_key_draws_a_different_transform(preset: str) -> None:
     draws = tree_leaves(draw_many(named_transform(preset, image=(64, 64), size=(64, 64)), 100))
-    assert len(draws) == (3 if preset == "maco" else 1)
+    assert len(draws) == {"maco": 3, "default": 2}.get(preset, 1)
     assert all(len(draw.unique(dim=0)) == 100 for draw in draws)
 
 

@@ -465,11 +465,11 @@ def test_maco_transform_is_a_box_crop_with_noise() -> None:
         ),
         (
             lambda: box_crop(0.0, 0.5),
-            "box_crop: bounds must satisfy 0 < low <= high <= 1, got low=0.0 and high=0.5",
+            "box_crop: bounds must satisfy 0 < low <= high, got low=0.0 and high=0.5",
         ),
         (
             lambda: box_crop(0.5, 0.2),
-            "box_crop: bounds must satisfy 0 < low <= high <= 1, got low=0.5 and high=0.2",
+            "box_crop: bounds must satisfy 0 < low <= high, got low=0.5 and high=0.2",
         ),
         (
             lambda: box_crop(0.5, 0.9),

@@ -331,7 +331,7 @@ def test_bad_input_raises_one_line(tiny: Model, change: dict[str, Any], message:
         ({"redirect": -1}, "redirect must be at least 0"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"size": 0}, "image size must be"),
-        ({"snapshots": 40}, "snapshots must be"),
+        ({"snapshots": 80}, "snapshots must be"),
         ({"filters": []}, "no filters"),
         ({"filters": ["1"]}, "filters must be whole numbers"),
         ({"filters": [1, 1]}, "filter 1 is asked for more than once"),
@@ -429,7 +429,7 @@ def test_dead_filter_is_reported_and_the_others_continue(tiny: Model) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_filter_without_finite_scores_is_reported_and_the_others_continue(tiny: Model, value: float) -> None:
     """Only the objective's score is not finite; the activations are."""
-    expected = render(tiny, "3", [0, 2], steps=3, optimizer=published_optimizer(noise=0.0))
+    expected = render(tiny, "3", [0, 2], steps=3, transforms="none", optimizer=published_optimizer(noise=0.0))
     channel = objectives.channel("3")
     broken = Objective(
         lambda a, t: torch.where(t == 1, value, channel.score(a, t)),
@@ -438,7 +438,7 @@ def test_filter_without_finite_scores_is_reported_and_the_others_continue(tiny: 
         channel.targeted,
         "broken",
     )
-    result = render(tiny, broken, [0, 1, 2], steps=3, optimizer=published_optimizer(noise=0.0))
+    result = render(tiny, broken, [0, 1, 2], steps=3, transforms="none", optimizer=published_optimizer(noise=0.0))
     assert result.status == ("ok", "nonfinite", "ok")
     assert result.scores[1] == -torch.inf
     assert result.best_step[1] == -1
