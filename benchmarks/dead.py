@@ -1,11 +1,11 @@
 """Filters behind a ReLU that start dead: how many there are, and which method revives how many of them.
 
 A filter is dead if its score has no gradient. For three layers of SqueezeNet behind their ReLU, with ImageNet weights,
-the gradient of every filter at the first step is computed, with the default random transform and initial image;
+the gradient of every filter at the first step is computed, with small random transforms and the default initial image;
 likewise for the convolutions before the ReLUs. Then the filters that start dead are rendered with each method, and some
-of the others, which a method must not change for the worse. All else is the default optimizer. Scores are those of
-:mod:`benchmarks.evaluate`, of the best image. Images and the network's input are 128 pixels wide, so that the benchmark
-takes minutes; how many filters start dead at 224 pixels is counted as well.
+of the others, which a method must not change for the worse. All else is :func:`featvis_func.activation_optimizer`.
+Scores are those of :mod:`benchmarks.evaluate`, of the best image. Images and the network's input are 128 pixels wide,
+so that the benchmark takes minutes; how many filters start dead at 224 pixels is counted as well.
 """
 
 import time
@@ -19,7 +19,7 @@ import featvis_func as fv
 from benchmarks.common import RESULTS, Case, cases, contact_sheet, report
 from benchmarks.evaluate import evaluate
 from featvis_func.optimizer import adam, add_noise, chain, linear_decay, normalize_gradient
-from featvis_func.rendering.presets import default_optimizer
+from featvis_func.rendering.presets import activation_optimizer
 
 LAYERS = ("features.12.expand3x3", "features.9.expand3x3", "features.4.expand3x3")
 RELU = "_activation"  # suffix of the name of the ReLU behind a layer
@@ -52,9 +52,9 @@ class Score(NamedTuple):
 
 def methods() -> list[Method]:
     """No method, gradient noise (the published script), a drift, redirected gradients (Lucid), and the last two."""
-    rate = linear_decay(8 / STEPS, 0.3 * 8 / STEPS, STEPS)  # of default_optimizer
+    rate = linear_decay(8 / STEPS, 0.3 * 8 / STEPS, STEPS)  # of activation_optimizer
     noisy = chain(normalize_gradient(), add_noise(NOISE), adam(rate, betas=(0.0, 0.99)))
-    plain, drift = default_optimizer(STEPS, drift=0.0), default_optimizer(STEPS)
+    plain, drift = activation_optimizer(STEPS, drift=0.0), activation_optimizer(STEPS)
     return [
         Method("none", plain, 0),
         Method("noise", noisy, 0),
@@ -66,9 +66,9 @@ def methods() -> list[Method]:
 
 def first_gradients(case: Case) -> Tensor:
     """Return the norm of every filter's gradient at the first step, ``(n,)``."""
-    optimizer = default_optimizer(STEPS, drift=0.0)
+    optimizer = activation_optimizer(STEPS, drift=0.0)
     renderer = fv.make_renderer(
-        case.model, case.layer, steps=STEPS, optimizer=optimizer, compile=False, batch_size=BATCH
+        case.model, case.layer, steps=STEPS, transforms="small", optimizer=optimizer, compile=False, batch_size=BATCH
     )
     norms = []
     for first in range(0, len(renderer.filters), BATCH):
@@ -112,8 +112,9 @@ def measure(case: Case, dead: Sequence[int], alive: Sequence[int]) -> tuple[list
     for method in methods():
         start = time.perf_counter()
         result = fv.render(
-            case.model, case.layer, chosen, steps=STEPS, optimizer=method.optimizer, redirect=method.redirect,
-            features=features, compile=False, batch_size=BATCH, progress=False, retain_memory=True,
+            case.model, case.layer, chosen, steps=STEPS, transforms="small", optimizer=method.optimizer,
+            redirect=method.redirect, features=features, compile=False, batch_size=BATCH, progress=False,
+            retain_memory=True,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         measured[method.name] = result.scores > 0, *scores_of(case, result)

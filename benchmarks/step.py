@@ -25,6 +25,7 @@ from benchmarks.reference import make_reference_step
 from featvis_func.backbone.hooks import hook_backbone
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models.copying import private_copy
+from featvis_func.rendering.presets import optimizer_for
 from featvis_func.transform import chain, normalize
 from featvis_func.types import Weights
 
@@ -41,17 +42,28 @@ class LibraryStep:
         device: to run on.
         steps: length of the run, which determines the learning rate.
         compiled: whether the step is compiled.
+        transforms, optimizer: names, as for ``render``.
     """
 
-    def __init__(self, case: Case, device: str, *, steps: int = 32, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        case: Case,
+        device: str,
+        *,
+        steps: int = 64,
+        compiled: bool = False,
+        transforms: str = "default",
+        optimizer: str = "default",
+    ) -> None:
         model, objective = case.model, fv.channel(case.layer)
         self.features = fv.make_features(model, objective.layers, device=device)
         transform = chain(
-            fv.named_transform("default", image=model.size, size=model.size),
+            fv.named_transform(transforms, image=model.size, size=model.size, std=model.std),
             normalize(model.mean, model.std, device=device),
         )
-        image, optimizer = fv.fourier(model.size, device=device), fv.default_optimizer(steps)
-        ascent = fv.make_ascent(self.features, image, transform, objective, optimizer)
+        image = fv.fourier(model.size, device=device)
+        rule = optimizer_for(optimizer, None, steps, image.groups)
+        ascent = fv.make_ascent(self.features, image, transform, objective, rule)
         self.step, self.weights = ascent.step, self.features.weights
         if compiled:
             self.step, self.weights = fv.compile_step(self.step), fv.compiled_weights(self.features)

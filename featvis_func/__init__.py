@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from featvis_func.rendering.loggers import tensorboard_logger as tensorboard_logger
     from featvis_func.rendering.loggers import wandb_logger as wandb_logger
     from featvis_func.rendering.options import RenderOptions as RenderOptions
+    from featvis_func.rendering.presets import activation_optimizer as activation_optimizer
     from featvis_func.rendering.presets import default_optimizer as default_optimizer
     from featvis_func.rendering.presets import named_transform as named_transform
     from featvis_func.rendering.presets import published_optimizer as published_optimizer
@@ -83,7 +84,7 @@ _HOMES = {
     "cpu.malloc": ("kept_memory",),
     "models": ("IMAGE_INPUT", "Model", "load_model"),
     "objective": ("Objective", "channel", "layer", "neuron"),
-    "rendering.presets": ("default_optimizer", "named_transform", "published_optimizer"),
+    "rendering.presets": ("activation_optimizer", "default_optimizer", "named_transform", "published_optimizer"),
     "rendering.renderer": ("Renderer", "make_renderer"),
     "rendering.api": ("render",),
     "rendering.options": ("RenderOptions",),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from featvis_func.io.display import describe_bands, display_of
 from featvis_func.models.loading import names_code
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, flag_of, label_of
-from featvis_func.rendering.presets import REDIRECT
+from featvis_func.rendering.presets import REDIRECT, REDIRECTING
 
 _NAMED_MODEL = re.compile(r"(?:texturenet|[a-z-]+:\S+)")
 _WEIGHTS_FILE = re.compile(r"(?P<name>.+) sha256:[0-9a-f]{64}")
@@ -104,7 +104,7 @@ def _changed_options(config: dict[str, Any], seed: int) -> dict[str, Any]:
             continue
         if name == "size" and value == tuple(config.get("input_size", ())):
             continue
-        if name == "redirect" and value == (REDIRECT if recorded.get("optimizer") == "default" else 0):
+        if name == "redirect" and value == (REDIRECT if recorded.get("optimizer") in REDIRECTING else 0):
             continue
         options[name] = value
     if recorded.get("device") not in (None, "cpu", "custom"):

@@ -55,22 +55,23 @@ def render(
             as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an :class:`~featvis_func.Objective`.
         filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
             image; numbers then give variants).
-        steps: number of gradient ascent steps, at least 1; more give a higher activation at less saturation.
+        steps: number of gradient ascent steps, at least 1; more give an image that more networks recognise.
         size: image size in pixels, one number for a square or height and width; frames, height and width of a video,
             length of a signal: ``N``, ``(h, w)``, ``(t, h, w)`` or ``(t,)``. For a video, ``N`` and ``(h, w)`` leave
             the number of frames to the model. Default: the model's input size. Images of another size are resized to
             it by the random transforms; of another aspect ratio they are stretched, with a warning. Where the input
             size of a module is not known, this is the input size as well.
         seed: seed of all randomness; another seed gives other images. In ``[0, 2**64)``.
-        transforms: random transforms of the image before each step: default, published, lucid, maco, none; or a
+        transforms: random transforms of the image before each step: default, small, published, lucid, maco, none; or a
             :class:`Transform` from the image to the model's input size, in ``[0, 1]``. Normalisation is added. For
-            signals there are default and none.
+            signals there are default and none. See :func:`~featvis_func.named_transform`.
         lr: learning rate. Default: that of the optimizer.
         image: parameterisation of the image: fourier, pixel, phase, laplacian_pyramid, cppn, alpha; or an
             :class:`Image`, see :mod:`featvis_func.image`. One with a channel more than the model takes has an opacity;
             named transforms show it over random backgrounds. For signals there are all but alpha.
-        optimizer: optimizer: default, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
-            :mod:`featvis_func.rendering.presets`.
+        optimizer: optimizer: default, activation, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
+            :mod:`featvis_func.rendering.presets`. With ``"activation"`` and the transforms ``"small"`` the activation
+            rises soonest; the defaults show more of what the unit looks for.
         batch_size: number of filters that are rendered at the same time; the last batch is padded to the shape of the
             others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (8 with
             ``deterministic``). Where memory runs out, it is halved.
@@ -78,7 +79,7 @@ def render(
             its place in the batch. ``None``: every filter takes all steps.
         redirect: number of first steps in which gradients are redirected past rectifiers that block them, see
             :mod:`featvis_func.backbone.redirected_relu`; only for a model that can be exported. Default: 16 with the
-            default optimizer where that is possible, else 0.
+            optimizers default and activation where that is possible, else 0.
         device: device to compute on, such as cuda. Default: where the model is.
         precision: precision of the backbone: auto, float32, bfloat16. ``"auto"``: bfloat16 for a float32 model where
             the hardware has it.

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from featvis_func.types import Image, Optimizer, Transform
 
 # What goes by name. The functions that make these are in `rendering/presets.py`, whose keys a test compares.
-TRANSFORMS = ("default", "published", "lucid", "maco", "none")
+TRANSFORMS = ("default", "small", "published", "lucid", "maco", "none")
 IMAGES = ("fourier", "pixel", "phase", "laplacian_pyramid", "cppn", "alpha")
-OPTIMIZERS = ("default", "published", "adam", "adamw", "nadam", "sgd")
+OPTIMIZERS = ("default", "activation", "published", "adam", "adamw", "nadam", "sgd")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "yes", "no", "cudagraphs")
 
@@ -186,7 +186,7 @@ class RenderOptions:
         _optional(lambda v: check_int("redirect", v, 0)),
         int,
         metavar="STEPS",
-        default_text="16 with the default optimizer, else 0",
+        default_text="16 with the optimizers default and activation, else 0",
     )
     device: "torch.device | str | None" = _option(
         None, "device to compute on, such as cuda", lambda v: v, default_text="where the model is", in_sweep=False

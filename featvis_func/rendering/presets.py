@@ -45,7 +45,9 @@ _RULES: dict[str, tuple[Callable[[float], Optimizer], float]] = {
 }
 
 REDIRECT = 16
-"""Number of first steps in which gradients are redirected with the default optimizer: as many as in Lucid."""
+"""Number of first steps in which gradients are redirected with the optimizers of :data:`REDIRECTING`; Lucid's."""
+
+REDIRECTING = ("default", "activation")
 
 
 def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int, groups: Params | None = None) -> Optimizer:
@@ -64,9 +66,11 @@ def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int, grou
                 "lr= goes with the name of an optimizer; give your own optimizer its learning rate yourself"
             )
         return optimizer
-    check_name("optimizer", optimizer, ("default", "published", *_RULES))
+    check_name("optimizer", optimizer, ("default", "activation", "published", *_RULES))
     if optimizer == "default":
         return default_optimizer(steps, lr=lr, groups=groups)
+    if optimizer == "activation":
+        return activation_optimizer(steps, lr=lr)
     if optimizer == "published":
         return published_optimizer(lr=0.05 if lr is None else lr)
     return plain_optimizer(optimizer, lr=lr)
@@ -96,6 +100,7 @@ def named_transform(
     * ``"default"``: shift by up to a ninth of the width, rotate 10 degrees, a box of 0.5 to 1.43 times the sides at any
       position, and normal noise of 0.2 in the units of the normalised input, at most 0.1 on values in ``[0, 1]``.
       What survives them is what the unit looks for, rather than a pattern that excites only this network.
+    * ``"small"``: the published magnitudes, with the whole image visible to the model.
     * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
       224: the outer eighth is hardly visible and stays grey. One bilinear sampling where the published script resamples
       six times.
@@ -164,6 +169,9 @@ def _geometry(name: str, image: tuple[int, ...], size: tuple[int, ...], determin
     show = functools.partial(warp, size=(size[0], size[1]), deterministic=deterministic)
     if name == "default":
         return show(jitter(24 / 224 * w), rotate(10), box_crop(0.5, 1.43, normal=None, centre_sd=None))
+    if name == "small":
+        first, second = (shift / 224 * w for shift in _SHIFTS)
+        return show(jitter(first), scale(0.95, 1.05), rotate(5), jitter(second))
     if name == "published":
         padded = w + 32  # the published shifts are fractions 8/w and 4/w of the padded side, here of a square
         first, second = (shift / w * padded for shift in _SHIFTS)
@@ -189,8 +197,7 @@ def default_optimizer(
     the image from fitting one random transform, and then falls to a tenth. There is no momentum, which would keep
     gradients of earlier random transforms.
 
-    Without groups (all parameterisations but spectra), Adam without momentum takes the place of octaves and pull, with
-    a learning rate that falls linearly from ``8 / steps`` to 0.3 times that.
+    Without groups (all parameterisations but spectra), it is :func:`activation_optimizer`.
 
     For filters that start without a gradient, :func:`featvis_func.render` also redirects gradients in the first
     :data:`REDIRECT` steps, and the drift serves where nothing can be redirected: a whole layer that is off before the
@@ -208,18 +215,38 @@ def default_optimizer(
         ValueError: fewer than 1 step, or a learning rate that is not above 0.
     """
     check_int("steps", steps, 1)
-    given = None if lr is None else check_float("learning rate", lr, above=0)
-    revive = (add_drift(drift),) if drift else ()
     if groups is None:
-        start = 8.0 / steps if given is None else given
-        rate = linear_decay(start, 0.3 * start, steps)
-        return chain(normalize_gradient(), *revive, adam(rate, betas=(0.0, 0.99)))
+        return activation_optimizer(steps, lr=lr, drift=drift)
+    revive = (add_drift(drift),) if drift else ()
     pull = min(2.0 / steps, 0.25)
-    start = 5.0 * pull if given is None else given
+    start = 5.0 * pull if lr is None else check_float("learning rate", lr, above=0)
     last = max(1, round(steps / 4))
     fall = linear_decay(start, 0.1 * start, last)
     rate = piecewise([start, fall], [steps - last]) if steps > last else fall
     return chain(normalize_gradient(), *revive, normalize_groups(groups), sgd(rate), pull_to_start(pull))
+
+
+def activation_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:
+    """The optimizer that raises the activation soonest: unit gradient, and Adam without momentum.
+
+    With ``transforms="small"`` the published activation is reached in a sixth of the steps (``benchmarks/quality.py``).
+    The images show less of what the unit looks for than those of :func:`default_optimizer`
+    (``benchmarks/transfer.py``). The learning rate decreases linearly: the distance that the parameters can travel is
+    the same for any number of steps; more steps take smaller ones, to a higher activation at less saturation.
+
+    Args:
+        steps, drift: as for :func:`default_optimizer`.
+        lr: learning rate of the first step, above 0; that of the last step is 0.3 times as large. Default:
+            ``8 / steps``.
+
+    Raises:
+        ValueError: fewer than 1 step, or a learning rate that is not above 0.
+    """
+    check_int("steps", steps, 1)
+    start = 8.0 / steps if lr is None else check_float("learning rate", lr, above=0)
+    revive = (add_drift(drift),) if drift else ()
+    rate = linear_decay(start, 0.3 * start, steps)
+    return chain(normalize_gradient(), *revive, adam(rate, betas=(0.0, 0.99)))
 
 
 def published_optimizer(*, lr: float = 0.05, noise: float = 1e-6) -> Optimizer:

@@ -19,7 +19,7 @@ from featvis_func.objective import Objective
 from featvis_func.rendering import presets
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
-from featvis_func.rendering.presets import REDIRECT, named_transform, optimizer_for
+from featvis_func.rendering.presets import REDIRECT, REDIRECTING, named_transform, optimizer_for
 from featvis_func.types import Image, Transform
 from featvis_func.validation import check_filters
 
@@ -67,7 +67,7 @@ def resolve(
         features = make_features(model, objective.layers, device=options.device, precision=options.precision)
     check_layers(objective, features)
     if options.redirect is None:
-        redirect = REDIRECT if options.optimizer == "default" and features.redirected is not None else 0
+        redirect = REDIRECT if options.optimizer in REDIRECTING and features.redirected is not None else 0
         options = replace(options, redirect=redirect)
     device = device_of(features, options.device)
     numbers = _check_filter_range(numbers, objective, features)

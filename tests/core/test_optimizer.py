@@ -500,7 +500,7 @@ def test_rules_accept_a_schedule(rule: Callable[..., Optimizer]) -> None:
         torch.testing.assert_close(updates, expected * 0.5**step, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS[2:])
+@pytest.mark.parametrize("name", OPTIMIZERS[3:])
 @pytest.mark.parametrize("lr", [None, 0.3])
 def test_plain_optimizer_is_normalize_drift_and_the_named_rule(name: str, lr: float | None) -> None:
     normalized_sgd = lambda lr: chain(normalize_gradient(), sgd(lr, momentum=0.9))  # noqa: E731
@@ -516,7 +516,7 @@ def test_plain_optimizer_is_normalize_drift_and_the_named_rule(name: str, lr: fl
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-@pytest.mark.parametrize("name", OPTIMIZERS[2:])
+@pytest.mark.parametrize("name", OPTIMIZERS[3:])
 def test_plain_optimizer_is_invariant_to_the_gradient_scale(name: str, scale: float) -> None:
     start, grads = noise(5, seed=9), [noise(5, seed=seed) for seed in range(5)]
     scaled = ascend(plain_optimizer(name), start, [scale * gradient for gradient in grads])

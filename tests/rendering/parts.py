@@ -51,9 +51,10 @@ def parts_of(
     features = make_features(model, objective.layers)
     image = fv.fourier(size, channels=model.channels)
     whole = transforms.chain(
-        fv.named_transform(transform, image=size, size=model.size), transforms.normalize(model.mean, model.std)
+        fv.named_transform(transform, image=size, size=model.size, std=model.std),
+        transforms.normalize(model.mean, model.std),
     )
-    optimizer = default_optimizer(128) if optimizer is None else optimizer
+    optimizer = default_optimizer(128, groups=image.groups) if optimizer is None else optimizer
     ascent = make_ascent(features, image, whole, objective, optimizer)
     return Parts(features, image, whole, objective, optimizer, ascent)
 

@@ -270,7 +270,7 @@ def effective(given: RenderOptions) -> RenderOptions:
     """The options with defaults that depend on others filled in, without those on which no image depends."""
     redirect = given.redirect
     if redirect is None:
-        redirect = presets.REDIRECT if given.optimizer == "default" else 0
+        redirect = presets.REDIRECT if given.optimizer in presets.REDIRECTING else 0
     return replace(given, redirect=redirect, batch_size="auto", retain_memory=False)
 
 

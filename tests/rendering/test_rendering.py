@@ -19,7 +19,7 @@ from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.rendering.api import render
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
-from featvis_func.rendering.presets import default_optimizer, plain_optimizer, published_optimizer
+from featvis_func.rendering.presets import activation_optimizer, default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Image, Optimizer, State, Transform
 from tests.rendering.parts import Parts, equal_trees, parts_of
@@ -213,7 +213,12 @@ def test_optimizers_by_name(tiny: Model, name: str) -> None:
     result = render(tiny, "5", [0, 1], optimizer=name, **options)
     check_consistent(result, 4)
     assert result.config["optimizer"] == name
-    presets = {"default": default_optimizer(4), "published": published_optimizer()}
+    groups = fv.fourier(tiny.size, channels=tiny.channels).groups
+    presets = {
+        "default": default_optimizer(4, groups=groups),
+        "activation": activation_optimizer(4),
+        "published": published_optimizer(),
+    }
     optimizer = presets[name] if name in presets else plain_optimizer(name)
     assert torch.equal(render(tiny, "5", [0, 1], optimizer=optimizer, **options).images, result.images)
     other = render(tiny, "5", [0, 1], optimizer=name, lr=0.01, **options)
@@ -222,7 +227,14 @@ def test_optimizers_by_name(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "optimizer", [default_optimizer(4), published_optimizer(), *map(plain_optimizer, OPTIMIZERS[2:])], ids=OPTIMIZERS
+    "optimizer",
+    [
+        default_optimizer(4, groups=torch.arange(50) // 10),
+        activation_optimizer(4),
+        published_optimizer(),
+        *map(plain_optimizer, OPTIMIZERS[3:]),
+    ],
+    ids=OPTIMIZERS,
 )
 def test_optimizers_move_parameters_without_a_gradient_by_their_key(optimizer: Optimizer) -> None:
     params = torch.zeros(50)
