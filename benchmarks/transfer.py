@@ -12,7 +12,7 @@ reporting. Only the latter are in the table.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,11 +227,10 @@ def measure(
     method: str,
     classes: Sequence[int],
     device: str,
-    options: Callable[[str], dict[str, Any] | None] = METHODS.__getitem__,
 ) -> tuple[Row, Tensor]:
     """Make images on one network, and have the other judge them."""
     network, model = maker
-    images, seconds = make_images(model, network.layer, classes, options(method), device)
+    images, seconds = make_images(model, network.layer, classes, METHODS[method], device)
     other, own = judge(judging, images, classes), judge(model, images, classes)
     first = (other.rank == 0).double()
     low, high = bootstrap(first)
