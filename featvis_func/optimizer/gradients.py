@@ -77,7 +77,8 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
     if min(int(label.min()) for label in labels) < 0:
         raise ValueError("normalize_groups: labels must be at least 0")
     count = 1 + max(int(label.max()) for label in labels)
-    # Sums over groups, and the way back, are products with these matrices: unlike scattering, they are deterministic.
+    # Sums over groups, and the way back, are products with these matrices, summed explicitly: scattering is not
+    # deterministic on CUDA, and the rounding of a batched matmul may depend on the batch size.
     members = [torch.nn.functional.one_hot(label.reshape(-1), count).float() for label in labels]
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
@@ -90,13 +91,13 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
         for leaf, label, member in zip(leaves, labels, members, strict=True):
             alike = tuple(i for i, side in enumerate(label.shape) if side == 1)
             squares = (leaf * leaf).sum(alike, keepdim=True) if alike else leaf * leaf
-            total = total + squares.reshape(-1) @ member.to(leaf)
+            total = total + (squares.reshape(-1, 1) * member.to(leaf)).sum(0)
             numbers = numbers + member.to(leaf).sum(0) * (leaf.numel() / label.numel())
         assert isinstance(total, Tensor)
         assert isinstance(numbers, Tensor)
         factors = 1.0 / (torch.sqrt(total / numbers.clamp_min(1.0)) + eps)
         normalised = [
-            leaf * (member.to(leaf) @ factors.to(leaf)).reshape(label.shape)
+            leaf * (member.to(leaf) * factors.to(leaf)).sum(1).reshape(label.shape)
             for leaf, label, member in zip(leaves, labels, members, strict=True)
         ]
         return tree_unflatten(normalised, spec), state

@@ -81,7 +81,8 @@ SIGNAL_TRANSFORMS = ("default", "none")
 
 # Of the default transforms, in units of the normalised input, and on values in [0, 1]. Of SqueezeNet, whose input has a
 # standard deviation of about 0.225, the best images come with noise of 0.05; of EfficientNet-Lite0, with 0.5, with 0.1.
-_NOISE, _MAX_NOISE = 0.2, 0.1
+# The bounds are for models that do not divide by the spread of photographs: by 1, or after multiplying by 255.
+_NOISE, _MIN_NOISE, _MAX_NOISE = 0.2, 0.04, 0.1
 
 # The published magnitudes, in 224ths of the width: the two shifts.
 _SHIFTS = (8, 4)
@@ -98,7 +99,7 @@ def named_transform(
     """A preset of random transforms, from the image's size to the model's input size.
 
     * ``"default"``: shift by up to a ninth of the width, rotate 10 degrees, a box of 0.5 to 1.43 times the sides at any
-      position, and normal noise of 0.2 in the units of the normalised input, at most 0.1 on values in ``[0, 1]``.
+      position, and normal noise of 0.2 in the units of the normalised input, 0.04 to 0.1 on values in ``[0, 1]``.
       What survives them is what the unit looks for, rather than a pattern that excites only this network.
     * ``"small"``: the published magnitudes, with the whole image visible to the model.
     * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
@@ -146,7 +147,7 @@ def named_transform(
     # Each value of a video has noise of its own.
     noise: tuple[Transform, ...] = ()
     if name == "default":
-        noise = (normal_noise(min(_NOISE * sum(std) / len(std), _MAX_NOISE)),)
+        noise = (normal_noise(min(max(_NOISE * sum(std) / len(std), _MIN_NOISE), _MAX_NOISE)),)
     elif name == "maco":
         noise = (normal_noise(0.04), uniform_noise(0.02))
     if len(size) == 2:

@@ -610,3 +610,19 @@ def test_default_optimizer_keeps_the_contrast_bounded_for_any_number_of_steps() 
             updates, state = rule.update(direction, state, params)
             params = params + updates
         assert 1 < params.abs().max().item() < 5.2
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_default_update_of_a_filter_is_the_same_in_every_batch(count: int) -> None:
+    """Bit by bit: ascent from grey amplifies every difference in rounding."""
+    image = fourier((24, 20))
+    rule = default_optimizer(64, groups=image.groups)
+    keys = torch.stack([random.fold_in(KEY, i) for i in range(count)])
+    params = vmap(image.init)(keys)
+    grads = noise(*params.shape, dtype=torch.float32)
+    together, _ = vmap(rule.update)(grads, vmap(rule.init)(params, keys), params)
+    for i in range(count):
+        alone, _ = vmap(rule.update)(
+            grads[i : i + 1], vmap(rule.init)(params[i : i + 1], keys[i : i + 1]), params[i : i + 1]
+        )
+        assert torch.equal(alone[0], together[i])

@@ -354,7 +354,9 @@ def test_default_shifts_scale_with_the_image_width() -> None:
     torch.testing.assert_close(4 * small[:, :2, 2], large[:, :2, 2])
 
 
-@pytest.mark.parametrize(("std", "expected"), [((0.2, 0.3), 0.05), ((0.5,), 0.1), ((1.0, 2.0, 3.0), 0.1)])
+@pytest.mark.parametrize(
+    ("std", "expected"), [((0.2, 0.3), 0.05), ((0.5,), 0.1), ((1.0, 2.0, 3.0), 0.1), ((1 / 255,), 0.04)]
+)
 def test_default_noise_is_in_the_units_of_the_normalised_input(std: tuple[float, ...], expected: float) -> None:
     transform = named_transform("default", image=(64, 64), size=(64, 64), std=std)
     image = torch.full((3, 64, 64), 0.5)  # nothing but noise changes it: the padding is 0.5, too
@@ -447,7 +449,7 @@ def test_empty_chain_is_the_identity() -> None:
         ),
         (
             lambda: named_transform("lucent", image=(8, 8), size=(8, 8)),
-            "'lucent'; expected one of default, published, lucid, maco, none",
+            "'lucent'; expected one of default, small, published, lucid, maco, none",
         ),
     ],
 )
