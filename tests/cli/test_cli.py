@@ -289,11 +289,11 @@ def check_rejected(
         (["--lr", "nan"], "learning rate must be finite and above 0, got nan"),
         (
             ["--views", "sideways"],
-            "unknown transforms 'sideways'; expected one of default, published, lucid, maco, none",
+            "unknown transforms 'sideways'; expected one of default, small, published, lucid, maco, none",
         ),
         (["--transforms", "sideways"], "unknown transforms 'sideways'"),
         (["--image", "oil"], "unknown image 'oil'; expected one of fourier, pixel"),
-        (["--optimizer", "downhill"], "unknown optimizer 'downhill'; expected one of default, published"),
+        (["--optimizer", "downhill"], "unknown optimizer 'downhill'; expected one of default, activation, published"),
         (["--redirect", "-1"], "redirect must be at least 0, got -1"),
         (["--snapshots", "9"], "snapshots must be"),
         (["--bands", "0,1,3"], "bands has channel 3, but the channels are 0 to 2; got (0, 1, 3)"),

@@ -440,13 +440,18 @@ class TestBackground:
         assert (torch.corrcoef(flat[:, :, 0, 0].T) - torch.eye(3)).abs().max() < 0.3
 
 
-def test_maco_transform_is_a_box_crop_with_noise() -> None:
-    image = noise(3, 40, 40)
-    parts = warp(box_crop(), size=(16, 16)), normal_noise(0.04), uniform_noise(0.02)
-    transform = named_transform("maco", image=(40, 40), size=(16, 16))
-    assert torch.equal(apply(transform, image, 3), apply(chain(*parts), image, 3))
+@pytest.mark.parametrize(("side", "mean"), [(40, 0.4), (20, 0.6), (160, 0.25)])
+def test_maco_transform_is_eight_boxes_with_noise(side: int, mean: float) -> None:
+    """The boxes are as wide as the model's input, within bounds."""
+    image = noise(3, side, side)
+    boxes = multiview(warp(box_crop(normal=(mean, 0.4 * mean)), size=(16, 16)), 8)
+    transform = named_transform("maco", image=(side, side), size=(16, 16))
+    shown = apply(transform, image, 3)
+    assert shown.shape == (8, 3, 16, 16)
+    assert torch.equal(shown, apply(chain(boxes, normal_noise(0.04), uniform_noise(0.02)), image, 3))
     added = apply(named_transform("maco", image=(8, 8), size=(64, 64)), torch.full((3, 8, 8), 0.5)) - 0.5
     assert added.std().item() == pytest.approx(math.sqrt(0.04**2 + 0.02**2 / 3), rel=0.05)
+    assert (torch.corrcoef(added.flatten(1)) - torch.eye(8)).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(

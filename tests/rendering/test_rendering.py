@@ -300,11 +300,11 @@ def test_filters_are_variants_if_the_objective_names_its_channel(tiny: Model) ->
         ({"seed": None}, r"seed must be a whole number, got None"),
         (
             {"transforms": "sideways"},
-            r"unknown transforms 'sideways'; expected one of default, published, lucid, maco, none",
+            r"unknown transforms 'sideways'; expected one of default, small, published, lucid, maco, none",
         ),
         (
             {"transforms": None},
-            r"transforms must be one of default, published, lucid, maco, none or a Transform, got None",
+            r"transforms must be one of default, small, published, lucid, maco, none or a Transform, got None",
         ),
         (
             {"transforms": fv.named_transform("none", image=(20, 20), size=(8, 8))},
@@ -314,7 +314,7 @@ def test_filters_are_variants_if_the_objective_names_its_channel(tiny: Model) ->
         ({"lr": 0.0}, r"learning rate must be finite and above 0, got 0\.0"),
         ({"lr": float("nan")}, r"learning rate must be finite and above 0, got nan"),
         ({"lr": float("inf")}, r"learning rate must be finite and above 0, got inf"),
-        ({"optimizer": "downhill"}, r"unknown optimizer 'downhill'; expected one of default, published"),
+        ({"optimizer": "downhill"}, r"unknown optimizer 'downhill'; expected one of default, activation, published"),
         ({"optimizer": published_optimizer(), "lr": 0.1}, r"lr= goes with the name of an optimizer"),
         ({"objective": "55"}, r"no layer '55'"),
         ({"objective": objectives.channel("5", 6)}, r"no channel 6 in layer '5', which has 6"),
