@@ -43,6 +43,7 @@ from featvis_func.backbone.verify import (
     Reference,
     check_outputs,
     compare,
+    exact_float32,
     find_mismatch,
     in_precision,
     reference_of,
@@ -121,7 +122,7 @@ def make_features(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    with _trace_lock, torch.inference_mode(False):
+    with _trace_lock, torch.inference_mode(False), exact_float32():
         return _make_features(model, layers, device, precision, verify)
 
 
@@ -221,6 +222,7 @@ def _backbone(
     Also the reference, with the values of operations inside of modules, which no hook can catch: they are those of the
     graph as traced, whose other values are the module's.
     """
+    exported, dropped = None, ""
     try:
         traced = trace(module, calls, reference.images, operations)
         try:
@@ -234,17 +236,24 @@ def _backbone(
             mismatch = find_mismatch(core, reference) if verify else ""
             if mismatch:
                 # In very deep networks the rounding of the graph passes can switch ReLUs: use the graph as traced.
-                core = plain
+                dropped, core = mismatch, plain
                 mismatch = find_mismatch(core, reference)
         finally:
             release(traced)
         if not mismatch:
-            return core, True, reference
+            exported = core, True, reference
     except UnknownOperationError:
         raise
     except Exception as error:
         # torch.export fails in as many ways as there are models; every failure means the hook fallback.
         mismatch = why_not_exported(error)
+    if exported is not None:
+        if dropped:
+            warn_caller(
+                f"{model.name} runs as it was traced, slower, without folded batch norms and the other changes of its"
+                f" graph: with them {dropped}"
+            )
+        return exported
     if operations:
         raise ValueError(
             f"layer {operations[0].path!r} is an operation inside of a module, which can only be reached in a model"

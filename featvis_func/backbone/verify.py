@@ -3,8 +3,9 @@
 The reference is the module itself, run once with hooks on a few example images.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,25 @@ _GRADIENT_TOLERANCE = 5e-2
 PRECISIONS = ("auto", "float32", "bfloat16")
 """The precisions of a backbone. ``"auto"`` is bfloat16 for a float32 model on a device that has it in hardware (CUDA
 from compute capability 8; CPUs with AMX or AVX-512 BF16), else the model's own dtype."""
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute in float32 without TF32, which convolutions on CUDA use by default, for the time of the block.
+
+    TF32 has 10 bits of mantissa: a graph whose batch norms are folded differs by up to 6% from one whose are not,
+    although both are right.
+    """
+    backends: Any = torch.backends
+    kinds = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 class Reference(NamedTuple):
@@ -168,6 +188,10 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
     except Exception as error:  # whatever a model raises in a dtype that it was not written for
         if precision != "auto":
             raise ValueError(f"{model.name} does not run in {precision}: {first_line(error)}") from error
+        warn_caller(
+            f"{model.name} runs in {str(own).removeprefix('torch.')}, slower than in bfloat16, in which it cannot:"
+            f" {first_line(error)}; precision={str(own).removeprefix('torch.')!r} says so without a warning"
+        )
         return own, core.weights
     return dtype, weights
 

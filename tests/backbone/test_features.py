@@ -872,7 +872,9 @@ def test_model_that_does_not_run_in_bfloat16_is_an_error_or_stays_in_float32(mon
     with pytest.raises(ValueError, match="Insists does not run in bfloat16: "):
         make_features(model, ["conv"], precision="bfloat16")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert make_features(model, ["conv"]).weights["conv.weight"].dtype == torch.float32
+    with pytest.warns(UserWarning, match="Insists runs in float32, slower than in bfloat16"):
+        features = make_features(model, ["conv"])
+    assert features.weights["conv.weight"].dtype == torch.float32
 
 
 def test_unknown_precision_is_an_error(tiny: Model) -> None:
@@ -922,7 +924,8 @@ def test_graph_is_used_as_traced_where_the_passes_change_it_too_much(
     monkeypatch.setattr("featvis_func.backbone.features.find_mismatch", lambda core, reference: next(mismatches))
     traced: list[object] = []
     monkeypatch.setattr("featvis_func.backbone.features.trace", lambda *args: traced.append(trace(*args)) or traced[-1])
-    features = make_features(tiny, ["3"])
+    with pytest.warns(UserWarning, match=r"runs as it was traced, slower.*with them the gradient differs .* by 0\.08"):
+        features = make_features(tiny, ["3"])
     assert features.exported
     assert len(traced) == 1, "tracing takes most of the time"
     assert {"1.weight", "1.running_mean"} <= features.weights.keys()
