@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import featvis_func as fv
 from benchmarks.common import Case, cases, interleave, report
 from benchmarks.reference import make_reference_step
-from featvis_func.backbone.hooks import hook_backbone
+from featvis_func.backbone.hooks import catch
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models.copying import private_copy
 from featvis_func.rendering.presets import optimizer_for
@@ -93,9 +93,11 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, object]:
     floor = grad_and_value(total)
     compiled_floor = torch.compile(floor, fullgraph=True, dynamic=False)
     # FLOPs of the module itself: the first convolution of the rewritten graph is padded to more channels.
-    plain = hook_backbone(private_copy(case.model.module, None), {LayerRef(case.layer): 1})
+    module = private_copy(case.model.module, None).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        plain.apply(plain.weights, images.clone().requires_grad_())[case.layer].sum().backward()
+        with catch(module, {LayerRef(case.layer): 1}, stop=True) as caught:
+            module(images.clone().requires_grad_())
+        caught[case.layer].sum().backward()
     seconds_to_compile = {
         "compiled": _seconds(compiled),
         "floor packed": _seconds(lambda: compiled_floor(images, compiled.weights)),
