@@ -35,8 +35,8 @@ def reproduce(
         seed: of that filter, which may differ from the run's.
         filters: all that were rendered with it; an objective other than a channel may depend on them.
 
-    >>> reproduce({"model": "texturenet", "render": {"steps": 64, "seed": 0}}, "head", 3, 0).command
-    'featvis render texturenet --layer head --filters 3 --steps 64'
+    >>> reproduce({"model": "texturenet", "render": {"steps": 32, "seed": 0}}, "head", 3, 0).command
+    'featvis render texturenet --layer head --filters 3 --steps 32'
     """
     options = _changed_options(config, seed)
     own_parts = [name for name, value in options.items() if value == "custom"]

@@ -64,7 +64,8 @@ def accentuate(
             has a learning rate of its own.
         image: a parameterisation that can start from a picture, by name or as an :class:`Image`.
         device, precision: as for :func:`~featvis_func.render`.
-        **options: further options of :func:`~featvis_func.render`.
+        **options: further options of :func:`~featvis_func.render`; here ``transforms`` is ``"small"`` by default, and
+            ``optimizer`` ``"activation"``.
 
     Returns:
         A :class:`Result` with :attr:`Result.saliency`, which shows where in the photograph the objective depended on
@@ -106,6 +107,10 @@ def accentuate(
     if isinstance(image, str):
         check_name("image", image, IMAGES)
         image = IMAGES[image]((h, w), channels=model.channels, device=compute_device)
+    # Wide transforms and a pull back to the start serve an image that begins grey: here they would hide what changes.
+    if "transforms" not in options and options.get("views") is None:
+        options["transforms"] = "small"
+    options.setdefault("optimizer", "activation")
     activations = activations_of(model, objective.layers[:1], start, features=features)[objective.layers[0]]
     balance = 1.0 / float(activations.square().mean().sqrt().clamp_min(1e-6))
     return render(
@@ -114,7 +119,7 @@ def accentuate(
         filters,
         steps=steps,
         size=(h, w),
-        lr=_RATE / steps if lr is None and isinstance(options.get("optimizer", "default"), str) else lr,
+        lr=_RATE / steps if lr is None and isinstance(options["optimizer"], str) else lr,
         image=from_image(image, start),
         device=device,
         precision=precision,

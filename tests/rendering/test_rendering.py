@@ -426,12 +426,12 @@ def test_keys_depend_on_seed_layer_and_filter_only() -> None:
 
 @pytest.mark.slow
 def test_dead_filter_is_reported_and_the_others_continue(tiny: Model) -> None:
-    expected = render(tiny, "3", [0, 2], steps=3, optimizer=published_optimizer(noise=0.0))
+    expected = render(tiny, "3", [0, 2], steps=3, transforms="none", optimizer=published_optimizer(noise=0.0))
     convolution = tiny.module.get_submodule("3")
     with torch.no_grad():
         for parameter in convolution.parameters():
             parameter[1] = 0
-    result = render(tiny, "3", [0, 1, 2], steps=3, optimizer=published_optimizer(noise=0.0))
+    result = render(tiny, "3", [0, 1, 2], steps=3, transforms="none", optimizer=published_optimizer(noise=0.0))
     assert result.status == ("ok", "dead", "ok")
     assert result.scores[1] == 0
     assert result.best_step[1] == 0
@@ -516,9 +516,9 @@ def test_drift_revives_a_filter_behind_a_hidden_rectifier() -> None:
         first.weight[:, :, ::2] = -0.1  # On grey: 0.5 * (10 - 15) * 0.1 = -0.25.
         first.get_parameter("bias").fill_(0.2)  # 0.05 below the threshold.
     model = load_toy(module, size=24)
-    dead = render(model, "2", steps=16, optimizer=default_optimizer(16, drift=0.0))
+    dead = render(model, "2", steps=16, transforms="small", optimizer=default_optimizer(16, drift=0.0))
     assert dead.status == ("dead",)
-    revived = render(model, "2", steps=16)
+    revived = render(model, "2", steps=16, transforms="small")
     assert revived.status == ("ok",)
     assert revived.scores[0] > dead.scores[0] + 0.01
 
