@@ -86,7 +86,7 @@ OBJECTIVES: Mapping[str, Picture] = {
     "neuron": lambda kit: kit.render(fv.neuron(LATE, UNIT)),
     "region": lambda kit: kit.render(o.region(LATE, UNIT, columns=(0.0, 0.5))),
     "logit": lambda kit: kit.render(o.logit(CLASSES, 985), steps=96),
-    "layer": lambda kit: kit.render(fv.layer(LATE)),
+    "layer": lambda kit: kit.render(fv.layer(LATE), transforms="small"),
     "deepdream": lambda kit: kit.render(
         o.deepdream(MIDDLE), image=parameterisations.from_image(fv.fourier(SIZE), kit.cat), lr=2 / 48
     ),
