@@ -28,7 +28,7 @@ SIZES: dict[str, tuple[int, ...]] = {
     "video": (8, 64, 64),
     "optical_flow": (128, 128),
 }
-FIXED = {"mvit_v1_b": (16, 224, 224), "mvit_v2_s": (16, 224, 224), "s3d": (16, 64, 64)}
+FIXED = {"mvit_v1_b": (16, 224, 224), "mvit_v2_s": (16, 224, 224), "s3d": (16, 224, 224)}
 SHARES = (0.4, 0.8)
 
 

@@ -55,7 +55,8 @@ def render(
             as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an :class:`~featvis_func.Objective`.
         filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
             image; numbers then give variants).
-        steps: number of gradient ascent steps, at least 1; more give an image that more networks recognise.
+        steps: number of gradient ascent steps, at least 1; more average over more random transforms, which modern
+            networks need.
         size: image size in pixels, one number for a square or height and width; frames, height and width of a video,
             length of a signal: ``N``, ``(h, w)``, ``(t, h, w)`` or ``(t,)``. For a video, ``N`` and ``(h, w)`` leave
             the number of frames to the model. Default: the model's input size. Images of another size are resized to
