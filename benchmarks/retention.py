@@ -65,7 +65,7 @@ def damages() -> dict[str, Callable[[Tensor], Tensor]]:
 
     return {
         "jpeg": lambda images: torch.stack([jpeg(image) for image in images]),
-        "blur": lambda images: torch.stack([blur.apply(image, blur.draw(torch.tensor([0, 0]))) for image in images]),
+        "blur": lambda images: blur.apply(images, blur.draw(torch.tensor([0, 0]))),
         "half": half,
         "four_bits": lambda images: (images * 15).round() / 15,
     }

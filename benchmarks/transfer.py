@@ -189,10 +189,9 @@ def make_images(
     """
     if options is None:
         start = time.perf_counter()
-        size, images = model.size[0], []
+        size, wrapped, images = model.size[0], _AsMap(model.module), []
         # In batches of eight, as the benchmark of a step.
         for i in range(0, len(classes), 8):
-            wrapped = _AsMap(model.module)
             part = list(classes[i : i + 8])
             result = reference(
                 wrapped, "logits", part, steps=SCRIPT_STEPS, input_size=size, mean=model.mean, std=model.std

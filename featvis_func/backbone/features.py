@@ -222,7 +222,7 @@ def _backbone(
     Also the reference, with the values of operations inside of modules, which no hook can catch: they are those of the
     graph as traced, whose other values are the module's.
     """
-    exported, dropped = None, ""
+    dropped = ""
     try:
         traced = trace(module, calls, reference.images, operations)
         try:
@@ -240,20 +240,19 @@ def _backbone(
                 mismatch = find_mismatch(core, reference)
         finally:
             release(traced)
-        if not mismatch:
-            exported = core, True, reference
     except UnknownOperationError:
         raise
     except Exception as error:
         # torch.export fails in as many ways as there are models; every failure means the hook fallback.
         mismatch = why_not_exported(error)
-    if exported is not None:
-        if dropped:
-            warn_caller(
-                f"{model.name} runs as it was traced, slower, without folded batch norms and the other changes of its"
-                f" graph: with them {dropped}"
-            )
-        return exported
+    else:
+        if not mismatch:
+            if dropped:
+                warn_caller(
+                    f"{model.name} runs as it was traced, slower, without folded batch norms and the other changes of"
+                    f" its graph: with them {dropped}"
+                )
+            return core, True, reference
     if operations:
         raise ValueError(
             f"layer {operations[0].path!r} is an operation inside of a module, which can only be reached in a model"

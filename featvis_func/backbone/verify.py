@@ -188,9 +188,10 @@ def in_precision(model: Model, core: Backbone, precision: str, reference: Refere
     except Exception as error:  # whatever a model raises in a dtype that it was not written for
         if precision != "auto":
             raise ValueError(f"{model.name} does not run in {precision}: {first_line(error)}") from error
+        kept = str(own).removeprefix("torch.")
         warn_caller(
-            f"{model.name} runs in {str(own).removeprefix('torch.')}, slower than in bfloat16, in which it cannot:"
-            f" {first_line(error)}; precision={str(own).removeprefix('torch.')!r} says so without a warning"
+            f"{model.name} runs in {kept}, slower than in bfloat16, in which it cannot: {first_line(error)};"
+            f" precision={kept!r} says so without a warning"
         )
         return own, core.weights
     return dtype, weights

@@ -80,22 +80,21 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
     # Sums over groups, and the way back, are products with these matrices, summed explicitly: scattering is not
     # deterministic on CUDA, and the rounding of a batched matmul may depend on the batch size.
     members = [torch.nn.functional.one_hot(label.reshape(-1), count).float() for label in labels]
+    sizes = [member.sum(0) for member in members]
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         leaves, spec = tree_flatten(grads)
         if [leaf.ndim for leaf in leaves] != [label.ndim for label in labels]:
             shapes = [tuple(leaf.shape) for leaf in leaves], [tuple(label.shape) for label in labels]
             raise ValueError(f"normalize_groups: the parameters are {shapes[0]}, the labels {shapes[1]}")
-        total: Tensor | float = 0.0
-        numbers: Tensor | float = 0.0
-        for leaf, label, member in zip(leaves, labels, members, strict=True):
+        totals, numbers = [], []
+        for leaf, label, member, size in zip(leaves, labels, members, sizes, strict=True):
             alike = tuple(i for i, side in enumerate(label.shape) if side == 1)
             squares = (leaf * leaf).sum(alike, keepdim=True) if alike else leaf * leaf
-            total = total + (squares.reshape(-1, 1) * member.to(leaf)).sum(0)
-            numbers = numbers + member.to(leaf).sum(0) * (leaf.numel() / label.numel())
-        assert isinstance(total, Tensor)
-        assert isinstance(numbers, Tensor)
-        factors = 1.0 / (torch.sqrt(total / numbers.clamp_min(1.0)) + eps)
+            totals.append((squares.reshape(-1, 1) * member.to(leaf)).sum(0))
+            numbers.append(size.to(leaf) * (leaf.numel() / label.numel()))
+        mean = torch.stack(totals).sum(0) / torch.stack(numbers).sum(0).clamp_min(1.0)
+        factors = 1.0 / (torch.sqrt(mean) + eps)
         normalised = [
             leaf * (member.to(leaf) * factors.to(leaf)).sum(1).reshape(label.shape)
             for leaf, label, member in zip(leaves, labels, members, strict=True)
