@@ -7,6 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+GRID_SAMPLE = torch.ops.aten.grid_sampler_2d.default
+
 
 def compile_graph(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]) -> Any:
     """A backend of ``torch.compile``: Inductor, which calls torch's own ``grid_sample`` instead of decomposing it.
@@ -20,12 +22,16 @@ def compile_graph(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]
         settings: options of Inductor; they take precedence over those set here.
     """
     from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.lowering import make_fallback
+    from torch._inductor.lowering import lowerings, make_fallback
 
     if any(_is_channels_last(value) for value in inputs if isinstance(value, Tensor)):
         settings = {"layout_optimization": False, **settings}
     # torch 2.11 decomposes every operation that has a decomposition, whatever table it is given.
     has_choice = "get_decomp_fn" in inspect.signature(make_fallback).parameters
+    if has_choice and GRID_SAMPLE not in lowerings:
+        # Otherwise Inductor does so itself while it compiles, but fails where the environment has CI set, as on most
+        # continuous integration services.
+        make_fallback(GRID_SAMPLE, warn=False, override_decomp=True)
     return compile_fx(graph, inputs, config_patches=settings, decompositions=_Decompositions() if has_choice else None)
 
 
@@ -41,7 +47,7 @@ class _Decompositions(dict[Any, Any]):
         from torch._inductor.decomposition import select_decomp_table
 
         super().__init__(select_decomp_table())
-        self.pop(torch.ops.aten.grid_sampler_2d.default, None)
+        self.pop(GRID_SAMPLE, None)
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         # For the key of Inductor's cache: the functions in the table cannot be pickled.
