@@ -135,8 +135,8 @@ def find_mismatch(core: Backbone, reference: Reference) -> str:
     return _mismatch(values, gradient, reference)
 
 
-def with_operations(core: Backbone, reference: Reference) -> Reference:
-    """Return a reference with the values and the gradient of a backbone that has more layers than the reference."""
+def reference_of_graph(core: Backbone, reference: Reference) -> Reference:
+    """Return a reference for the layers of a backbone that computes what the module computes."""
 
     def apply(images: Tensor) -> dict[str, Tensor]:
         return core.apply(core.weights, images)

@@ -38,6 +38,16 @@ def check_device(name: str | torch.device) -> None:
         raise ValueError(f"no device {str(name)!r} on this machine: {first_line(error)}") from error
 
 
+def compiling_pays(device: torch.device, pixels: int) -> bool:
+    """Whether compiling a step saves more time than it takes.
+
+    Args:
+        device: where it will run.
+        pixels: as for :func:`select_step`.
+    """
+    return device.type == "cuda" or (device.type == "cpu" and pixels > _COMPILE_PAYS_ON_CPU)
+
+
 def select_step(
     step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
 ) -> Step:
@@ -58,8 +68,7 @@ def select_step(
         ValueError: compiling was requested, and the backbone is not an exported graph.
     """
     if compile == "auto":
-        pays = device.type == "cuda" or (device.type == "cpu" and pixels > _COMPILE_PAYS_ON_CPU)
-        return _compiled(step, fallback=step) if exported and pays else step
+        return _compiled(step, fallback=step) if exported and compiling_pays(device, pixels) else step
     if compile == "no":
         return step
     if not exported:

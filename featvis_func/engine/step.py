@@ -20,7 +20,20 @@ from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
 from featvis_func.tree import tree_map
-from featvis_func.types import Best, Image, Info, Key, Optimizer, OptState, Params, State, Target, Transform, Weights
+from featvis_func.types import (
+    Best,
+    Draw,
+    Image,
+    Info,
+    Key,
+    Optimizer,
+    OptState,
+    Params,
+    State,
+    Target,
+    Transform,
+    Weights,
+)
 
 Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
 """(weights, state, target) -> (state, info): a pure function over a batch of filters."""
@@ -101,16 +114,13 @@ def make_ascent(
         scores, maps = forward(decoded, redirect_mask, *given)
         return scores.sum(), (scores, decoded, maps)
 
-    def draw(key: Key, step: Tensor) -> Any:
-        return transform.draw(fold_in(key, step, stream=_TRANSFORM))
-
     def guarded_update(grads: Params, opt: OptState, params: Params, finite: Tensor) -> tuple[Params, OptState]:
         updates, new = optimizer.update(grads, opt, params)
         # A tensor that the optimiser only reads, such as a drift, is passed on without a copy.
         return updates, tree_map(lambda n, o: o if n is o else torch.where(finite, n, o), new, opt)
 
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        draws = vmap(draw)(state.key, state.step)
+        draws = vmap(partial(_draw, transform))(state.key, state.step)
         # Two inputs whose value changes nothing, for the sake of their gradients: the first is the score's gradient at
         # each pixel, the second tells whose gradient was redirected.
         probes = (
@@ -142,6 +152,41 @@ def make_ascent(
         return new, Info(scores, norms, (norms > 0) & (redirected == 0), finite)
 
     return Ascent(init, step)
+
+
+def activation_maps(
+    features: Features,
+    transform: Transform,
+    objective: Objective,
+    weights: Weights,
+    images: Tensor,
+    keys: Tensor,
+    steps: Tensor,
+    target: Target,
+) -> Tensor:
+    """The objective's activation maps of given images, under the random transforms of given steps.
+
+    Args:
+        features, transform, objective: as for :func:`make_ascent`.
+        weights: of the features.
+        images: decoded, ``(n, c, h, w)``.
+        keys: of the filters, int64 ``(n, 2)``.
+        steps: numbers of steps, int64 ``(n,)``; the maps of those below 0 are zero.
+        target: as for a step.
+
+    Returns:
+        ``(n, h', w')``, or what the objective's maps are.
+    """
+    forward = make_forward(features, transform, objective)
+    with torch.no_grad():
+        draws = vmap(partial(_draw, transform))(keys, steps.clamp_min(0))
+        _, maps = forward(images, images.new_zeros(len(images)), weights, draws, target)
+    return select_rows(steps >= 0, maps, 0.0)
+
+
+def _draw(transform: Transform, key: Key, step: Tensor) -> Draw:
+    """The random numbers of a filter's step."""
+    return transform.draw(fold_in(key, step, stream=_TRANSFORM))
 
 
 def _zero_maps(features: Features, objective: Objective, images: Tensor) -> Tensor:

@@ -64,6 +64,17 @@ class LoadRequest(NamedTuple):
     """Whether the caller states the inputs, which are those of the whole model and not of a part that takes images."""
 
 
+def device_for(model: Model, requested: torch.device | str | None) -> torch.device:
+    """The device to compute on: the requested one, or where the model is.
+
+    >>> device_for(Model(nn.ReLU(), "relu", (0.0,), (1.0,), (8, 8)), None)
+    device(type='cpu')
+    """
+    if requested is not None:
+        return torch.device(requested)
+    return next((parameter.device for parameter in model.module.parameters()), torch.device("cpu"))
+
+
 def import_optional(package: str, extra: str, feature: str) -> Any:
     """Import an optional dependency.
 

@@ -32,6 +32,7 @@ from featvis_func.objective.penalties import total_variation as total_variation
 from featvis_func.objective.together import alignment as alignment
 from featvis_func.objective.together import diversity as diversity
 from featvis_func.objective.together import interpolate as interpolate
+from featvis_func.objective.units import any_channel as any_channel
 from featvis_func.objective.units import channel as channel
 from featvis_func.objective.units import deepdream as deepdream
 from featvis_func.objective.units import layer as layer

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from featvis_func.objective.base import Objective, feature_axis, resolve_position
+from featvis_func.objective.base import Objective, feature_axis, features_last, resolve_position
 from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 from featvis_func.validation import suggest
@@ -29,6 +29,45 @@ def channel(layer: str, index: int | None = None) -> Objective:
     tensor(5.5000)
     """
     return _channel_objective(call("channel", layer, index), layer, index, lambda feature: feature.mean())
+
+
+def any_channel(*layers: tuple[str, int]) -> Objective:
+    """Maximise the mean of one channel of one of several layers, so that a batch can hold filters of all of them.
+
+    The score is that of :func:`channel`. The targets count through the channels of all layers: with 64 channels in the
+    first layer, target 64 is channel 0 of the second. No map is kept, since the layers' maps differ in shape.
+
+    Args:
+        layers: names of layers, and their numbers of channels.
+
+    Raises:
+        ValueError: if there is no layer, or one without channels; when called, if a layer has another number.
+
+    >>> objective = any_channel(("a", 2), ("b", 3))
+    >>> objective({"a": torch.zeros(2, 4, 4), "b": torch.tensor([1.0, 2.0, 3.0])}, torch.tensor(3))
+    tensor(2.)
+    """
+    if not layers or min(count for _, count in layers) < 1:
+        raise ValueError(f"any_channel needs layers with at least one channel each, got {layers}")
+    total = sum(count for _, count in layers)
+
+    def score(activations: Activations, target: Target) -> torch.Tensor:
+        means = []
+        for name, count in layers:
+            values = features_last(activations[name])
+            if values.shape[-1] != count:
+                raise ValueError(f"layer {name!r} has {values.shape[-1]} channels, not {count}")
+            means.append(values.flatten(0, -2).mean(0) if values.ndim > 1 else values)
+        # Not an index, which is slow under vmap; and not a product with 0 and 1, where another mean may be infinite.
+        chosen = torch.arange(total, device=target.device) == target
+        return torch.where(chosen, torch.cat(means), 0.0).sum()
+
+    def activation_map(activations: Activations, target: Target) -> torch.Tensor:
+        return activations[layers[0][0]].new_zeros(())
+
+    expression = call("any_channel", *layers)
+    names = tuple(name for name, _ in layers)
+    return Objective(score, activation_map, names, (), str(expression), variants=total, expression=expression)
 
 
 def neuron(layer: str, index: int | None = None, *, position: Position | None = None) -> Objective:

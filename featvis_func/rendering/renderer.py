@@ -143,6 +143,8 @@ class Composed(NamedTuple):
     """``(h, w)``, ``(t, h, w)`` or ``(t,)`` of the images."""
     single_batch: bool
     """Whether the filters depend on each other."""
+    transform: Transform
+    """From an image to the model's input, normalisation included."""
     alpha: bool = False
     """Whether the images have an opacity: a channel more than the model takes."""
 
@@ -184,21 +186,29 @@ def compose(resolved: Resolved) -> Composed:
         raise ValueError(
             f"the picture of {objective} is {tuple(objective.picture.shape)}, the images are {tuple(example.shape)}"
         )
+    transform = transforms.chain(transform, transforms.normalize(model.mean, model.std, sides=axes, device=device))
     ascent = make_ascent(
         resolved.features,
         image,
-        transforms.chain(transform, transforms.normalize(model.mean, model.std, sides=axes, device=device)),
+        transform,
         objective,
         optimizer_for(options.optimizer, options.lr, options.steps, image.groups),
         redirect=options.redirect or 0,
         saliency=options.saliency,
     )
     single_batch = objective.batch_score is not None or image.share_params is not None
-    return Composed(ascent, image, tuple(sides), single_batch, alpha=channels > model.channels)
+    return Composed(ascent, image, tuple(sides), single_batch, transform, alpha=channels > model.channels)
 
 
-def plan(resolved: Resolved, composed: Composed) -> Renderer:
+def plan(
+    resolved: Resolved, composed: Composed, keys: Callable[[Sequence[int], int], Tensor] | None = None
+) -> Renderer:
     """Decide whether the step is compiled and how large the batches are.
+
+    Args:
+        resolved, composed: what to render, and how.
+        keys: (filter numbers, seed) -> keys of the filters, int64 ``(n, 2)``. Default: :func:`filter_keys` of the
+            objective's first layer.
 
     Raises:
         ValueError: compiling was requested for a model that cannot be exported, or a batch size or tolerance for
@@ -218,7 +228,8 @@ def plan(resolved: Resolved, composed: Composed) -> Renderer:
     layer = features.paths[resolved.objective.layers[0]]
 
     def init(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
-        state = composed.ascent.init(filter_keys(seed, layer, chosen, device=device))
+        own = filter_keys(seed, layer, chosen, device=device) if keys is None else keys(chosen, seed)
+        state = composed.ascent.init(own)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=device)
 
     batch_size = options.batch_size if isinstance(options.batch_size, int) else CPU_BATCH_SIZE

@@ -1,5 +1,6 @@
 """The one-call interface to sweeps: render whole layers and networks into a folder."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,18 @@ from featvis_func.engine.device import check_device
 from featvis_func.io.atomic import absolute_path, remove_abandoned
 from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import ranges
-from featvis_func.models import Model, fingerprint, load_model
+from featvis_func.models import Model, device_for, fingerprint, load_model
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
 from featvis_func.rendering.resolve import check_own_parts, check_presets
 from featvis_func.sweep import launchers, ray_engine
+from featvis_func.sweep.estimate import Estimate, estimate
 from featvis_func.sweep.layout import Run, start_folder
-from featvis_func.sweep.plan import Estimate, LayerPlan, count_positions, estimate, plan_layers, select_layers
+from featvis_func.sweep.plan import LayerPlan, count_positions, plan_layers, select_layers
+from featvis_func.sweep.renderers import renderers
 from featvis_func.sweep.shard import DTYPES
 from featvis_func.sweep.validate import Status, read_status
-from featvis_func.sweep.worker import Worker, renderers
+from featvis_func.sweep.worker import Worker, pending
 from featvis_func.validation import check_int, check_name
 
 
@@ -90,6 +93,7 @@ def sweep(
     checked = _options(options, "sweep")
     model = load_model(model)
     if device is not None and engine != "ray":  # The nodes of a cluster may have devices that this machine lacks.
+        device = launchers.own_device(device, rank)  # before anything is allocated on the default device
         check_device(device)
     model = with_input_size(model, checked.size, stacklevel=3)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
@@ -103,17 +107,23 @@ def sweep(
             progress=progress,
         )  # fmt: skip
         return read_status(folder)
-    worker_device = launchers.own_device(device, rank)
-    worker = Worker(
-        folder,
-        renderers(model, config, device=worker_device, retain_memory=checked.retain_memory),
-        seed=config["render"]["seed"],
-    )
+
+    def remaining() -> Counter[str]:
+        counts = Counter[str]()
+        for unit in pending(folder, launchers.share(folder, rank)):
+            counts[unit.layer] += len(unit.filters)
+        return counts
+
+    make = renderers(
+        model, config, plans, device=device, retain_memory=checked.retain_memory, remaining=remaining
+    )  # fmt: skip
+    worker = Worker(folder, make, seed=config["render"]["seed"])
     threads_before = torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        launchers.run_units(folder, worker, rank, progress=progress)
+        with launchers.current_device(device_for(model, device)):
+            launchers.run_units(folder, worker, rank, progress=progress)
     finally:
         torch.set_num_threads(threads_before)
     status = read_status(folder)
@@ -150,7 +160,7 @@ def dry_run(
     layers = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     not_compiled = {**config, "render": {**config["render"], "compile": "no"}}
-    make = renderers(model, not_compiled, device=device, retain_memory=False)
+    make = renderers(model, not_compiled, plans, device=device, retain_memory=False)
     positions = {layer.name: count_positions(layer) for layer in select_layers(model, layers)}
     return DryRun(plans, estimate(plans, make, positions=positions, itemsize=DTYPES[image_dtype].itemsize))
 
@@ -178,9 +188,8 @@ def _configure(
     check_presets(options, model)
     if options.size is not None:  # recorded with all sides, which one number leaves to the model
         options = replace(options, size=image_size(options.size, model))
-    if device is None:
-        device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
-    plans = plan_layers(model, layers, filters, batch_size=batch_size, unit_size=unit_size, device=device)
+    where = device_for(model, device)
+    plans = plan_layers(model, layers, filters, batch_size=batch_size, unit_size=unit_size, device=where)
     recorded = tuple(name for name in SWEEP_OPTIONS if OPTIONS[name].recorded)
     config = {
         "model": model.name,

@@ -7,8 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -93,8 +93,18 @@ def rank_of(engine: str, environment: Mapping[str, str] = os.environ) -> Rank:
     return rank
 
 
+def share(folder: Folder, rank: Rank) -> tuple[Unit, ...]:
+    """The units of one process: a block of consecutive ones, so that it needs few of the layers.
+
+    >>> [(9 * number // 4, 9 * (number + 1) // 4) for number in range(4)]  # of 9 units among 4 processes
+    [(0, 2), (2, 4), (4, 6), (6, 9)]
+    """
+    units = folder.run.units
+    return units[len(units) * rank.number // rank.of : len(units) * (rank.number + 1) // rank.of]
+
+
 def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progress: bool | None = None) -> None:
-    """Render this process's share of the units that are not done: every ``rank.of``-th unit.
+    """Render those of this process's units that are not done.
 
     Args:
         folder: The sweep's folder.
@@ -109,7 +119,7 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
         OSError: The folder cannot be written.
     """
     units = folder.run.units
-    mine = set(pending(folder, units[rank.number :: rank.of]))
+    mine = set(pending(folder, share(folder, rank)))
     forget_failures(folder, mine)
     with watched(folder, rank, progress=progress) as report:
         for unit in units:
@@ -224,6 +234,11 @@ def own_device(device: str | torch.device | None, rank: Rank) -> str | torch.dev
     """Return the device of a process: several processes of one machine take different GPUs."""
     if rank.device is None or device is None:
         return device
-    if torch.device(device) == torch.device("cuda") and torch.cuda.device_count() > 1:
+    if torch.device(device) == torch.device("cuda") and torch.cuda.device_count() > 1:  # does not allocate
         return f"cuda:{rank.device % torch.cuda.device_count()}"
     return device
+
+
+def current_device(device: torch.device) -> AbstractContextManager[Any]:
+    """A context manager in which CUDA allocates on this device what names none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -2,9 +2,8 @@
 
 import fnmatch
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -15,14 +14,11 @@ from featvis_func.backbone.listing import Layer, list_layers
 from featvis_func.engine.device import CPU_BATCH_SIZE
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
-from featvis_func.rendering.renderer import Renderer
 from featvis_func.validation import check_filters, check_int
 
 # Filters at a time on an accelerator; it is halved where memory runs out.
 _CUDA_BATCH_SIZE = 64
 _LONGEST_NAME = 100
-# Bytes that are stored besides images, activation maps and history: per filter, and per pair of shard and sidecar.
-_BYTES_PER_FILTER, _BYTES_PER_UNIT = 170, 1300
 
 
 class Unit(NamedTuple):
@@ -203,62 +199,3 @@ def count_positions(layer: Layer) -> int:
     (392, 1)
     """
     return math.prod(layer.shape or ()) // (layer.filters or 1)
-
-
-class Estimate(NamedTuple):
-    """The estimated cost of a sweep, on the device and under the load under which it was measured."""
-
-    seconds: float
-    """For all filters, on one worker, without loading, tracing and compiling."""
-    bytes: int
-    """Size of the stored results."""
-
-
-def estimate(
-    plans: Sequence[LayerPlan],
-    make: Callable[[LayerPlan], Renderer],
-    *,
-    positions: Mapping[str, int],
-    itemsize: int,
-    probes: int = 3,
-) -> Estimate:
-    """Estimate the cost of a sweep: measure a step of a few layers, and interpolate linearly between them.
-
-    Args:
-        plans: of the sweep's layers, at least one.
-        make: the plan of a layer -> its renderer.
-        positions: layer -> number of positions of its activation map, see :func:`count_positions`.
-        itemsize: bytes of one stored value of an image.
-        probes: number of layers to measure, at least 1.
-    """
-    count = min(probes, len(plans))
-    probed = sorted({round(i * (len(plans) - 1) / max(1, count - 1)) for i in range(count)})
-    costs: dict[int, float] = {}
-    size = 0
-    config: dict[str, Any] = {}
-    values = 0  # Of one image.
-    for index in probed:
-        plan = plans[index]
-        renderer = make(plan)
-        config = renderer.config
-        filters = (list(plan.filters) * renderer.batch_size)[: renderer.batch_size]
-        state, target = renderer.init(filters, config["seed"])
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            state, info = renderer.step(renderer.weights, state, target)
-            float(info.score.sum())  # Waits until the device has finished.
-            times.append(time.perf_counter() - start)
-        costs[index] = min(times[1:])
-        values = state.best.image[0].numel()
-    seconds = 0.0
-    for index, plan in enumerate(plans):
-        low = max(i for i in probed if i <= index)
-        high = min(i for i in probed if i >= index)
-        weight = 0.0 if low == high else (index - low) / (high - low)
-        batches = sum(-(-len(unit.filters) // plan.batch_size) for unit in plan.units)
-        seconds += batches * config["steps"] * (costs[low] * (1 - weight) + costs[high] * weight)
-        images = values * (itemsize + config.get("snapshots", 0))
-        per_filter = images + positions[plan.layer] * 4 + config["steps"] * 4 + _BYTES_PER_FILTER
-        size += len(plan.filters) * per_filter + len(plan.units) * _BYTES_PER_UNIT
-    return Estimate(seconds, size)

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from featvis_func.models import Model
+from featvis_func.models import Model, device_for
 from featvis_func.models.copying import private_copy
 from featvis_func.sweep.launchers import Rank, check_failures, forget_failures, watched
 from featvis_func.sweep.layout import Folder, log_event
 from featvis_func.sweep.plan import Unit
+from featvis_func.sweep.renderers import renderers
 from featvis_func.sweep.shard import record_failure
-from featvis_func.sweep.worker import ATTEMPTS, Done, Worker, pending, renderers
+from featvis_func.sweep.worker import ATTEMPTS, Done, Worker, pending
 
 # How long to wait for a result before checking for new nodes.
 _POLL_SECONDS = 2.0
@@ -33,7 +34,7 @@ class _Renderer:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
         model: Model = ray.get(shared[0])
         torch.set_num_threads(threads)
-        make = renderers(model, folder.run.config, device=device)
+        make = renderers(model, folder.run.config, folder.run.plans, device=device)
         self._worker = Worker(folder, make, seed=folder.run.config["render"]["seed"])
 
     def ready(self) -> None:
@@ -97,8 +98,7 @@ def _run_actors(
     progress: bool | None,
 ) -> None:
     """Schedule the units on actors; ``ray`` is the module, ``actor_error`` the type of error of a lost actor."""
-    where = device or next((p.device for p in model.module.parameters()), "cpu")
-    gpus = 1 if torch.device(where).type == "cuda" else 0
+    gpus = 1 if device_for(model, device).type == "cuda" else 0
     cores = threads or (1 if gpus else 2)
     actor_class = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(_Renderer)
     device = "cuda" if gpus else device  # each actor sees only its own GPU, whatever its number

@@ -3,14 +3,12 @@
 import errno
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from featvis_func.engine.device import is_out_of_memory
-from featvis_func.models import Model
-from featvis_func.objective import channel
-from featvis_func.rendering.renderer import Renderer, make_renderer
+from featvis_func.rendering.renderer import Renderer
 from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import DamagedError, Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
@@ -146,32 +144,6 @@ class Worker:
 
     def _drop_renderer(self) -> None:
         self._render = None
-
-
-def renderers(
-    model: Model, config: dict[str, Any], *, device: torch.device | str | None = None, retain_memory: bool = True
-) -> Callable[[LayerPlan], Renderer]:
-    """Return a function that makes the renderer of a layer from its plan.
-
-    Args:
-        model: The model.
-        config: Configuration of the run; ``config["render"]`` holds the render options.
-        device: Device to compute on. Default: the device of the model.
-        retain_memory: As for :func:`~featvis_func.render`.
-    """
-
-    def make(plan: LayerPlan) -> Renderer:
-        return make_renderer(
-            model,
-            channel(plan.layer),
-            plan.filters,
-            batch_size=plan.batch_size,
-            device=device,
-            retain_memory=retain_memory,
-            **config["render"],
-        )
-
-    return make
 
 
 def pending(folder: Folder, units: Iterable[Unit]) -> list[Unit]:

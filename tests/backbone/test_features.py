@@ -921,9 +921,9 @@ def test_graph_is_used_as_traced_where_the_passes_change_it_too_much(
 ) -> None:
     """As in very deep networks, where rounding switches ReLUs: batch norms are not folded."""
     mismatches = iter(["the gradient differs from the module's by 0.08 of its norm", ""])
-    monkeypatch.setattr("featvis_func.backbone.features.find_mismatch", lambda core, reference: next(mismatches))
+    monkeypatch.setattr("featvis_func.backbone.source.find_mismatch", lambda core, reference: next(mismatches))
     traced: list[object] = []
-    monkeypatch.setattr("featvis_func.backbone.features.trace", lambda *args: traced.append(trace(*args)) or traced[-1])
+    monkeypatch.setattr("featvis_func.backbone.source.trace", lambda *args: traced.append(trace(*args)) or traced[-1])
     with pytest.warns(UserWarning, match=r"runs as it was traced, slower.*with them the gradient differs .* by 0\.08"):
         features = make_features(tiny, ["3"])
     assert features.exported

@@ -34,6 +34,7 @@ OWN = Objective(lambda a, t: a["a"].max(), lambda a, t: a["a"][0], ("a",), (), "
 CASES: list[tuple[Objective, dict[str, Any]]] = [
     (o.channel("a"), {}),
     (o.channel("a", 1), {}),
+    (o.any_channel(("fc", 4), ("a", 4)), {}),
     (o.neuron("a"), {}),
     (o.neuron("a", 3, position=(1, 2)), {}),
     (o.neuron("b", position=4), {}),

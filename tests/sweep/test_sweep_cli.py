@@ -23,7 +23,7 @@ from featvis_func.cli import main as cli
 from featvis_func.models import load_model
 from featvis_func.sweep import api as running
 from featvis_func.sweep import launchers as engines
-from featvis_func.sweep import open_store, validate, worker
+from featvis_func.sweep import open_store, renderers, validate, worker
 from featvis_func.sweep.layout import open_folder
 from featvis_func.sweep.shard import read_commit
 from tests.sweep_toys import join, ready, receive, start
@@ -100,7 +100,7 @@ def test_complete_sweep_renders_nothing_again(
     def fail(*_: object) -> None:
         raise AssertionError("something was rendered")
 
-    monkeypatch.setattr(worker, "make_renderer", fail)
+    monkeypatch.setattr(renderers, "make_renderer", fail)
     before = results(finished)
     assert cli.main(["sweep", *LAYERS, *QUICK, "--out", str(finished), *flags]) == 0
     assert results(finished) == before
@@ -233,7 +233,7 @@ def test_sweep_stops_when_too_many_units_fail(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the model is broken")
 
-    monkeypatch.setattr(worker, "make_renderer", fail)
+    monkeypatch.setattr(renderers, "make_renderer", fail)
     out = tmp_path / "out"
     assert cli.main(["sweep", *LAYERS, *QUICK, "--out", str(out)]) == 1
     printed = capsys.readouterr()

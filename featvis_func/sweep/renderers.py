@@ -1,0 +1,238 @@
+"""The renderers of a sweep's layers: one trace of the model, and one compiled step for many layers."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from featvis_func.backbone.features import Features, TracedModel, trace_model
+from featvis_func.backbone.hardware import specialization
+from featvis_func.engine.device import compiling_pays
+from featvis_func.engine.step import activation_maps, filter_keys
+from featvis_func.models import Model, device_for
+from featvis_func.objective import any_channel, channel, feature_axis
+from featvis_func.rendering.input_size import image_size
+from featvis_func.rendering.options import DEFAULTS, RenderOptions
+from featvis_func.rendering.renderer import Renderer, compose, make_renderer, plan
+from featvis_func.rendering.resolve import resolve
+from featvis_func.rendering.result import Result
+from featvis_func.sweep.groups import COSTS, Group, choose_groups, measure_steps
+from featvis_func.sweep.plan import LayerPlan
+from featvis_func.validation import warn_caller
+
+
+class GroupRenderer:
+    """Renders filters of several layers with one compiled step. The target of a filter picks its layer, too.
+
+    Args:
+        model: the model.
+        plans: of the layers.
+        features: with these layers.
+        options: with ``compile`` on.
+    """
+
+    def __init__(
+        self, model: Model, plans: Sequence[LayerPlan], features: Features, options: Mapping[str, Any]
+    ) -> None:
+        shapes = features.shapes
+        self.layers = tuple(plan.layer for plan in plans)
+        widths = {name: shapes[name][feature_axis(shapes[name])] for name in self.layers}
+        self._offsets = dict(zip(self.layers, itertools.accumulate([0, *widths.values()]), strict=False))
+        filters = [self._offsets[plan.layer] + number for plan in plans for number in plan.filters]
+        batch_size = max(plan.batch_size for plan in plans)
+        checked = RenderOptions.of({**options, "batch_size": batch_size}, function="sweep")
+        self._resolved = resolve(model, any_channel(*widths.items()), filters, checked, features)
+        self._composed = compose(self._resolved)
+        self._renderer = plan(self._resolved, self._composed, self._keys)
+
+    def render(self, layer: str, filters: Sequence[int], *, seed: int | None = None) -> Result:
+        """Render filters of a layer. The result is that of the layer's own renderer, up to rounding."""
+        start = self._offsets[layer]
+        result = self._renderer([start + number for number in filters], seed=seed)
+        used = result.config["batch_size_used"]
+        if used < self._renderer.batch_size:
+            self._renderer = self._renderer._replace(batch_size=used)  # what fitted into memory
+        features, device = self._resolved.features, self._resolved.device
+        keys = filter_keys(result.config["seed"], features.paths[layer], filters, device=device)
+        maps = [
+            activation_maps(
+                features, self._composed.transform, channel(layer), features.weights,
+                images.to(device), keys[rows], steps.to(device), torch.tensor(chosen, device=device),
+            ).cpu().float()
+            for rows, images, steps, chosen in _batches(result, list(filters), used)
+        ]  # fmt: skip
+        config = {**result.config, "layer": layer, "objective": repr(channel(layer)), "objective_code": None}
+        return replace(result, activations=torch.cat(maps), filters=tuple(filters), config=config)
+
+    def _keys(self, members: Sequence[int], seed: int) -> Tensor:
+        """The keys of filters, which count through the channels of all layers."""
+
+        def layer_of(member: int) -> str:
+            return max((offset, name) for name, offset in self._offsets.items() if offset <= member)[1]
+
+        features, device = self._resolved.features, self._resolved.device
+        parts = []
+        for layer, group in itertools.groupby(members, layer_of):
+            numbers = [member - self._offsets[layer] for member in group]
+            parts.append(filter_keys(seed, features.paths[layer], numbers, device=device))
+        return torch.cat(parts)
+
+
+def _batches(result: Result, filters: list[int], size: int) -> list[tuple[slice, Tensor, Tensor, list[int]]]:
+    """Rows, images, best steps and filters, ``size`` at a time."""
+    rows = [slice(start, start + size) for start in range(0, len(filters), size)]
+    return [(r, result.images[r], result.best_step[r], filters[r]) for r in rows]
+
+
+class LayerOfGroup(NamedTuple):
+    """The renderer of one layer of a group."""
+
+    group: GroupRenderer
+    layer: str
+    on_error: Callable[[], None]
+    """Called before an error leaves it."""
+
+    def __call__(self, filters: Sequence[int], /, *, seed: int | None = None) -> Result:
+        """Render filters, as a :class:`~featvis_func.Renderer` does."""
+        try:
+            return self.group.render(self.layer, filters, seed=seed)
+        except Exception:
+            self.on_error()
+            raise
+
+
+def renderers(
+    model: Model,
+    config: Mapping[str, Any],
+    plans: Sequence[LayerPlan],
+    *,
+    device: torch.device | str | None = None,
+    retain_memory: bool = True,
+    remaining: Callable[[], Mapping[str, int]] | None = None,
+) -> "LayerRenderers":
+    """Return a function that makes the renderer of a layer from its plan.
+
+    Args:
+        model: the model.
+        config: configuration of the run; ``config["render"]`` holds the render options.
+        plans, device, remaining: as for :class:`LayerRenderers`.
+        retain_memory: as for :func:`~featvis_func.render`.
+    """
+    options = {**DEFAULTS, **config["render"], "retain_memory": retain_memory}
+    return LayerRenderers(model, options, plans, device=device, remaining=remaining)
+
+
+class LayerRenderers:
+    """Makes the renderers of a sweep's layers, one after the other.
+
+    The model is traced once. Where it saves time, a step is compiled once for a group of layers, which computes as far
+    as the last of them. Where a group fails, its layers are rendered one by one.
+
+    Args:
+        model: the model.
+        options: render options, all but ``batch_size`` and ``device``.
+        plans: of all layers of the sweep, in the order in which the model calls them.
+        device: device to compute on. Default: the device of the model.
+        remaining: returns layer -> number of its filters that are not done, which decides whether compiling pays.
+            Default: all filters.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: Mapping[str, Any],
+        plans: Sequence[LayerPlan],
+        *,
+        device: torch.device | str | None = None,
+        remaining: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
+        self._model = model
+        self._options = {**options, "device": device}
+        self._plans = {plan.layer: plan for plan in plans}
+        self._remaining = remaining or (lambda: {plan.layer: len(plan.filters) for plan in plans})
+        self._trace: TracedModel | None = None
+        self._traceable = len(plans) > 1  # a trace of one layer serves no other
+        self._groups: dict[str, Group] | None = None
+        self._current: GroupRenderer | None = None
+
+    def __call__(self, plan: LayerPlan) -> Renderer | LayerOfGroup:
+        """The renderer of a layer.
+
+        Raises:
+            ValueError: the layer cannot be rendered.
+        """
+        groups = self._groups = self._choose_groups() if self._groups is None else self._groups
+        group = groups.get(plan.layer)
+        if self._current is not None and (group is None or self._current.layers != group.layers):
+            self._current = None  # before the next one is made: the memory may not hold two
+        if group is None:
+            return self._make_single(plan)
+        if len(group.layers) == 1 or not group.compiled:
+            return self._make_single(plan, compile="yes" if group.compiled else "no")
+        if self._current is None:
+            try:
+                self._current = self._make_group(group)
+            except Exception as error:  # of any kind, since each layer alone may still be rendered
+                warn_caller(f"the layers {', '.join(group.layers)} are rendered one by one: {error}")
+                self._dissolve(group)
+                return self._make_single(plan)
+        return LayerOfGroup(self._current, plan.layer, lambda: self._dissolve(group))
+
+    def _dissolve(self, group: Group) -> None:
+        """Render the layers of a group one by one from now on."""
+        assert self._groups is not None
+        self._groups = {layer: kept for layer, kept in self._groups.items() if kept != group}
+        self._current = None
+
+    def _features(self, layers: Sequence[str]) -> Features | None:
+        """Cut from the trace of all layers; ``None`` where one of them cannot be traced, for each alone to be tried."""
+        if self._trace is None and self._traceable:
+            device, precision = self._options["device"], self._options["precision"]
+            try:
+                self._trace = trace_model(self._model, list(self._plans), device=device, precision=precision)
+            except ValueError:
+                self._traceable = False
+        return None if self._trace is None else self._trace.features(layers)
+
+    def _make_single(self, plan: LayerPlan, *, compile: str | None = None) -> Renderer:
+        options = {**self._options, "batch_size": plan.batch_size}
+        if compile is not None and options["compile"] == "auto":
+            options["compile"] = compile
+        features = self._features([plan.layer])
+        return make_renderer(self._model, channel(plan.layer), plan.filters, features=features, **options)
+
+    def _make_group(self, group: Group) -> GroupRenderer:
+        features = self._features(group.layers)
+        assert features is not None
+        compile = "cudagraphs" if self._options["compile"] == "cudagraphs" else "yes"
+        plans = [self._plans[layer] for layer in group.layers]
+        return GroupRenderer(self._model, plans, features, {**self._options, "compile": compile})
+
+    def _choose_groups(self) -> dict[str, Group]:
+        """Layer -> its group; empty where each layer decides for itself whether its step is compiled."""
+        options = RenderOptions.of(self._options, function="sweep")
+        wanted = options.compile
+        remaining = self._remaining() if self._traceable and wanted != "no" else {}
+        plans = [plan for plan in self._plans.values() if remaining.get(plan.layer)]
+        batches = [math.ceil(remaining[plan.layer] / plan.batch_size) for plan in plans]
+        device = device_for(self._model, self._options["device"])
+        pixels = sum(remaining.values()) * options.steps * math.prod(image_size(options.size, self._model))
+        if len(plans) < 2 or (wanted == "auto" and not compiling_pays(device, pixels)):
+            return {}
+        features = self._features([plans[-1].layer])
+        if features is None or not features.exported:
+            return {}
+        with specialization(device.type).retain_memory():
+            seconds, _ = measure_steps(plans, lambda plan: self._make_single(plan, compile="no"))
+        groups = choose_groups(
+            [plan.layer for plan in plans],
+            seconds,
+            [options.steps * count for count in batches],
+            COSTS.get(device.type, COSTS["cpu"]),
+            always=wanted != "auto",
+        )
+        return {layer: group for group in groups for layer in group.layers}
