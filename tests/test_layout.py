@@ -17,7 +17,7 @@ PACKAGE = Path(featvis_func.__file__).parent
 # The sentence that orders the house: each room imports only leftwards, plus the rooms that everyone may use.
 SENTENCE = "core -> backbone -> engine -> rendering -> sweep, dataset -> gallery -> cli"
 FOR_EVERYONE = {"models", "io", "validation"}
-CORE = {"types", "random", "color", "tree", "image", "transform", "objective", "optimizer"}
+CORE = {"types", "random", "color", "tree", "constants", "image", "transform", "objective", "optimizer"}
 FLOORS = [{*CORE} if floor == "core" else set(floor.split(", ")) for floor in SENTENCE.split(" -> ")]
 ROOMS = sorted(
     {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
@@ -30,7 +30,7 @@ def allowed(room: str) -> set[str]:
     if room == "validation":
         return set()
     if room in CORE:  # one image, pure: the shared types and generators, never each other
-        return {"types", "random", "tree", "validation"} | ({"color"} if room == "image" else set())
+        return {"types", "random", "tree", "constants", "validation"} | ({"color"} if room == "image" else set())
     if room == "zoo":
         return {"validation"}
     if room == "models":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from featvis_func.backbone.features import Features
+from featvis_func.backbone.features import Features, device_of
 from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.types import Draw, Target, Transform, Weights
 
@@ -26,6 +26,7 @@ def make_forward(features: Features, transform: Transform, objective: Objective,
     """
     check_layers(objective, features)
     redirected, plain = features.redirected, features.apply
+    picture = None if objective.picture is None else objective.picture.to(device_of(features))
     if redirect and redirected is None:
         raise ValueError(
             f"redirect={redirect}: the model runs with a forward hook, where no gradient can be redirected"
@@ -43,9 +44,9 @@ def make_forward(features: Features, transform: Transform, objective: Objective,
         transformed = vmap(transform.apply)(images, draws)
         several = transformed.ndim > images.ndim  # copies (n, v, c, h, w) of images (n, c, h, w)
         activations = _activations(backbone, transformed, images.dtype, several=several)
-        if objective.picture is not None:
-            picture = vmap(transform.apply, (None, 0))(objective.picture.to(images), draws)
-            reference = _activations(lambda batch: plain(weights, batch), picture, images.dtype, several=several)
+        if picture is not None:
+            shown = vmap(transform.apply, (None, 0))(picture.to(images), draws)
+            reference = _activations(lambda batch: plain(weights, batch), shown, images.dtype, several=several)
             activations |= {PICTURE + name: values for name, values in reference.items()}
         return _scores(objective, activations, images, target, several=several)
 

@@ -194,7 +194,9 @@ def _zero_maps(features: Features, objective: Objective, images: Tensor) -> Tens
     blank = {name: images.new_zeros(shape) for name, shape in features.shapes.items()}
     blank |= {PICTURE + name: values for name, values in blank.items()}
     blank[IMAGE] = images[0]
-    activation = objective.activation_map(blank, torch.zeros((), dtype=torch.int64, device=images.device))
+    target = torch.zeros((), dtype=torch.int64, device=images.device)
+    objective.score(blank, target)  # copies the constants that it holds to the device, see featvis_func.constants
+    activation = objective.activation_map(blank, target)
     return activation.expand(len(images), *activation.shape).clone()
 
 

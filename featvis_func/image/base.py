@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation, correlate, correlation_matrix, decorrelate
+from featvis_func.constants import constant
 from featvis_func.types import Image, Key, Params
 from featvis_func.validation import check_int, check_size
 
@@ -85,13 +86,14 @@ def value_range(shape: tuple[int, ...], correlation: Correlation, device: torch.
     is_signal = len(shape) == 2
     if is_signal and isinstance(correlation, str) and correlation == "auto":
         correlation = None
-    matrix = correlation_matrix(shape[0], correlation, device=device)
+    colors = correlation_matrix(shape[0], correlation, device=device)
+    matrix = None if colors is None else constant(colors)
 
     def to_image(pixels: Tensor) -> Tensor:
-        return torch.sigmoid(correlate(pixels, matrix))
+        return torch.sigmoid(pixels if matrix is None else correlate(pixels, matrix(pixels)))
 
     def to_canvas(picture: Tensor) -> Tensor:
-        return decorrelate(torch.logit(picture.clamp(MARGIN, 1.0 - MARGIN)), matrix)
+        return decorrelate(torch.logit(picture.clamp(MARGIN, 1.0 - MARGIN)), colors)
 
     return ValueRange(to_image, to_canvas)
 
@@ -102,7 +104,7 @@ def bounded(canvas: Canvas, *, correlation: Correlation = "auto", device: torch.
     Args:
         canvas: for example a :func:`~featvis_func.image.fourier_canvas`.
         correlation: see :func:`~featvis_func.color.correlation_matrix`; ``"auto"`` is the identity for signals.
-        device: device of the matrix. Decoding on another device is correct, but copies the matrix every time.
+        device: device of the matrix; it is copied once to each other one.
 
     Returns:
         An :class:`~featvis_func.Image` with the parameters of the canvas.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
+from featvis_func.constants import constant
 from featvis_func.image.base import Size, image_shape, value_range
 from featvis_func.image.spectral import power_law
 from featvis_func.random import uniform
@@ -92,6 +93,8 @@ def phase(
         contrast = check_float("contrast", contrast, above=0)
         r = r * (contrast / _root_mean_square(r.expand(entries), self_conjugate | conjugate_pair, math.prod(sides)))
 
+    magnitudes, pairs = constant(r), constant(conjugate_pair)
+
     def init(key: Key) -> Tensor:
         return uniform(key, entries, low=-math.pi, high=math.pi)
 
@@ -99,8 +102,8 @@ def phase(
         partner = params
         for axis in axes[:-1]:  # Entry k is paired with entry -k (mod n) of each axis but the last.
             partner = torch.roll(torch.flip(partner, (axis,)), 1, axis)
-        phi = params - partner * conjugate_pair.to(params)
-        spectrum = r.to(params)[..., None] * torch.stack([torch.cos(phi), torch.sin(phi)], dim=-1)
+        phi = params - partner * pairs(params)
+        spectrum = magnitudes(params)[..., None] * torch.stack([torch.cos(phi), torch.sin(phi)], dim=-1)
         return values.to_image(torch.fft.irfftn(torch.view_as_complex(spectrum), s=sides, dim=axes, norm="ortho"))
 
     def encode(picture: Tensor) -> Tensor:

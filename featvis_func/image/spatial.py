@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
+from featvis_func.constants import constant
 from featvis_func.image.base import Canvas, Size, bounded, image_shape
 from featvis_func.random import normal, split
 from featvis_func.types import Image, Key
@@ -103,14 +104,16 @@ def pyramid_canvas(
             f" and first={first}"
         )
     sides = [[max(1, side >> n) for side in full] for n in range(first, first + levels)]
-    resize = [[_bilinear_matrix(*pair, device) for pair in zip(full, reduced, strict=True)] for reduced in sides]
+    resize = [
+        [constant(_bilinear_matrix(*pair, device)) for pair in zip(full, reduced, strict=True)] for reduced in sides
+    ]
     up, down = _resize_formulas(len(full))
 
     def upsample(level: Tensor, n: int) -> Tensor:
         level = _LEVEL_SCALE * level
         if sides[n] == full:
             return level
-        weights = [weight.to(level) for weight in resize[n]]
+        weights = [weight(level) for weight in resize[n]]
         return torch.einsum(up, weights[0], level, *weights[1:])
 
     def downsample(pixels: Tensor, n: int) -> Tensor:
@@ -118,7 +121,7 @@ def pyramid_canvas(
         if sides[n] == full:
             return pixels
         # Average with the transposed upsampling weights, normalised to sum to 1.
-        weights = [weight.to(pixels) / weight.to(pixels).sum(0) for weight in resize[n]]
+        weights = [weight(pixels) / weight(pixels).sum(0) for weight in resize[n]]
         return torch.einsum(down, weights[0], pixels, *weights[1:])
 
     def init(key: Key) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation, correlation_matrix
+from featvis_func.constants import constant
 from featvis_func.image.base import Canvas, Size, bounded, image_shape
 from featvis_func.random import normal
 from featvis_func.types import Image, Key
@@ -98,16 +99,17 @@ def fourier_canvas(
         scale = torch.where(frequencies(*sides, device=device) < below, scale, 0.0)
     # Repeated for real and imaginary part: broadcasting over the last axis of size 2 is slower.
     scale = torch.stack([scale, scale], dim=-1)
+    scale_of = constant(scale)
 
     def init(key: Key) -> Tensor:
         return sd * normal(key, (c, *scale.shape))
 
     def decode(params: Tensor) -> Tensor:
-        return torch.fft.irfftn(torch.view_as_complex(params * scale.to(params)), s=sides, dim=axes, norm="ortho")
+        return torch.fft.irfftn(torch.view_as_complex(params * scale_of(params)), s=sides, dim=axes, norm="ortho")
 
     def encode(pixels: Tensor) -> Tensor:
         spectrum = torch.view_as_real(torch.fft.rfftn(pixels, dim=axes, norm="ortho"))
-        divisor = scale.to(pixels)
+        divisor = scale_of(pixels)
         # Frequencies that `below` removes are encoded as 0.
         return spectrum / torch.where(divisor > 0, divisor, torch.inf)
 
@@ -138,7 +140,7 @@ def fourier(
             of sides, with which all octaves have the same power: 1 for images, 3/2 for videos, 1/2 for signals, about
             as natural images, motion pictures and music have it.
         correlation: see :func:`~featvis_func.color.correlation_matrix`.
-        device: device of the constants. Decoding on another device is correct, but copies them every time.
+        device: device of the constants; they are copied once to each other one.
 
     Returns:
         An :class:`Image` with parameters float32 ``(channels, h, w // 2 + 1, 2)``, the last axis holding real and

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from featvis_func.constants import constant
 from featvis_func.objective.base import PICTURE, Objective, features_last, gram
 from featvis_func.objective.directions import dot_cosine
 from featvis_func.objective.expression import Call, call
@@ -155,6 +156,7 @@ def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
 
     def of_layer(layer: str, r: Tensor) -> Objective:
         reference_gram = gram(r)
+        on_device = constant(reference_gram)
 
         def score(activations: Activations, target: Target) -> Tensor:
             x = activations[layer]
@@ -164,7 +166,7 @@ def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
                     f"style: the reference has {len(reference_gram)} channels in layer {layer!r}, the image has"
                     f" {len(own_gram)}"
                 )
-            return -((own_gram - reference_gram.to(x)).abs() ** power).mean()
+            return -((own_gram - on_device(x)).abs() ** power).mean()
 
         def activation_map(activations: Activations, target: Target) -> Tensor:
             return features_last(activations[layer]).square().mean(-1)
@@ -188,6 +190,8 @@ def _sum_over_layers(
     """
 
     def of_layer(layer: str, r: Tensor) -> Objective:
+        on_device = constant(r)
+
         def activation_map(activations: Activations, target: Target) -> Tensor:
             x = activations[layer]
             if x.shape != r.shape:
@@ -195,7 +199,7 @@ def _sum_over_layers(
                     f"{expression.function}: the reference is {tuple(r.shape)} in layer {layer!r}, the image is"
                     f" {tuple(x.shape)}"
                 )
-            return position_scores(x, r.to(x))
+            return position_scores(x, on_device(x))
 
         return Objective(lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), "")
 

@@ -1,12 +1,13 @@
 """Objectives on directions in the space of channels, such as those of a linear probe or a sparse dictionary."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from featvis_func.constants import constant
 from featvis_func.objective.base import Objective, features_last, resolve_position
 from featvis_func.objective.expression import Call, call
 from featvis_func.objective.units import Position
@@ -44,9 +45,10 @@ def direction(
     tensor(5.5000)
     """
     values, expression = _check_direction("direction", layer, vector, similarity, power)
+    on_device = constant(values)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
-        return _similarity_to(layer, features_last(activations[layer]), values, similarity, power)
+        return _similarity_to(layer, features_last(activations[layer]), on_device, similarity, power)
 
     return Objective(
         lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), str(expression), expression=expression
@@ -72,9 +74,10 @@ def direction_neuron(
     tensor(4.)
     """
     values, expression = _check_direction("direction_neuron", layer, vector, similarity, power, position)
+    on_device = constant(values)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
-        return _similarity_to(layer, features_last(activations[layer]), values, similarity, power)
+        return _similarity_to(layer, features_last(activations[layer]), on_device, similarity, power)
 
     def score(activations: Activations, target: Target) -> Tensor:
         similarities = activation_map(activations, target)
@@ -129,17 +132,19 @@ def _check_direction(
     )
 
 
-def _similarity_to(layer: str, values: Tensor, vector: Tensor, similarity: str, power: float) -> Tensor:
+def _similarity_to(
+    layer: str, values: Tensor, vector: Callable[[Tensor], Tensor], similarity: str, power: float
+) -> Tensor:
     """Compute the similarity of each position to a vector: ``(..., c) -> (...)``."""
-    if values.shape[-1] != len(vector):
+    direction = vector(values)
+    if values.shape[-1] != len(direction):
         raise ValueError(
-            f"the direction has {len(vector)} numbers, but layer {layer!r} has {values.shape[-1]} channels"
+            f"the direction has {len(direction)} numbers, but layer {layer!r} has {values.shape[-1]} channels"
         )
-    vector = vector.to(values)
-    dot = (values * vector).sum(-1)
+    dot = (values * direction).sum(-1)
     if similarity == "dot":
         return dot
-    return cosine_similarity(values, vector) if similarity == "cosine" else dot_cosine(values, vector, power)
+    return cosine_similarity(values, direction) if similarity == "cosine" else dot_cosine(values, direction, power)
 
 
 def dot_cosine(x: Tensor, y: Tensor, power: float) -> Tensor:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from featvis_func.constants import constant
 from featvis_func.random import fold_in, normal, split
 from featvis_func.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from featvis_func.types import Key, Optimizer, OptState, Params
@@ -77,27 +78,29 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
     if min(int(label.min()) for label in labels) < 0:
         raise ValueError("normalize_groups: labels must be at least 0")
     count = 1 + max(int(label.max()) for label in labels)
-    # Sums over groups, and the way back, are products with these matrices, summed explicitly: scattering is not
-    # deterministic on CUDA, and the rounding of a batched matmul may depend on the batch size.
-    members = [torch.nn.functional.one_hot(label.reshape(-1), count).float() for label in labels]
-    sizes = [member.sum(0) for member in members]
+    # Sums over groups are products with these matrices, summed explicitly: scattering is not deterministic on CUDA, and
+    # the rounding of a batched matmul may depend on the batch size.
+    numbers = [label.reshape(-1) for label in labels]
+    one_hot = [(number == torch.arange(count, device=number.device)[:, None]).float() for number in numbers]
+    members, indices = [constant(member) for member in one_hot], [constant(number, cast=False) for number in numbers]
+    sizes = [constant(member.sum(1)) for member in one_hot]
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         leaves, spec = tree_flatten(grads)
         if [leaf.ndim for leaf in leaves] != [label.ndim for label in labels]:
             shapes = [tuple(leaf.shape) for leaf in leaves], [tuple(label.shape) for label in labels]
             raise ValueError(f"normalize_groups: the parameters are {shapes[0]}, the labels {shapes[1]}")
-        totals, numbers = [], []
+        totals, entries = [], []
         for leaf, label, member, size in zip(leaves, labels, members, sizes, strict=True):
             alike = tuple(i for i, side in enumerate(label.shape) if side == 1)
             squares = (leaf * leaf).sum(alike, keepdim=True) if alike else leaf * leaf
-            totals.append((squares.reshape(-1, 1) * member.to(leaf)).sum(0))
-            numbers.append(size.to(leaf) * (leaf.numel() / label.numel()))
-        mean = torch.stack(totals).sum(0) / torch.stack(numbers).sum(0).clamp_min(1.0)
+            totals.append((member(leaf) * squares.reshape(-1)).sum(1))
+            entries.append(size(leaf) * (leaf.numel() / label.numel()))
+        mean = torch.stack(totals).sum(0) / torch.stack(entries).sum(0).clamp_min(1.0)
         factors = 1.0 / (torch.sqrt(mean) + eps)
         normalised = [
-            leaf * (member.to(leaf) * factors.to(leaf)).sum(1).reshape(label.shape)
-            for leaf, label, member in zip(leaves, labels, members, strict=True)
+            leaf * factors.to(leaf).index_select(0, index(leaf)).reshape(label.shape)
+            for leaf, label, index in zip(leaves, labels, indices, strict=True)
         ]
         return tree_unflatten(normalised, spec), state
 

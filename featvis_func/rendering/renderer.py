@@ -27,6 +27,7 @@ from featvis_func.rendering.options import RenderOptions
 from featvis_func.rendering.presets import IMAGES, named_transform, optimizer_for
 from featvis_func.rendering.resolve import Resolved, resolve
 from featvis_func.rendering.result import Result
+from featvis_func.tree import tree_map
 from featvis_func.types import Image, Params, State, Target, Transform, Weights
 from featvis_func.validation import check_filters, check_seed
 
@@ -187,12 +188,13 @@ def compose(resolved: Resolved) -> Composed:
             f"the picture of {objective} is {tuple(objective.picture.shape)}, the images are {tuple(example.shape)}"
         )
     transform = transforms.chain(transform, transforms.normalize(model.mean, model.std, sides=axes, device=device))
+    groups = None if image.groups is None else tree_map(lambda label: label.to(device), image.groups)
     ascent = make_ascent(
         resolved.features,
         image,
         transform,
         objective,
-        optimizer_for(options.optimizer, options.lr, options.steps, image.groups),
+        optimizer_for(options.optimizer, options.lr, options.steps, groups),
         redirect=options.redirect or 0,
         saliency=options.saliency,
     )

@@ -92,8 +92,8 @@ def sweep(
     rank = launchers.rank_of(engine)
     checked = _options(options, "sweep")
     model = load_model(model)
+    device = launchers.own_device(device, rank)  # before anything is allocated on the default device
     if device is not None and engine != "ray":  # The nodes of a cluster may have devices that this machine lacks.
-        device = launchers.own_device(device, rank)  # before anything is allocated on the default device
         check_device(device)
     model = with_input_size(model, checked.size, stacklevel=3)
     config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
@@ -162,7 +162,7 @@ def dry_run(
     not_compiled = {**config, "render": {**config["render"], "compile": "no"}}
     make = renderers(model, not_compiled, plans, device=device, retain_memory=False)
     positions = {layer.name: count_positions(layer) for layer in select_layers(model, layers)}
-    return DryRun(plans, estimate(plans, make, positions=positions, itemsize=DTYPES[image_dtype].itemsize))
+    return DryRun(plans, estimate(plans, make.single, positions=positions, itemsize=DTYPES[image_dtype].itemsize))
 
 
 def _configure(

@@ -97,8 +97,9 @@ def measure_steps(
     count = min(probes, len(plans))
     probed = sorted({round(i * (len(plans) - 1) / max(1, count - 1)) for i in range(count)})
     measured: dict[int, float] = {}
+    renderer = make(plans[0])
     for index in probed:
-        renderer = make(plans[index])
+        renderer = make(plans[index]) if index else renderer
         filters = (list(plans[index].filters) * renderer.batch_size)[: renderer.batch_size]
         state, target = renderer.init(filters, renderer.config["seed"])
         times = []

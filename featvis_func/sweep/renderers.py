@@ -170,17 +170,30 @@ class LayerRenderers:
         if self._current is not None and (group is None or self._current.layers != group.layers):
             self._current = None  # before the next one is made: the memory may not hold two
         if group is None:
-            return self._make_single(plan)
+            return self.single(plan)
         if len(group.layers) == 1 or not group.compiled:
-            return self._make_single(plan, compile="yes" if group.compiled else "no")
+            return self.single(plan, compile="yes" if group.compiled else "no")
         if self._current is None:
             try:
                 self._current = self._make_group(group)
             except Exception as error:  # of any kind, since each layer alone may still be rendered
                 warn_caller(f"the layers {', '.join(group.layers)} are rendered one by one: {error}")
                 self._dissolve(group)
-                return self._make_single(plan)
+                return self.single(plan)
         return LayerOfGroup(self._current, plan.layer, lambda: self._dissolve(group))
+
+    def single(self, plan: LayerPlan, *, compile: str | None = None) -> Renderer:
+        """The renderer of one layer, whatever its group.
+
+        Args:
+            plan: of the layer.
+            compile: instead of the option, if that is ``"auto"``.
+        """
+        options = {**self._options, "batch_size": plan.batch_size}
+        if compile is not None and options["compile"] == "auto":
+            options["compile"] = compile
+        features = self._features([plan.layer])
+        return make_renderer(self._model, channel(plan.layer), plan.filters, features=features, **options)
 
     def _dissolve(self, group: Group) -> None:
         """Render the layers of a group one by one from now on."""
@@ -197,13 +210,6 @@ class LayerRenderers:
             except ValueError:
                 self._traceable = False
         return None if self._trace is None else self._trace.features(layers)
-
-    def _make_single(self, plan: LayerPlan, *, compile: str | None = None) -> Renderer:
-        options = {**self._options, "batch_size": plan.batch_size}
-        if compile is not None and options["compile"] == "auto":
-            options["compile"] = compile
-        features = self._features([plan.layer])
-        return make_renderer(self._model, channel(plan.layer), plan.filters, features=features, **options)
 
     def _make_group(self, group: Group) -> GroupRenderer:
         features = self._features(group.layers)
@@ -227,7 +233,7 @@ class LayerRenderers:
         if features is None or not features.exported:
             return {}
         with specialization(device.type).retain_memory():
-            seconds, _ = measure_steps(plans, lambda plan: self._make_single(plan, compile="no"))
+            seconds, _ = measure_steps(plans, lambda plan: self.single(plan, compile="no"))
         groups = choose_groups(
             [plan.layer for plan in plans],
             seconds,

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from featvis_func.constants import constant
 from featvis_func.random import uniform
 from featvis_func.transform.pixels import check_image
 from featvis_func.types import Draw, Key, Transform
@@ -55,12 +56,15 @@ def color_jitter(
     rgb = torch.linalg.inv(yiq)
     # The hue rotation is the sum of these terms, weighted by 1, the cosine and the sine. Positive angles rotate red
     # towards green.
-    rotation_terms = torch.stack(
-        [
-            torch.outer(rgb[:, 0], yiq[0]),
-            torch.outer(rgb[:, 1], yiq[1]) + torch.outer(rgb[:, 2], yiq[2]),
-            torch.outer(rgb[:, 1], yiq[2]) - torch.outer(rgb[:, 2], yiq[1]),
-        ]
+    luma_weights = constant(yiq[0])
+    rotation_terms = constant(
+        torch.stack(
+            [
+                torch.outer(rgb[:, 0], yiq[0]),
+                torch.outer(rgb[:, 1], yiq[1]) + torch.outer(rgb[:, 2], yiq[2]),
+                torch.outer(rgb[:, 1], yiq[2]) - torch.outer(rgb[:, 2], yiq[1]),
+            ]
+        )
     )
 
     def draw(key: Key) -> Draw:
@@ -70,7 +74,7 @@ def color_jitter(
     def grey(image: Tensor) -> Tensor:
         if image.shape[-3] != 3:
             return image.mean(-3, keepdim=True)
-        return torch.einsum("c,...chw->...hw", yiq[0].to(image), image).unsqueeze(-3)
+        return torch.einsum("c,...chw->...hw", luma_weights(image), image).unsqueeze(-3)
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
         check_image("color_jitter", image)
@@ -88,7 +92,7 @@ def color_jitter(
             image = luma + saturation_factor * (image - luma)
         if has_hue:
             angle = 2.0 * math.pi * turns
-            matrix = torch.einsum("p,pij->ij", _rotation_weights(angle), rotation_terms.to(image))
+            matrix = torch.einsum("p,pij->ij", _rotation_weights(angle), rotation_terms(image))
             image = torch.einsum("ij,...jhw->...ihw", matrix, image)
         return image
 

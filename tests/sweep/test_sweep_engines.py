@@ -169,7 +169,7 @@ def replace_renderers(monkeypatch: pytest.MonkeyPatch, cached_tracing: None) -> 
     def replace_renderers(replace: Replace) -> None:
         def renderers(*args: Any, **options: Any) -> Callable[[LayerPlan], Any]:
             make = real(*args, **options)
-            return lambda plan: replace(plan, make(plan))
+            return lambda plan: replace(plan, make.single(plan))
 
         monkeypatch.setattr(running, "renderers", renderers)
 
@@ -736,7 +736,7 @@ def sweep_in_child(connection: Connection, out: Path, kill_at: int) -> None:
 
     def renderers(*args: Any, **options: Any) -> Callable[[LayerPlan], Renderer]:
         make = real(*args, **options)
-        return lambda plan: replace(make(plan))
+        return lambda plan: replace(make.single(plan))
 
     running.renderers = renderers
     model = load_toy(make_tiny(), size=TINY_SIZE)
