@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack  # type: ignore[import-not-found]
 
 
 def constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], Tensor]:
@@ -28,7 +29,7 @@ def constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], Tensor]:
             return copies[name].to(dtype)
         copy = value.to(like.device)
         # What a function transform computes must not outlive it.
-        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
+        if not torch.compiler.is_compiling() and peek_interpreter_stack() is None:
             copies[name] = copy
         return copy.to(dtype)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from featvis_func.backbone.pooling import REPLACED
 from featvis_func.types import Weights
 
 
@@ -66,9 +67,6 @@ def compile_graph(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]
         graph, inputs: as ``torch.compile`` passes them.
         settings: options of Inductor; they take precedence over those of the device.
     """
-    # By default Inductor inlines up to a hundred operations of the random generator into one another, and compiles for
-    # 100 s instead of 25 s.
-    settings = {"realize_opcount_threshold": 10, **settings}
     devices = {value.device.type for value in inputs if isinstance(value, Tensor)}
     device_type = devices.pop() if len(devices) == 1 else ""
     return specialization(device_type).compile_graph(graph, inputs, settings=settings)
@@ -82,7 +80,7 @@ def _inductor(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]) ->
 
 GENERIC = Specialization(
     replace_convolution=lambda convolution: None,
-    replace_operation={},
+    replace_operation=REPLACED,
     merge_siblings=False,
     pack_weights=lambda weights, names: dict(weights),
     compile_graph=_inductor,

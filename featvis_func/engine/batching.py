@@ -4,7 +4,6 @@ Shapes never change, so that a step is compiled once however many filters there 
 image while others wait. Nothing here is random, and a filter's image does not depend on the others in the batch.
 """
 
-import functools
 import math
 import operator
 import warnings
@@ -19,7 +18,7 @@ from torch import Tensor
 from featvis_func.backbone.hardware import specialization
 from featvis_func.engine.device import InitFilters, is_out_of_memory
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
-from featvis_func.engine.step import Step, run, select_rows
+from featvis_func.engine.step import Step, run
 from featvis_func.tree import tree_map
 from featvis_func.types import Best, Info, Params, State, Weights
 from featvis_func.validation import check_float, check_int
@@ -240,11 +239,9 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
                 rows[row], age[row] = waiting.popleft(), 0
                 infos[rows[row]], images[rows[row]] = [], []
             active |= set(refilled)
-            fresh = settings.init(rows)
-            mask = torch.zeros(batch_size, dtype=torch.bool)
-            mask[refilled] = True
-            mask = mask.to(state.step.device)
-            state, target = tree_map(functools.partial(select_rows, mask), fresh, (state, target))
+            fresh = settings.init([rows[row] for row in refilled])
+            index = torch.tensor(refilled, device=state.step.device)
+            state, target = tree_map(lambda old, new, at=index: old.index_copy(0, at, new), (state, target), fresh)
 
 
 def _images(settings: _Settings, state: State, rows: Sequence[int]) -> Sequence[Tensor]:

@@ -22,6 +22,9 @@ _COMPILE_PAYS_ON_CPU = 5 * 10**8
 # Filters at a time on a CPU: of 1 to 16, 8 took the least time per filter or close to it (SqueezeNet, GoogLeNet,
 # ResNet-18).
 CPU_BATCH_SIZE = 8
+# Filters at a time on an accelerator where memory does not decide: with deterministic algorithms, since the rounding
+# depends on the batch size, and in a unit of a sweep.
+FIXED_BATCH_SIZE = 64
 # The fraction of a device's free memory that a batch is planned to fill; the rest is for what the plan does not see.
 _MEMORY_FRACTION = 0.8
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
@@ -137,16 +140,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Use torch's deterministic algorithms within the block, if enabled, and restore its settings after it.
+def algorithms(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Use torch's deterministic algorithms within the block, or the fastest ones; restore its settings after it.
 
-    The settings are the process's: threads that need them take turns.
+    On CUDA the fastest convolutions are found by measuring each that there is once, since all steps have the same
+    shapes. The settings are the process's: threads that need deterministic algorithms take turns.
     """
-    if not enabled:
-        yield
+    if deterministic:
+        with _deterministic_lock, _deterministic():
+            yield
         return
-    with _deterministic_lock, _deterministic():
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
         yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

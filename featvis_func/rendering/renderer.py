@@ -16,7 +16,13 @@ from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
 from featvis_func.engine.batching import RunResult, run_batched
-from featvis_func.engine.device import CPU_BATCH_SIZE, deterministic_algorithms, probe_batch_size, select_step
+from featvis_func.engine.device import (
+    CPU_BATCH_SIZE,
+    FIXED_BATCH_SIZE,
+    algorithms,
+    probe_batch_size,
+    select_step,
+)
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.models import Model
 from featvis_func.objective import Objective
@@ -46,6 +52,7 @@ class Renderer(NamedTuple):
     weights: Weights
     init: Callable[[Sequence[int], int], tuple[State, Target]]
     """(filter numbers, seed) -> their state before the first step, and their targets."""
+    device: torch.device
     single_batch: bool = False
     """Whether the filters depend on each other, by the objective or by parameters that they share."""
     decode: Callable[[Params], Tensor] | None = None
@@ -91,7 +98,7 @@ class Renderer(NamedTuple):
             leave=False,
             disable=hidden or (None if progress is None else False),
         )
-        with bar, deterministic_algorithms(options.deterministic):
+        with bar, algorithms(self.device, deterministic=options.deterministic):
             run = run_batched(
                 self.step,
                 self.weights,
@@ -234,7 +241,9 @@ def plan(
         state = composed.ascent.init(own)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=device)
 
-    batch_size = options.batch_size if isinstance(options.batch_size, int) else CPU_BATCH_SIZE
+    batch_size = CPU_BATCH_SIZE if device.type == "cpu" else FIXED_BATCH_SIZE
+    if isinstance(options.batch_size, int):
+        batch_size = options.batch_size
     if composed.single_batch:
         if options.tolerance is not None or (options.batch_size != "auto" and batch_size < len(filters)):
             raise ValueError(
@@ -258,6 +267,7 @@ def plan(
         step,
         weights,
         init,
+        device,
         composed.single_batch,
         composed.image.decode,
     )

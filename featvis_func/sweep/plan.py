@@ -11,13 +11,11 @@ from torch import nn
 
 from featvis_func.backbone.layers import OUTPUT, check_axes, feature_axis_of, parse_layer
 from featvis_func.backbone.listing import Layer, list_layers
-from featvis_func.engine.device import CPU_BATCH_SIZE
+from featvis_func.engine.device import CPU_BATCH_SIZE, FIXED_BATCH_SIZE
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
 from featvis_func.validation import check_filters, check_int
 
-# Filters at a time on an accelerator; it is halved where memory runs out.
-_CUDA_BATCH_SIZE = 64
 _LONGEST_NAME = 100
 
 
@@ -112,7 +110,7 @@ def plan_layers(
         numbers = range(count) if requested is None else [f for f in requested if 0 <= f < count]
         if not numbers:
             continue
-        batch = size or (CPU_BATCH_SIZE if torch.device(device).type == "cpu" else _CUDA_BATCH_SIZE)
+        batch = size or (CPU_BATCH_SIZE if torch.device(device).type == "cpu" else FIXED_BATCH_SIZE)
         batch = min(batch, unit or batch, len(numbers))
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(numbers), batch, unit or batch))
     most = max(layer.filters or 0 for layer in selected)

@@ -16,7 +16,7 @@ import featvis_func as fv
 from featvis_func.engine import batching
 from featvis_func.engine import device as device_module
 from featvis_func.engine.batching import RunResult, run_batched
-from featvis_func.engine.device import deterministic_algorithms, is_out_of_memory, plan_batch_size
+from featvis_func.engine.device import algorithms, is_out_of_memory, plan_batch_size
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.result import Result
@@ -430,20 +430,20 @@ def test_deterministic_algorithms_restores_all_settings(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(settings, "fill_uninitialized_memory", True)
     before = current()
-    with deterministic_algorithms(True):
+    with algorithms(torch.device("cpu"), deterministic=True):
         assert current() == (True, False, False, False)
     assert current() == before
-    with pytest.raises(ValueError, match="finite"), deterministic_algorithms(True):
+    with pytest.raises(ValueError, match="finite"), algorithms(torch.device("cpu"), deterministic=True):
         toy_run([1], tolerance=-1.0)
     assert current() == before
-    with deterministic_algorithms(False):
+    with algorithms(torch.device("cpu"), deterministic=False):
         assert current() == before
 
 
 def test_deterministic_algorithms_restores_warn_only() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with deterministic_algorithms(True):
+        with algorithms(torch.device("cpu"), deterministic=True):
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
