@@ -7,14 +7,14 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack  # type: ignore[import-not-found]
 
 
-def constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], Tensor]:
+def device_constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], Tensor]:
     """Return a function that gives a tensor on the device and, with ``cast``, in the dtype of another.
 
     The tensor is copied to each device once, at the first call outside of ``torch.func`` and ``torch.compile``, so that
     a step neither copies nor waits for the copy. ``make_ascent(...).init`` makes such a call of everything that a step
     uses.
 
-    >>> scale = constant(torch.tensor([1.0, 2.0]))
+    >>> scale = device_constant(torch.tensor([1.0, 2.0]))
     >>> scale(torch.zeros(3, dtype=torch.float64))
     tensor([1., 2.], dtype=torch.float64)
     """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation, correlate, correlation_matrix, decorrelate
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.types import Image, Key, Params
 from featvis_func.validation import check_int, check_size
 
@@ -87,7 +87,7 @@ def value_range(shape: tuple[int, ...], correlation: Correlation, device: torch.
     if is_signal and isinstance(correlation, str) and correlation == "auto":
         correlation = None
     colors = correlation_matrix(shape[0], correlation, device=device)
-    matrix = None if colors is None else constant(colors)
+    matrix = None if colors is None else device_constant(colors)
 
     def to_image(pixels: Tensor) -> Tensor:
         return torch.sigmoid(pixels if matrix is None else correlate(pixels, matrix(pixels)))

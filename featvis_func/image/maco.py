@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.image.base import Size, image_shape, value_range
 from featvis_func.image.spectral import power_law
 from featvis_func.random import uniform
@@ -93,7 +93,7 @@ def phase(
         contrast = check_float("contrast", contrast, above=0)
         r = r * (contrast / _root_mean_square(r.expand(entries), self_conjugate | conjugate_pair, math.prod(sides)))
 
-    magnitudes, pairs = constant(r), constant(conjugate_pair)
+    magnitudes, pairs = device_constant(r), device_constant(conjugate_pair)
 
     def init(key: Key) -> Tensor:
         return uniform(key, entries, low=-math.pi, high=math.pi)

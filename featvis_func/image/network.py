@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.image.base import Size, image_shape, value_range
 from featvis_func.random import normal, split
 from featvis_func.types import Image, Key
@@ -98,7 +98,7 @@ def cppn(
         raise ValueError(f"unknown activation {activation!r}; expected one of {', '.join(ACTIVATIONS)} or a function")
     activate = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     values = value_range(shape, correlation, device)
-    coordinates = constant(_pixel_coordinates(sides, device))
+    coordinates = device_constant(_pixel_coordinates(sides, device))
     features = activate(torch.zeros(hidden, 1, dtype=torch.float32)).shape[0]
     shapes = [(hidden, len(sides)), *((hidden, features) for _ in range(layers - 1)), (c, features)]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.image.base import Canvas, Size, bounded, image_shape
 from featvis_func.random import normal, split
 from featvis_func.types import Image, Key
@@ -105,7 +105,8 @@ def pyramid_canvas(
         )
     sides = [[max(1, side >> n) for side in full] for n in range(first, first + levels)]
     resize = [
-        [constant(_bilinear_matrix(*pair, device)) for pair in zip(full, reduced, strict=True)] for reduced in sides
+        [device_constant(_bilinear_matrix(*pair, device)) for pair in zip(full, reduced, strict=True)]
+        for reduced in sides
     ]
     up, down = _resize_formulas(len(full))
 

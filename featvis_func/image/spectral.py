@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.color import Correlation, correlation_matrix
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.image.base import Canvas, Size, bounded, image_shape
 from featvis_func.random import normal
 from featvis_func.types import Image, Key
@@ -99,7 +99,7 @@ def fourier_canvas(
         scale = torch.where(frequencies(*sides, device=device) < below, scale, 0.0)
     # Repeated for real and imaginary part: broadcasting over the last axis of size 2 is slower.
     scale = torch.stack([scale, scale], dim=-1)
-    scale_of = constant(scale)
+    scale_of = device_constant(scale)
 
     def init(key: Key) -> Tensor:
         return sd * normal(key, (c, *scale.shape))

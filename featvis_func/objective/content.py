@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.objective.base import PICTURE, Objective, features_last, gram
 from featvis_func.objective.directions import dot_cosine
 from featvis_func.objective.expression import Call, call
@@ -156,7 +156,7 @@ def style(reference: Mapping[str, Tensor], *, loss: Loss = "l1") -> Objective:
 
     def of_layer(layer: str, r: Tensor) -> Objective:
         reference_gram = gram(r)
-        on_device = constant(reference_gram)
+        on_device = device_constant(reference_gram)
 
         def score(activations: Activations, target: Target) -> Tensor:
             x = activations[layer]
@@ -190,7 +190,7 @@ def _sum_over_layers(
     """
 
     def of_layer(layer: str, r: Tensor) -> Objective:
-        on_device = constant(r)
+        on_device = device_constant(r)
 
         def activation_map(activations: Activations, target: Target) -> Tensor:
             x = activations[layer]

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.objective.base import Objective, features_last, resolve_position
 from featvis_func.objective.expression import Call, call
 from featvis_func.objective.units import Position
@@ -45,7 +45,7 @@ def direction(
     tensor(5.5000)
     """
     values, expression = _check_direction("direction", layer, vector, similarity, power)
-    on_device = constant(values)
+    on_device = device_constant(values)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return _similarity_to(layer, features_last(activations[layer]), on_device, similarity, power)
@@ -74,7 +74,7 @@ def direction_neuron(
     tensor(4.)
     """
     values, expression = _check_direction("direction_neuron", layer, vector, similarity, power, position)
-    on_device = constant(values)
+    on_device = device_constant(values)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
         return _similarity_to(layer, features_last(activations[layer]), on_device, similarity, power)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.random import fold_in, normal, split
 from featvis_func.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from featvis_func.types import Key, Optimizer, OptState, Params
@@ -82,8 +82,11 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
     # the rounding of a batched matmul may depend on the batch size.
     numbers = [label.reshape(-1) for label in labels]
     one_hot = [(number == torch.arange(count, device=number.device)[:, None]).float() for number in numbers]
-    members, indices = [constant(member) for member in one_hot], [constant(number, cast=False) for number in numbers]
-    sizes = [constant(member.sum(1)) for member in one_hot]
+    members, indices = (
+        [device_constant(member) for member in one_hot],
+        [device_constant(number, cast=False) for number in numbers],
+    )
+    sizes = [device_constant(member.sum(1)) for member in one_hot]
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         leaves, spec = tree_flatten(grads)

@@ -244,6 +244,23 @@ class Result:
         }
 
 
+def select_filters(result: Result, rows: Sequence[int]) -> Result:
+    """The results of some of the filters, by their places in ``result.filters``."""
+    index = torch.tensor(list(rows))
+
+    def take(values: Tensor | None, axis: int = 0) -> Any:
+        return None if values is None else values.index_select(axis, index)
+
+    return replace(
+        result,
+        **{name: take(getattr(result, name)) for name in ("images", "activations", "scores", "best_step", "steps")},
+        **{name: take(getattr(result, name)) for name in ("saliency", "snapshots")},
+        filters=tuple(result.filters[row] for row in rows),
+        status=tuple(result.status[row] for row in rows),
+        history=take(result.history, 1),
+    )
+
+
 def read_result(folder: str | Path) -> Result:
     """Read a result that :meth:`Result.save` has written, also by an earlier version of this package.
 

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from featvis_func.sweep.layout import DamagedError, Folder, log_event, unsealed
 from featvis_func.sweep.plan import Unit
 from featvis_func.sweep.validate import failure_of
-from featvis_func.sweep.worker import Done, pending
+from featvis_func.sweep.worker import Done, Worker, pending
 from featvis_func.validation import check_name
 
 MOST_FAILED = 0.05
@@ -108,7 +108,7 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
 
     Args:
         folder: The sweep's folder.
-        work: A :class:`~featvis_func.sweep.worker.Worker`.
+        work: A :class:`~featvis_func.sweep.worker.Worker`, or a function of one unit.
         rank: Rank of this process.
         progress: Whether rank 0 shows a progress bar of the complete run on standard error. Default: if standard error
             is a terminal.
@@ -119,16 +119,15 @@ def run_units(folder: Folder, work: Callable[[Unit], Done], rank: Rank, *, progr
         OSError: The folder cannot be written.
     """
     units = folder.run.units
-    mine = set(pending(folder, share(folder, rank)))
+    mine = pending(folder, share(folder, rank))
     forget_failures(folder, mine)
-    with watched(folder, rank, progress=progress) as report:
-        for unit in units:
-            if unit in mine:
-                done = work(unit)
-                report(done)
-                if done.outcome == "failed":  # count the failures of all processes: the share of one may be below 5%
-                    failed = sum(has_failed(folder, unit) for unit in units)
-                    check_failures(failed, len(units), done.error)
+    working = work.run(mine) if isinstance(work, Worker) else (work(unit) for unit in mine)
+    with watched(folder, rank, progress=progress) as report, closing(working) as finished:
+        for done in finished:
+            report(done)
+            if done.outcome == "failed":  # count the failures of all processes: the share of one may be below 5%
+                failed = sum(has_failed(folder, unit) for unit in units)
+                check_failures(failed, len(units), done.error)
 
 
 @contextmanager

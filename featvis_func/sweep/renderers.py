@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from featvis_func.rendering.input_size import image_size
 from featvis_func.rendering.options import DEFAULTS, RenderOptions
 from featvis_func.rendering.renderer import Renderer, compose, make_renderer, plan
 from featvis_func.rendering.resolve import resolve
-from featvis_func.rendering.result import Result
+from featvis_func.rendering.result import Result, select_filters
 from featvis_func.sweep.groups import COSTS, Group, choose_groups, measure_steps
-from featvis_func.sweep.plan import LayerPlan
-from featvis_func.validation import warn_caller
+from featvis_func.sweep.plan import LayerPlan, Unit
+from featvis_func.validation import first_line, warn_caller
 
 
 class GroupRenderer:
@@ -32,7 +32,8 @@ class GroupRenderer:
         model: the model.
         plans: of the layers.
         features: with these layers.
-        options: with ``compile`` on.
+        options: with ``compile`` on. With ``batch_size="auto"`` the batch is as large as the memory holds on CUDA, and
+            elsewhere that of the plans.
     """
 
     def __init__(
@@ -43,30 +44,57 @@ class GroupRenderer:
         widths = {name: shapes[name][feature_axis(shapes[name])] for name in self.layers}
         self._offsets = dict(zip(self.layers, itertools.accumulate([0, *widths.values()]), strict=False))
         filters = [self._offsets[plan.layer] + number for plan in plans for number in plan.filters]
-        batch_size = max(plan.batch_size for plan in plans)
-        checked = RenderOptions.of({**options, "batch_size": batch_size}, function="sweep")
+        device = device_for(model, options["device"])
+        if options["batch_size"] != "auto" or device.type == "cpu":
+            options = {**options, "batch_size": max(plan.batch_size for plan in plans)}
+        checked = RenderOptions.of(options, function="sweep")
         self._resolved = resolve(model, any_channel(*widths.items()), filters, checked, features)
         self._composed = compose(self._resolved)
         self._renderer = plan(self._resolved, self._composed, self._keys)
 
-    def render(self, layer: str, filters: Sequence[int], *, seed: int | None = None) -> Result:
-        """Render filters of a layer. The result is that of the layer's own renderer, up to rounding."""
-        start = self._offsets[layer]
-        result = self._renderer([start + number for number in filters], seed=seed)
-        used = result.config["batch_size_used"]
+    @property
+    def batch_size(self) -> int:
+        """Filters at a time."""
+        return self._renderer.batch_size
+
+    def render(self, units: Sequence[tuple[str, Sequence[int]]], *, seed: int | None = None) -> list[Result]:
+        """Render filters of layers, all together.
+
+        Args:
+            units: a layer and some of its filters, each.
+            seed: default: that of the options.
+
+        Returns:
+            For each unit what the layer's own renderer returns, up to rounding.
+        """
+        members = [self._offsets[layer] + number for layer, filters in units for number in filters]
+        whole = self._renderer(members, seed=seed)
+        used = whole.config["batch_size_used"]
         if used < self._renderer.batch_size:
             self._renderer = self._renderer._replace(batch_size=used)  # what fitted into memory
+        start, results = 0, []
+        for layer, filters in units:
+            own = select_filters(whole, range(start, start + len(filters)))
+            start += len(filters)
+            config = {**whole.config, "layer": layer, "objective": repr(channel(layer)), "objective_code": None}
+            maps = self._maps(layer, filters, own, used)
+            results.append(replace(own, activations=maps, filters=tuple(filters), config=config))
+        return results
+
+    def _maps(self, layer: str, filters: Sequence[int], result: Result, size: int) -> Tensor:
+        """The activation maps of a layer's images at their best steps, ``size`` at a time."""
         features, device = self._resolved.features, self._resolved.device
         keys = filter_keys(result.config["seed"], features.paths[layer], filters, device=device)
+        target = torch.tensor(list(filters), device=device)
+        rows = [slice(start, start + size) for start in range(0, len(filters), size)]
         maps = [
             activation_maps(
                 features, self._composed.transform, channel(layer), features.weights,
-                images.to(device), keys[rows], steps.to(device), torch.tensor(chosen, device=device),
-            ).cpu().float()
-            for rows, images, steps, chosen in _batches(result, list(filters), used)
+                result.images[r].to(device), keys[r], result.best_step[r].to(device), target[r],
+            )
+            for r in rows
         ]  # fmt: skip
-        config = {**result.config, "layer": layer, "objective": repr(channel(layer)), "objective_code": None}
-        return replace(result, activations=torch.cat(maps), filters=tuple(filters), config=config)
+        return torch.cat(maps).cpu().float()
 
     def _keys(self, members: Sequence[int], seed: int) -> Tensor:
         """The keys of filters, which count through the channels of all layers."""
@@ -82,12 +110,6 @@ class GroupRenderer:
         return torch.cat(parts)
 
 
-def _batches(result: Result, filters: list[int], size: int) -> list[tuple[slice, Tensor, Tensor, list[int]]]:
-    """Rows, images, best steps and filters, ``size`` at a time."""
-    rows = [slice(start, start + size) for start in range(0, len(filters), size)]
-    return [(r, result.images[r], result.best_step[r], filters[r]) for r in rows]
-
-
 class LayerOfGroup(NamedTuple):
     """The renderer of one layer of a group."""
 
@@ -99,7 +121,7 @@ class LayerOfGroup(NamedTuple):
     def __call__(self, filters: Sequence[int], /, *, seed: int | None = None) -> Result:
         """Render filters, as a :class:`~featvis_func.Renderer` does."""
         try:
-            return self.group.render(self.layer, filters, seed=seed)
+            return self.group.render([(self.layer, filters)], seed=seed)[0]
         except Exception:
             self.on_error()
             raise
@@ -122,7 +144,8 @@ def renderers(
         plans, device, remaining: as for :class:`LayerRenderers`.
         retain_memory: as for :func:`~featvis_func.render`.
     """
-    options = {**DEFAULTS, **config["render"], "retain_memory": retain_memory}
+    batch_size = config.get("batch_size", "auto")
+    options = {**DEFAULTS, **config["render"], "batch_size": batch_size, "retain_memory": retain_memory}
     return LayerRenderers(model, options, plans, device=device, remaining=remaining)
 
 
@@ -134,7 +157,7 @@ class LayerRenderers:
 
     Args:
         model: the model.
-        options: render options, all but ``batch_size`` and ``device``.
+        options: render options, all but ``device``.
         plans: of all layers of the sweep, in the order in which the model calls them.
         device: device to compute on. Default: the device of the model.
         remaining: returns layer -> number of its filters that are not done, which decides whether compiling pays.
@@ -165,22 +188,26 @@ class LayerRenderers:
         Raises:
             ValueError: the layer cannot be rendered.
         """
-        groups = self._groups = self._choose_groups() if self._groups is None else self._groups
-        group = groups.get(plan.layer)
+        current = self._enter_group(plan.layer)
+        if current is not None:
+            return LayerOfGroup(current, plan.layer, lambda: self._dissolve(current.layers))
+        group = (self._groups or {}).get(plan.layer)
+        return self.single(plan, compile=None if group is None else "yes" if group.compiled else "no")
+
+    def _enter_group(self, layer: str) -> GroupRenderer | None:
+        """The renderer of a layer's group; ``None`` where the layer is rendered alone."""
+        if self._groups is None:
+            self._groups = self._choose_groups()
+        group = self._groups.get(layer)
         if self._current is not None and (group is None or self._current.layers != group.layers):
             self._current = None  # before the next one is made: the memory may not hold two
-        if group is None:
-            return self.single(plan)
-        if len(group.layers) == 1 or not group.compiled:
-            return self.single(plan, compile="yes" if group.compiled else "no")
-        if self._current is None:
+        if self._current is None and group is not None and group.compiled and len(group.layers) > 1:
             try:
                 self._current = self._make_group(group)
             except Exception as error:  # of any kind, since each layer alone may still be rendered
-                warn_caller(f"the layers {', '.join(group.layers)} are rendered one by one: {error}")
-                self._dissolve(group)
-                return self.single(plan)
-        return LayerOfGroup(self._current, plan.layer, lambda: self._dissolve(group))
+                warn_caller(f"the layers {', '.join(group.layers)} are rendered one by one: {first_line(error)}")
+                self._dissolve(group.layers)
+        return self._current
 
     def single(self, plan: LayerPlan, *, compile: str | None = None) -> Renderer:
         """The renderer of one layer, whatever its group.
@@ -195,10 +222,35 @@ class LayerRenderers:
         features = self._features([plan.layer])
         return make_renderer(self._model, channel(plan.layer), plan.filters, features=features, **options)
 
-    def _dissolve(self, group: Group) -> None:
+    def batches(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
+        """The units, those together that :meth:`render_together` can render in one batch."""
+        batch: list[Unit] = []
+        for unit in units:
+            group = self._enter_group(unit.layer)
+            size = sum(len(other.filters) for other in batch) + len(unit.filters)
+            fits = group is not None and batch and batch[0].layer in group.layers and size <= group.batch_size
+            if batch and not fits:
+                yield batch
+                batch = []
+                self._enter_group(unit.layer)  # what was rendered may have changed the groups
+            batch.append(unit)
+        if batch:
+            yield batch
+
+    def render_together(self, units: Sequence[Unit]) -> list[Result]:
+        """Render units of one of :meth:`batches`."""
+        group = self._enter_group(units[0].layer)
+        if group is None:
+            raise ValueError(f"layer {units[0].layer!r} is in no group")
+        try:
+            return group.render([(unit.layer, unit.filters) for unit in units])
+        except Exception:
+            self._dissolve(group.layers)
+            raise
+
+    def _dissolve(self, layers: Sequence[str]) -> None:
         """Render the layers of a group one by one from now on."""
-        assert self._groups is not None
-        self._groups = {layer: kept for layer, kept in self._groups.items() if kept != group}
+        self._groups = {layer: group for layer, group in (self._groups or {}).items() if layer not in layers}
         self._current = None
 
     def _features(self, layers: Sequence[str]) -> Features | None:

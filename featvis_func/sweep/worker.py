@@ -2,7 +2,8 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from featvis_func.rendering.renderer import Renderer
 from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import DamagedError, Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
+from featvis_func.sweep.renderers import LayerRenderers
 from featvis_func.sweep.shard import Commit, commit, read_commit, record_failure
 from featvis_func.validation import first_line
 
@@ -40,7 +42,7 @@ class Done(NamedTuple):
 
 
 class Worker:
-    """Render units into a folder, one at a time. The renderer of a layer is kept until a unit of another layer comes.
+    """Render units into a folder. The renderer of a layer is kept until a unit of another layer comes.
 
     Args:
         folder: The sweep's folder.
@@ -57,39 +59,127 @@ class Worker:
         self._render: Render | None = None
         self._refused: dict[str, str] = {}  # layer -> why it cannot be rendered
 
-    def __call__(self, unit: Unit) -> Done:
+    def run(self, units: Sequence[Unit]) -> Generator[Done, None, None]:
+        """Render and commit units as :meth:`__call__` does, and yield each once it is committed, in their order.
+
+        Units whose layers share a step are rendered together, as many as fit into a batch. One thread commits while
+        the next units are rendered.
+        """
+        committing: list[tuple[Unit, Future[float]]] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+            for batch in self._batches(units):
+                start, error = time.monotonic(), None
+                found: list[Unit] = []
+                rendered: list[tuple[Unit, Result, list[int]]] = []
+                try:
+                    found = [unit for unit in batch if self._read_commit(unit) is not None]
+                    rendered = self._render_together([unit for unit in batch if unit not in found])
+                except Exception as raised:
+                    error = raised
+                yield from self._settle(committing)
+                committing = []
+                seconds = (time.monotonic() - start) / len(batch)
+                failure = self._log_failure([unit for unit in batch if unit not in found], 1, error) if error else ""
+                done = {unit for unit, _, _ in rendered}
+                for unit in batch:
+                    if unit in found:
+                        yield Done(unit, "found", seconds)
+                    elif unit not in done:  # refused, or failed
+                        yield self(unit, attempts=1 if failure else 0, failure=failure)
+                committing = [
+                    (unit, committer.submit(self._commit, unit, result, seeds, seconds))
+                    for unit, result, seeds in rendered
+                ]
+            yield from self._settle(committing)
+
+    def _commit(self, unit: Unit, result: Result, seeds: list[int], seconds: float) -> float:
+        start = time.monotonic()
+        commit(self._folder, unit, result, seeds, seconds=seconds)
+        return seconds + time.monotonic() - start
+
+    def _settle(self, committing: Sequence[tuple[Unit, Future[float]]]) -> Iterator[Done]:
+        """Wait for commits; what could not be committed is rendered again."""
+        for unit, future in committing:
+            try:
+                seconds = future.result()
+            except Exception as error:
+                yield self(unit, attempts=1, failure=self._log_failure([unit], 1, error))
+            else:
+                yield Done(unit, "rendered", seconds)
+
+    def __call__(self, unit: Unit, *, attempts: int = 0, failure: str = "") -> Done:
         """Render and commit a unit, unless it is done.
 
         A layer whose renderer cannot be made, because the model or the layer does not allow it, is tried once.
         Damaged files of the unit are moved into ``damaged/``. If rendering fails :data:`ATTEMPTS` times, the error is
         recorded in the folder and returned.
 
+        Args:
+            unit: The unit.
+            attempts: Number of attempts that have failed before.
+            failure: The last error of these.
+
         Raises:
             OSError: The folder cannot be written, for a reason that applies to the other units too.
         """
         start = time.monotonic()
-        failure = ""
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(attempts + 1, ATTEMPTS + 1):
             try:
                 if self._read_commit(unit) is not None:
                     return Done(unit, "found", time.monotonic() - start)
-                render = self._renderer(unit.layer)
-                if render is None:
+                rendered = self._render_together([unit])
+                if not rendered:
                     return self._refuse(unit, time.monotonic() - start)
-                result, seeds = self._render_unit(unit, render)
-                commit(self._folder, unit, result, seeds, seconds=time.monotonic() - start)
+                commit(self._folder, *rendered[0], seconds=time.monotonic() - start)
                 return Done(unit, "rendered", time.monotonic() - start)
             except Exception as error:
-                # Models, compilers and disks raise errors of any type; the other units can still be rendered.
-                if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
-                    raise
-                failure = f"{type(error).__name__}: {first_line(error)}"
-                self._drop_renderer()
-                if is_out_of_memory(error):
-                    torch.cuda.empty_cache()
-                log_event(self._folder.path, "failure", unit=unit.name, attempt=attempt, error=failure)
+                failure = self._log_failure([unit], attempt, error)
         record_failure(self._folder, unit, failure, ATTEMPTS)
         return Done(unit, "failed", time.monotonic() - start, failure)
+
+    def _log_failure(self, units: Sequence[Unit], attempt: int, error: Exception) -> str:
+        """Log an error, prepare for the next attempt, and return the error's type and message.
+
+        Models, compilers and disks raise errors of any type; the other units can still be rendered. Errors of the file
+        system that every unit would meet are raised.
+        """
+        if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
+            raise error
+        failure = f"{type(error).__name__}: {first_line(error)}"
+        self._drop_renderer()
+        if is_out_of_memory(error):
+            torch.cuda.empty_cache()
+        for unit in units:
+            log_event(self._folder.path, "failure", unit=unit.name, attempt=attempt, error=failure)
+        return failure
+
+    def _batches(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
+        """The units, those together that can be rendered together."""
+        if isinstance(self._make, LayerRenderers):
+            return self._make.batches(units)
+        return ([unit] for unit in units)
+
+    def _render_together(self, units: Sequence[Unit]) -> list[tuple[Unit, Result, list[int]]]:
+        """Render units; filters with a non-finite result are rendered once more, with the next seed.
+
+        Returns:
+            Each unit, its result, and the seed of each of its filters; nothing if the layer cannot be rendered.
+        """
+        if len(units) > 1 and isinstance(self._make, LayerRenderers):
+            results = self._make.render_together(units)
+            renders: list[Render] = [self._make(self._plans[unit.layer]) for unit in units]
+        else:
+            results, renders = [], []
+            for unit in units:
+                render = self._renderer(unit.layer)
+                if render is None:
+                    return []
+                results.append(render(unit.filters))
+                renders.append(render)
+        return [
+            (unit, *self._replace_nonfinite(unit, result, render))
+            for unit, result, render in zip(units, results, renders, strict=True)
+        ]
 
     def _refuse(self, unit: Unit, seconds: float) -> Done:
         reason = self._refused[unit.layer]
@@ -109,13 +199,8 @@ class Worker:
             log_event(folder.path, "damaged", unit=unit.name, error=str(error), moved=[p.name for p in moved])
             return None
 
-    def _render_unit(self, unit: Unit, render: Render) -> tuple[Result, list[int]]:
-        """Render a unit; filters with a non-finite result are rendered once more, with the next seed.
-
-        Returns:
-            The result of the unit, and the seed of each of its filters.
-        """
-        result = render(unit.filters)
+    def _replace_nonfinite(self, unit: Unit, result: Result, render: Render) -> tuple[Result, list[int]]:
+        """Render the filters with a non-finite result once more; returns the seed of each filter, too."""
         seeds = [self._seed] * len(unit.filters)
         nonfinite = [row for row, status in enumerate(result.status) if status == "nonfinite"]
         if nonfinite:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.random import uniform
 from featvis_func.transform.pixels import check_image
 from featvis_func.types import Draw, Key, Transform
@@ -56,8 +56,8 @@ def color_jitter(
     rgb = torch.linalg.inv(yiq)
     # The hue rotation is the sum of these terms, weighted by 1, the cosine and the sine. Positive angles rotate red
     # towards green.
-    luma_weights = constant(yiq[0])
-    rotation_terms = constant(
+    luma_weights = device_constant(yiq[0])
+    rotation_terms = device_constant(
         torch.stack(
             [
                 torch.outer(rgb[:, 0], yiq[0]),

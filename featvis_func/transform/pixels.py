@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.random import uniform
 from featvis_func.types import Draw, Key, Transform
 from featvis_func.validation import check_int
@@ -35,8 +35,8 @@ def normalize(
     if len(mean) != len(std) or not all(0 < s < math.inf and math.isfinite(m) for m, s in zip(mean, std, strict=True)):
         raise ValueError(f"normalize needs one mean and one std above 0 per channel, got mean={mean} and std={std}")
     column = (-1, *(1,) * check_int("normalize: sides", sides, 1))
-    shift = constant(torch.tensor(mean, dtype=torch.float32, device=device).reshape(column))
-    factor = constant(1.0 / torch.tensor(std, dtype=torch.float32, device=device).reshape(column))
+    shift = device_constant(torch.tensor(mean, dtype=torch.float32, device=device).reshape(column))
+    factor = device_constant(1.0 / torch.tensor(std, dtype=torch.float32, device=device).reshape(column))
 
     def apply(image: Tensor, draw: Draw) -> Tensor:
         axis = -1 - sides

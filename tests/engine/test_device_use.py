@@ -19,7 +19,7 @@ from featvis_func import objective as o
 from featvis_func import transform as t
 from featvis_func.backbone import export, hardware
 from featvis_func.backbone.features import Features
-from featvis_func.constants import constant
+from featvis_func.constants import device_constant
 from featvis_func.tree import tree_leaves, tree_map
 
 SIDE = 96
@@ -160,7 +160,7 @@ def test_watch_sees_a_read_and_a_move() -> None:
 
 def test_constant_is_copied_once_and_not_kept_from_inside_of_a_transform() -> None:
     like = torch.zeros(2, device="meta")
-    value = constant(torch.ones(2))
+    value = device_constant(torch.ones(2))
     for _ in range(2):
         with Watch() as watch:
             torch.func.grad(lambda x: (x * value(x)).sum())(like)
@@ -174,5 +174,5 @@ def test_constant_is_copied_once_and_not_kept_from_inside_of_a_transform() -> No
 
 def test_constant_converts_unless_it_must_not() -> None:
     like = torch.zeros(1, dtype=torch.float64)
-    assert constant(torch.ones(2))(like).dtype == torch.float64
-    assert constant(torch.arange(2), cast=False)(like).dtype == torch.int64
+    assert device_constant(torch.ones(2))(like).dtype == torch.float64
+    assert device_constant(torch.arange(2), cast=False)(like).dtype == torch.int64

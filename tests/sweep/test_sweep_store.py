@@ -458,7 +458,7 @@ def test_full_disk_ends_the_run_which_can_be_resumed_with_more_space(tmp_path: P
     assert join(process, connection) == 1
     done = committed(folder)
     assert 0 < len(done) < len(run.units)
-    assert len(toy.rendered()) == len(done) + 1
+    assert len(done) < len(toy.rendered()) <= len(done) + 2, "one is rendered while another is committed"
     assert not temporaries(folder.path)
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     assert fill(folder.path, run, toy).complete
