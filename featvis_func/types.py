@@ -79,6 +79,9 @@ class Optimizer(NamedTuple):
     """(parameters, key) -> state; the key is for optimizers that draw noise."""
     update: Callable[[Params, OptState, Params], tuple[Params, OptState]]
     """(gradients, state, parameters) -> (updates, state)."""
+    shown: Callable[[OptState, Params], Params] | None = None
+    """(state, parameters) -> the parameters of the image to show, such as an average over the run. ``None``: those of
+    the step of the highest score."""
 
 
 class Best(NamedTuple):
@@ -91,7 +94,8 @@ class Best(NamedTuple):
     activation: Tensor
     """``(n, h', w')``, ``(n, t', h', w')``, ``(n, t)`` or ``(n,)``: the objective's activation map at that step."""
     step: Tensor
-    """int64 ``(n,)``, ``-1`` before the first finite step."""
+    """int64 ``(n,)``, ``-1`` before the first finite step. Where the optimizer says which image to show, the number of
+    steps, after the last one."""
 
 
 class State(NamedTuple):

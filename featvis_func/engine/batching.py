@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from featvis_func.engine.device import InitFilters, is_out_of_memory
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
 from featvis_func.engine.step import Step, run
 from featvis_func.tree import tree_map
-from featvis_func.types import Best, Info, Params, State, Weights
+from featvis_func.types import Best, Info, State, Target, Weights
 from featvis_func.validation import check_float, check_int
+
+Finish: TypeAlias = Callable[[Weights, State, Target], State]
 
 
 class RunResult(NamedTuple):
@@ -64,7 +66,8 @@ class _Settings(NamedTuple):
     progress: Callable[[int], object]
     snapshot_steps: tuple[int, ...]
     """Numbers of steps, the last one ``steps``, after which an image is kept if there is ``decode``."""
-    decode: Callable[[Params], Tensor] | None
+    decode: Callable[[State], Tensor] | None
+    finish: Finish | None
 
 
 def run_batched(
@@ -81,7 +84,8 @@ def run_batched(
     single_batch: bool = False,
     progress: Callable[[int], object] = lambda _: None,
     snapshots: int = 0,
-    decode: Callable[[Params], Tensor] | None = None,
+    decode: Callable[[State], Tensor] | None = None,
+    finish: Finish | None = None,
     retain_memory: bool = False,
 ) -> RunResult:
     """Run every filter to its last step, ``batch_size`` at a time.
@@ -104,7 +108,8 @@ def run_batched(
         progress: called with the number of filter-steps that were taken or saved; with a negative number where filters
             start again, so that the sum is ``steps`` for each filter.
         snapshots: number of images of each filter to keep over its run, see :func:`~featvis_func.snapshot_steps`.
-        decode: one filter's parameters -> its image; needed for snapshots.
+        decode: of the :class:`~featvis_func.engine.step.Ascent`; needed for snapshots.
+        finish: of the :class:`~featvis_func.engine.step.Ascent`.
         retain_memory: whether the process keeps, during the run, the memory that a step frees; see
             :func:`~featvis_func.kept_memory`. The setting is the process's; only CPUs gain from it.
 
@@ -147,6 +152,7 @@ def run_batched(
         count,
         kept_steps or (steps,),
         decode if kept_steps else None,
+        finish,
     )
     results: dict[int, _FilterResult] = {}
     batch_size = batch_size if pad else min(batch_size, len(filters))
@@ -223,7 +229,10 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
         if not ended:
             continue
         index = torch.tensor(ended, device=state.step.device)
-        best, saliency = tree_map(lambda leaf, index=index: leaf[index].cpu(), (state.best, state.saliency))
+        finished, chosen = tree_map(lambda leaf, index=index: leaf[index], (state, target))
+        if settings.finish is not None:
+            finished = settings.finish(settings.weights, finished, chosen)
+        best, saliency = tree_map(Tensor.cpu, (finished.best, finished.saliency))
         last_images = _images(settings, state, ended)
         for i, row in enumerate(ended):
             settings.progress(steps - age[row])
@@ -248,7 +257,7 @@ def _images(settings: _Settings, state: State, rows: Sequence[int]) -> Sequence[
     """The present images of some rows, on the CPU; empty tensors if no snapshots are kept."""
     if settings.decode is None or not rows:
         return [torch.empty(0, dtype=torch.float32)] * len(rows)
-    return take_snapshots(settings.decode, state.params, rows).unbind()
+    return take_snapshots(settings.decode, state, rows).unbind()
 
 
 def _has_converged(infos: Sequence[Info], tolerance: float | None, patience: int) -> bool:

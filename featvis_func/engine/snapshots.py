@@ -1,13 +1,12 @@
 """Snapshots: images of a filter at several steps of its run."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
-from torch.func import vmap
 
 from featvis_func.io.pil import to_uint8
 from featvis_func.tree import tree_map
-from featvis_func.types import Params
 from featvis_func.validation import check_int
 
 
@@ -35,12 +34,12 @@ def snapshot_steps(steps: int, count: int) -> tuple[int, ...]:
     return tuple(round(i * steps / (count - 1)) for i in range(count))
 
 
-def take_snapshots(decode: Callable[[Params], Tensor], params: Params, rows: Sequence[int]) -> Tensor:
+def take_snapshots(decode: Callable[[Any], Tensor], state: Any, rows: Sequence[int]) -> Tensor:
     """Decode the current images of some filters.
 
     Args:
-        decode: one filter's parameters -> its image ``(c, h, w)`` in ``[0, 1]``.
-        params: parameters of a batch: every leaf has the leading axis ``n``.
+        decode: the state of some filters -> their images ``(n, c, h, w)`` in ``[0, 1]``.
+        state: of a batch, a pytree: every leaf has the leading axis ``n``.
         rows: the rows of the batch to decode.
 
     Returns:
@@ -50,5 +49,4 @@ def take_snapshots(decode: Callable[[Params], Tensor], params: Params, rows: Seq
     >>> take_snapshots(torch.sigmoid, torch.zeros(5, 3, 2, 2), [4, 1]).shape
     torch.Size([2, 3, 2, 2])
     """
-    selected = tree_map(lambda leaf: leaf[list(rows)], params)
-    return to_uint8(vmap(decode)(selected)).cpu()
+    return to_uint8(decode(tree_map(lambda leaf: leaf[list(rows)], state))).cpu()

@@ -50,6 +50,11 @@ class Ascent(NamedTuple):
     step: Step
     """(weights, state, target) -> (state, info). ``target`` tells the filters of a batch apart: for the built-in
     objectives the filter numbers, int64 ``(n,)``."""
+    finish: Callable[[Weights, State, Target], State] | None
+    """(weights, state, target) -> the state with what is to be shown in ``best``, under one more random transform; to
+    be called after the last step. ``None`` if that is the step of the highest score, which is there already."""
+    decode: Callable[[State], Tensor]
+    """The state -> the images to show if the run ended now, ``(n, c, h, w)``."""
 
 
 def make_ascent(
@@ -151,7 +156,22 @@ def make_ascent(
         )
         return new, Info(scores, norms, (norms > 0) & (redirected == 0), finite)
 
-    return Ascent(init, step)
+    def decode(state: State) -> Tensor:
+        params = state.params if optimizer.shown is None else vmap(optimizer.shown)(state.opt, state.params)
+        return vmap(image.decode)(params)
+
+    def finish(weights: Weights, state: State, target: Target) -> State:
+        with torch.no_grad():
+            decoded = decode(state)
+            draws = vmap(partial(_draw, transform))(state.key, state.step)
+            scores, maps = forward(decoded, torch.zeros_like(state.best.score), weights, draws, target)
+        # An image that never had a finite step stays as it was.
+        known = scores.isfinite() & (state.best.step >= 0)
+        current = (scores, decoded, maps, state.step)
+        best = (select_rows(known, n, o) for n, o in zip(current, state.best, strict=True))
+        return state._replace(best=Best(*best))
+
+    return Ascent(init, step, None if optimizer.shown is None else finish, decode)
 
 
 def activation_maps(

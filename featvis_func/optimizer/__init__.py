@@ -16,6 +16,8 @@ from featvis_func.optimizer.adaptive import NadamState as NadamState
 from featvis_func.optimizer.adaptive import adam as adam
 from featvis_func.optimizer.adaptive import adamw as adamw
 from featvis_func.optimizer.adaptive import nadam as nadam
+from featvis_func.optimizer.averaging import AverageState as AverageState
+from featvis_func.optimizer.averaging import average_iterates as average_iterates
 from featvis_func.optimizer.compose import chain as chain
 from featvis_func.optimizer.gradients import NoiseState as NoiseState
 from featvis_func.optimizer.gradients import add_drift as add_drift

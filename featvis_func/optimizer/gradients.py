@@ -82,10 +82,8 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
     # the rounding of a batched matmul may depend on the batch size.
     numbers = [label.reshape(-1) for label in labels]
     one_hot = [(number == torch.arange(count, device=number.device)[:, None]).float() for number in numbers]
-    members, indices = (
-        [device_constant(member) for member in one_hot],
-        [device_constant(number, cast=False) for number in numbers],
-    )
+    members = [device_constant(member) for member in one_hot]
+    indices = [device_constant(number, cast=False) for number in numbers]
     sizes = [device_constant(member.sum(1)) for member in one_hot]
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:

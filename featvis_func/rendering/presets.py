@@ -10,13 +10,13 @@ from featvis_func.optimizer import (
     adamw,
     add_drift,
     add_noise,
+    average_iterates,
     chain,
     clip_norm,
     linear_decay,
     nadam,
     normalize_gradient,
     normalize_groups,
-    piecewise,
     pull_to_start,
     sgd,
 )
@@ -195,17 +195,17 @@ def _geometry(name: str, image: tuple[int, ...], size: tuple[int, ...], determin
 def default_optimizer(
     steps: int = 64, *, lr: float | None = None, drift: float = 1e-6, groups: Params | None = None
 ) -> Optimizer:
-    """The default optimizer: unit gradient, normalised by octaves, and a pull back to the start.
+    """The default optimizer: unit gradient, normalised by octaves, a pull back to the start, and an average.
 
     Every octave of the spectrum moves by the same root mean square, and within an octave the gradient keeps its shape.
     Adam instead moves each frequency by as much, also where the gradient is next to nothing, which fills the image with
-    grain. The pull bounds the contrast, and keeps of the steps what they agree on: see
-    :func:`~featvis_func.optimizer.pull_to_start`. Both make images that another network recognises more often
-    (``benchmarks/transfer.py``). The learning rate is constant over three quarters of the run, so that large steps keep
-    the image from fitting this network's details, and then falls to a tenth. Rate and pull are proportional to
-    ``1 / steps``: the contrast is the same for any number of steps, and more of them average over more random
-    transforms, which serves modern networks most (of EfficientNet-Lite0's classes SqueezeNet recognises 24% after 64
-    steps, and 40% after 128). There is no momentum, which would keep gradients of earlier random transforms.
+    grain. The pull bounds the contrast: see :func:`~featvis_func.optimizer.pull_to_start`. The rate stays constant, so
+    that large steps keep the image from fitting this network's details, and the image is the average of the run, mostly
+    of its second half, which keeps of the steps what they agree on: see
+    :func:`~featvis_func.optimizer.average_iterates`. All three make images that another network recognises more often
+    (``benchmarks/transfer.py``). Rate and pull are proportional to ``1 / steps``: the contrast is the same for any
+    number of steps, and more of them average over more random transforms. There is no momentum, which would keep
+    gradients of earlier random transforms.
 
     Without groups (all parameterisations but spectra), it is :func:`activation_optimizer`.
 
@@ -215,8 +215,7 @@ def default_optimizer(
 
     Args:
         steps: number of steps of the run, at least 1.
-        lr: learning rate of the first step, above 0: the root mean square of an octave's step. Default: ``10 / steps``,
-            at most 1.25.
+        lr: learning rate, above 0: the root mean square of an octave's step. Default: ``10 / steps``, at most 1.25.
         drift: size of the drift that moves filters without a gradient, see
             :func:`~featvis_func.optimizer.add_drift`; 0 for none.
         groups: octaves of the image's parameters, :attr:`featvis_func.Image.groups`.
@@ -229,11 +228,10 @@ def default_optimizer(
         return activation_optimizer(steps, lr=lr, drift=drift)
     revive = (add_drift(drift),) if drift else ()
     pull = min(2.0 / steps, 0.25)
-    start = 5.0 * pull if lr is None else check_float("learning rate", lr, above=0)
-    last = max(1, round(steps / 4))
-    fall = linear_decay(start, 0.1 * start, last)
-    rate = piecewise([start, fall], [steps - last]) if steps > last else fall
-    return chain(normalize_gradient(), *revive, normalize_groups(groups), sgd(rate), pull_to_start(pull))
+    rate = 5.0 * pull if lr is None else check_float("learning rate", lr, above=0)
+    return chain(
+        normalize_gradient(), *revive, normalize_groups(groups), sgd(rate), pull_to_start(pull), average_iterates()
+    )
 
 
 def activation_optimizer(steps: int = 32, *, lr: float | None = None, drift: float = 1e-6) -> Optimizer:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
-from featvis_func.engine.batching import RunResult, run_batched
+from featvis_func.engine.batching import Finish, RunResult, run_batched
 from featvis_func.engine.device import (
     CPU_BATCH_SIZE,
     FIXED_BATCH_SIZE,
@@ -34,7 +34,7 @@ from featvis_func.rendering.presets import IMAGES, named_transform, optimizer_fo
 from featvis_func.rendering.resolve import Resolved, resolve
 from featvis_func.rendering.result import Result
 from featvis_func.tree import tree_map
-from featvis_func.types import Image, Params, State, Target, Transform, Weights
+from featvis_func.types import Image, State, Target, Transform, Weights
 from featvis_func.validation import check_filters, check_seed
 
 
@@ -55,8 +55,10 @@ class Renderer(NamedTuple):
     device: torch.device
     single_batch: bool = False
     """Whether the filters depend on each other, by the objective or by parameters that they share."""
-    decode: Callable[[Params], Tensor] | None = None
-    """One filter's parameters -> its image, for snapshots."""
+    decode: Callable[[State], Tensor] | None = None
+    """The state of filters -> their images, for snapshots."""
+    finish: Finish | None = None
+    """To be called after the last step, see :class:`~featvis_func.engine.step.Ascent`."""
 
     def __call__(
         self,
@@ -112,6 +114,7 @@ class Renderer(NamedTuple):
                 progress=progress if callable(progress) else bar.update,
                 snapshots=options.snapshots,
                 decode=self.decode,
+                finish=self.finish,
                 retain_memory=options.retain_memory,
             )
         return _result(run, numbers, {**self.config, "seed": start, "batch_size_used": run.batch_size})
@@ -269,7 +272,8 @@ def plan(
         init,
         device,
         composed.single_batch,
-        composed.image.decode,
+        composed.ascent.decode,
+        composed.ascent.finish,
     )
 
 
@@ -311,7 +315,8 @@ def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> R
     best, info = run.best, run.info
     taken = torch.arange(len(info.score))[:, None] < run.steps
     alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
-    rose = ((best.step > 0) | (run.steps == 1)).tolist()
+    scores = torch.where(info.finite, info.score, -torch.inf)
+    rose = ((scores.amax(0) > scores[0]) | (run.steps == 1)).tolist()
     status = tuple(
         "nonfinite" if not f else "dead" if not a else "ok" if r else "flat"
         for f, a, r in zip(finite, alive, rose, strict=True)

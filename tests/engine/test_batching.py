@@ -252,8 +252,8 @@ class Counting(Toy):
 
 
 def counting_run(filters: Sequence[int], toy: Toy | None = None, **options: Any) -> RunResult:
-    def decode(params: Tensor) -> Tensor:
-        return params.reshape(2, 1, 1) / 255
+    def decode(state: State) -> Tensor:
+        return state.params.reshape(-1, 2, 1, 1) / 255
 
     return run_batched(toy or Counting(), {}, counting_init, filters, **{"steps": STEPS, "decode": decode, **options})
 
@@ -294,11 +294,11 @@ def test_snapshots_are_complete_if_memory_runs_out_in_a_step() -> None:
 def test_snapshots_are_complete_if_memory_runs_out_while_decoding() -> None:
     calls: list[Tensor] = []
 
-    def decode(params: Tensor) -> Tensor:
-        calls.append(params)
+    def decode(state: State) -> Tensor:
+        calls.append(state.params)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("too many")
-        return params.reshape(2, 1, 1) / 255
+        return state.params.reshape(-1, 2, 1, 1) / 255
 
     with pytest.warns(UserWarning, match="going on with 1"):
         result = counting_run([5, 6, 7], batch_size=3, snapshots=3, decode=decode)
@@ -307,7 +307,7 @@ def test_snapshots_are_complete_if_memory_runs_out_while_decoding() -> None:
 
 
 def test_nothing_is_decoded_without_snapshots() -> None:
-    def decode(params: Tensor) -> Tensor:
+    def decode(state: State) -> Tensor:
         raise AssertionError("decode was called")
 
     assert counting_run([1, 2], decode=decode).snapshots is None

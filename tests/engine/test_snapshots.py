@@ -35,7 +35,7 @@ def snapshots_by_loop(model: Model, objective: Any, filters: list[int], count: i
     images = []
     for step in range(STEPS + 1):
         if step in fv.snapshot_steps(STEPS, count):
-            images.append(torch.func.vmap(renderer.decode)(state.params))
+            images.append(renderer.decode(state))
         state, _ = renderer.step(renderer.weights, state, target)
     return (torch.stack(images, dim=1) * 255).round().to(torch.uint8)
 
@@ -95,7 +95,7 @@ def test_last_snapshot_is_the_image_after_the_last_step(tiny: Model) -> None:
         state, _ = renderer.step(renderer.weights, state, target)
     assert renderer.decode is not None
     assert snapshots is not None
-    assert equal_up_to_rounding(snapshots[0, 0], (renderer.decode(state.params[0]) * 255).round())
+    assert equal_up_to_rounding(snapshots[0, 0], (renderer.decode(state)[0] * 255).round())
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
