@@ -35,28 +35,29 @@ _EARLIER_NAMES = {"transparency": "saliency", "views": "transforms", "slots": "b
 class Result:
     """One image per filter, with its activations, scores and configuration.
 
-    All tensors are on the CPU. ``n`` is the number of filters; the "best step" of a filter is the one with its highest
-    score.
+    All tensors are on the CPU. ``n`` is the number of filters. What is shown of a filter is its "best step", the one
+    with the highest score; with the default optimizer the average of the run, evaluated once more after the last step.
     """
 
     images: Tensor
-    """float32 ``(n, c, h, w)`` in ``[0, 1]``: the image at the best step, before the random transform. Videos are
+    """float32 ``(n, c, h, w)`` in ``[0, 1]``: the image, before the random transform. Videos are
     ``(n, c, t, h, w)``, signals ``(n, c, t)``. A channel beyond those of the model is an opacity, and
     ``config["alpha"]`` is then true."""
     activations: Tensor
-    """float32 ``(n, *positions)``, with 0 to 3 axes of positions, such as ``(n, h', w')``: the filter's activation map
-    at the best step, for the transformed image."""
+    """float32 ``(n, *positions)``, with 0 to 3 axes of positions, such as ``(n, h', w')``: the filter's activation map,
+    for the transformed image."""
     scores: Tensor
-    """float32 ``(n,)``: the objective at the best step; ``-inf`` if it was never finite."""
+    """float32 ``(n,)``: the objective, for the transformed image; ``-inf`` if it was never finite."""
     best_step: Tensor
-    """int64 ``(n,)``: index of the best step, from 0; ``-1`` if the score was never finite."""
+    """int64 ``(n,)``: index of the best step, from 0, or the number of steps for an average; ``-1`` if the score was
+    never finite."""
     filters: tuple[int, ...]
     """Filter numbers."""
     status: tuple[str, ...]
     """Per filter: ``"ok"``; ``"dead"`` if no step had a gradient; ``"nonfinite"`` if the score or the gradient of a
-    step was not finite (such a step is skipped, and the image is the best of the others); ``"flat"`` if the score never
-    rose above that of step 0, in more than one step: the image is the initial one. Units that were never trained do so,
-    and others if the steps are too few and too large."""
+    step was not finite (such a step is skipped, and the image is that of the others); ``"flat"`` if the score never
+    rose above that of step 0, in more than one step. Units that were never trained do so, and others if the steps are
+    too few and too large."""
     history: Tensor
     """float32 ``(steps, n)``: the objective at each step, for the transformed image; NaN after a filter's last step."""
     steps: Tensor

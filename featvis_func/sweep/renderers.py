@@ -82,7 +82,7 @@ class GroupRenderer:
         return results
 
     def _maps(self, layer: str, filters: Sequence[int], result: Result, size: int) -> Tensor:
-        """The activation maps of a layer's images at their best steps, ``size`` at a time."""
+        """The activation maps of a layer's images, ``size`` at a time."""
         features, device = self._resolved.features, self._resolved.device
         keys = filter_keys(result.config["seed"], features.paths[layer], filters, device=device)
         target = torch.tensor(list(filters), device=device)

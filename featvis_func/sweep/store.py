@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     image: Tensor
     """float32 ``(c, h, w)`` in ``[0, 1]``; videos are ``(c, t, h, w)``, signals ``(c, t)``."""
     activation: Tensor
-    """float32 ``(*positions)``: the filter's activation map at the best step."""
+    """float32 ``(*positions)``: the filter's activation map."""
     score: float
     history: Tensor
     """float32 ``(steps,)``: the score at each step; NaN after the last one."""

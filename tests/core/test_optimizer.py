@@ -19,6 +19,7 @@ from featvis_func.optimizer import (
     adamw,
     add_drift,
     add_noise,
+    average_iterates,
     chain,
     clip_norm,
     exponential_decay,
@@ -626,3 +627,40 @@ def test_default_update_of_a_filter_is_the_same_in_every_batch(count: int) -> No
             grads[i : i + 1], vmap(rule.init)(params[i : i + 1], keys[i : i + 1]), params[i : i + 1]
         )
         assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
+def test_average_iterates_weights_each_iterate_by_a_polynomial(power: float) -> None:
+    """The weights of iterate t are proportional to t (t + 1) ... (t + power - 1), of degree ``power``."""
+    rule = chain(sgd(0.1), average_iterates(power))
+    params, iterates = {"a": noise(3), "b": noise(2, 2, seed=1)}, []
+    state = rule.init(params, KEY)
+    assert rule.shown is not None
+    assert tree_map(torch.equal, rule.shown(state, params), params) == {"a": True, "b": True}
+    for t in range(6):
+        grads = {"a": noise(3, seed=2 + t), "b": noise(2, 2, seed=20 + t)}
+        updates, state = rule.update(grads, state, params)
+        assert torch.equal(updates["a"], 0.1 * grads["a"]), "it leaves the updates as they are"
+        params = tree_map(torch.add, params, updates)
+        iterates.append(params)
+    weights = torch.tensor([math.prod(t + i for i in range(int(power))) for t in range(1, 7)], dtype=torch.float64)
+    for name, mean in rule.shown(state, params).items():
+        values = torch.stack([iterate[name] for iterate in iterates])
+        expected = torch.einsum("t,t...->...", weights / weights.sum(), values)
+        torch.testing.assert_close(mean, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_chain_shows_what_its_last_rule_with_an_own_image_shows() -> None:
+    assert chain(sgd(0.1), normalize_gradient()).shown is None
+    inner = chain(average_iterates(0.0), sgd(0.1))
+    rule = chain(normalize_gradient(), inner, average_iterates(3.0))
+    state = rule.init(torch.zeros(2), KEY)
+    _, state = rule.update(torch.ones(2), state, torch.zeros(2))
+    assert rule.shown is not None
+    assert torch.equal(rule.shown(state, torch.zeros(2)), state[-1].mean)
+
+
+@pytest.mark.parametrize("power", [-1.0, math.nan, math.inf])
+def test_average_iterates_refuses_other_powers(power: float) -> None:
+    with pytest.raises(ValueError, match="average_iterates: power"):
+        average_iterates(power)

@@ -21,7 +21,7 @@ FILTERS = [0, 3, 5]
 @pytest.fixture(scope="module")
 def features() -> Features:
     """Layers of the small CNN, shared by all tests of this module because they are not changed."""
-    return fv.make_features(load_toy(make_tiny(), size=SIZE), ["3", "5"])
+    return fv.make_features(load_toy(make_tiny(), size=SIZE), ["3", "5"], precision="float32")
 
 
 def make_ascent(
@@ -139,3 +139,51 @@ def test_target_tensor_selects_the_filter(features: Features) -> None:
     _, same = ascent.step(features.weights, state, torch.tensor([3, 3]))
     torch.testing.assert_close(info.score[0], same.score[0])
     assert info.score[1] != same.score[1]
+
+
+def averaging(features: Features, objective: fv.Objective | None = None) -> fv.Ascent:
+    image = fv.fourier(SIZE)
+    optimizer = fv.default_optimizer(4, groups=image.groups)
+    return make_ascent(features, image=image, transform=warp(size=SIZE), objective=objective, optimizer=optimizer)
+
+
+def test_finish_shows_the_average_of_the_run_with_its_own_score_and_map(features: Features) -> None:
+    ascent, image = averaging(features), fv.fourier(SIZE)
+    state, target = ascent.init(fv.filter_keys(0, "5", FILTERS)), torch.tensor(FILTERS)
+    iterates = []
+    for _ in range(4):
+        state, _ = ascent.step(features.weights, state, target)
+        iterates.append(state.params)
+    assert ascent.finish is not None
+    done = ascent.finish(features.weights, state, target)
+    weights = torch.tensor([t * (t + 1) * (t + 2) for t in range(1, 5)]) / 210.0  # of average_iterates(3.0)
+    mean = torch.einsum("t,t...->...", weights, torch.stack(iterates))
+    torch.testing.assert_close(done.best.image, vmap(image.decode)(mean), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ascent.decode(state), done.best.image)
+    maps = features.apply(features.weights, done.best.image)["5"][torch.arange(3), target]
+    torch.testing.assert_close(done.best.activation, maps)
+    torch.testing.assert_close(done.best.score, maps.mean((1, 2)))
+    assert done.best.step.tolist() == [4] * 3
+    assert torch.equal(done.params, state.params)
+
+
+def test_finish_keeps_what_never_was_finite(features: Features) -> None:
+    channel = fv.channel("5")
+    broken = fv.Objective(
+        lambda a, t: torch.where(t == 3, torch.nan, channel.score(a, t)), channel.activation_map, ("5",), ("5",), "own"
+    )
+    ascent = averaging(features, broken)
+    start, target = ascent.init(fv.filter_keys(0, "5", FILTERS)), torch.tensor(FILTERS)
+    state, _ = ascent.step(features.weights, start, target)
+    assert ascent.finish is not None
+    best = ascent.finish(features.weights, state, target).best
+    assert best.step.tolist() == [1, -1, 1]
+    assert best.score[1] == -torch.inf
+    torch.testing.assert_close(best.image[1], start.best.image[1])
+
+
+def test_optimizers_without_an_average_have_nothing_to_finish(features: Features) -> None:
+    ascent = make_ascent(features, optimizer=fv.published_optimizer())
+    state = ascent.init(fv.filter_keys(0, "5", FILTERS))
+    assert ascent.finish is None
+    torch.testing.assert_close(ascent.decode(state), state.best.image)
