@@ -32,8 +32,7 @@ class GroupRenderer:
         model: the model.
         plans: of the layers.
         features: with these layers.
-        options: with ``compile`` on. With ``batch_size="auto"`` the batch is as large as the memory holds on CUDA, and
-            elsewhere that of the plans.
+        options: with ``compile`` on. The batch size is theirs, whatever the units.
     """
 
     def __init__(
@@ -44,9 +43,6 @@ class GroupRenderer:
         widths = {name: shapes[name][feature_axis(shapes[name])] for name in self.layers}
         self._offsets = dict(zip(self.layers, itertools.accumulate([0, *widths.values()]), strict=False))
         filters = [self._offsets[plan.layer] + number for plan in plans for number in plan.filters]
-        device = device_for(model, options["device"])
-        if options["batch_size"] != "auto" or device.type == "cpu":
-            options = {**options, "batch_size": max(plan.batch_size for plan in plans)}
         checked = RenderOptions.of(options, function="sweep")
         self._resolved = resolve(model, any_channel(*widths.items()), filters, checked, features)
         self._composed = compose(self._resolved)

@@ -23,7 +23,7 @@ def normal_noise(sd: float) -> Transform:
         sd: standard deviation, at least 0, in the units of the image (``[0, 1]`` before normalisation).
 
     Returns:
-        A :class:`Transform` of ``(..., c, h, w)`` whose draw is a key. The noise takes 256 values, all as likely, at the
+        A :class:`Transform` of ``(..., c, h, w)`` whose draw is a key. It takes 256 values, all as likely, at the
         quantiles of the normal distribution: at most 2.9 ``sd``, and with the standard deviation ``sd``.
 
     Raises:
