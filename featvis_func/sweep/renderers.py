@@ -210,10 +210,10 @@ class LayerRenderers:
 
         Args:
             plan: of the layer.
-            compile: instead of the option, if that is ``"auto"``.
+            compile: instead of the option: ``"no"``, or ``"yes"`` if the option leaves it open.
         """
         options = {**self._options, "batch_size": plan.batch_size}
-        if compile is not None and options["compile"] == "auto":
+        if compile == "no" or (compile is not None and options["compile"] == "auto"):
             options["compile"] = compile
         features = self._features([plan.layer])
         return make_renderer(self._model, channel(plan.layer), plan.filters, features=features, **options)
