@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "256 steps": {"steps": 256},
     "published transforms": {"transforms": "published"},
     "lucid": {"transforms": "lucid"},
-    "maco": {"transforms": "maco", "image": "phase"},
+    "maco": {"transforms": "maco"},
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from featvis_func.io.display import describe_bands, display_of
 from featvis_func.models.loading import names_code
-from featvis_func.rendering.options import DEFAULTS, OPTIONS, flag_of, label_of
+from featvis_func.rendering.options import DEFAULTS, OPTIONS, default_image, flag_of, label_of
 from featvis_func.rendering.presets import REDIRECT, REDIRECTING
 
 _NAMED_MODEL = re.compile(r"(?:texturenet|[a-z-]+:\S+)")
@@ -98,9 +98,10 @@ def _changed_options(config: dict[str, Any], seed: int) -> dict[str, Any]:
     for name, option in OPTIONS.items():
         if not option.recorded or name in ("batch_size", "device"):
             continue  # which change an image by rounding only
-        value = recorded.get(name, DEFAULTS[name])
+        default = default_image(recorded.get("transforms")) if name == "image" else DEFAULTS[name]
+        value = recorded.get(name, default)
         value = tuple(value) if isinstance(value, list) else value
-        if value == DEFAULTS[name]:
+        if value == default:
             continue
         if name == "size" and value == tuple(config.get("input_size", ())):
             continue

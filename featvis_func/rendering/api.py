@@ -25,7 +25,7 @@ def render(
     seed: int = 0,
     transforms: str | Transform = "default",
     lr: float | None = None,
-    image: str | Image = "fourier",
+    image: str | Image | None = None,
     optimizer: str | Optimizer = "default",
     batch_size: int | str = "auto",
     tolerance: float | None = None,
@@ -55,8 +55,8 @@ def render(
             as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an :class:`~featvis_func.Objective`.
         filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
             image; numbers then give variants).
-        steps: number of gradient ascent steps, at least 1; more average over more random transforms, which modern
-            networks need.
+        steps: number of gradient ascent steps, at least 1; more average over more random transforms: modern
+            networks need 128, or more.
         size: image size in pixels, one number for a square or height and width; frames, height and width of a video,
             length of a signal: ``N``, ``(h, w)``, ``(t, h, w)`` or ``(t,)``. For a video, ``N`` and ``(h, w)`` leave
             the number of frames to the model. Default: the model's input size. Images of another size are resized to
@@ -69,19 +69,21 @@ def render(
         lr: learning rate. Default: that of the optimizer.
         image: parameterisation of the image: fourier, pixel, phase, laplacian_pyramid, cppn, alpha; or an
             :class:`Image`, see :mod:`featvis_func.image`. One with a channel more than the model takes has an opacity;
-            named transforms show it over random backgrounds. For signals there are all but alpha.
+            named transforms show it over random backgrounds. For signals there are all but alpha. Default: fourier,
+            or phase with the transforms maco.
         optimizer: optimizer: default, activation, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
             :mod:`featvis_func.rendering.presets`. With ``"activation"`` and the transforms ``"small"`` the activation
             rises soonest; the defaults show more of what the unit looks for.
         batch_size: number of filters that are rendered at the same time; the last batch is padded to the shape of the
-            others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (8 with
-            ``deterministic``). Where memory runs out, it is halved.
+            others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (64
+            with ``deterministic``). Where memory runs out, it is halved.
         tolerance: stop a filter whose best score rises by no more than this fraction in 8 steps; the next filter takes
             its place in the batch. ``None``: every filter takes all steps.
         redirect: number of first steps in which gradients are redirected past rectifiers that block them, see
             :mod:`featvis_func.backbone.redirected_relu`; only for a model that can be exported. Default: 16 with the
             optimizers default and activation where that is possible, else 0.
-        device: device to compute on, such as cuda. Default: where the model is.
+        device: device to compute on, such as cuda. Default: for a model given by name cuda, if there is one; otherwise
+            where the model is.
         precision: precision of the backbone: auto, float32, bfloat16. ``"auto"``: bfloat16 for a float32 model where
             the hardware has it.
         compile: whether the step is compiled: auto, yes, no, cudagraphs; also ``True`` and ``False``. ``"cudagraphs"``

@@ -159,8 +159,11 @@ class RenderOptions:
         float,
         default_text="that of the optimizer",
     )
-    image: "str | Image" = _option(
-        "fourier", f"parameterisation of the image: {', '.join(IMAGES)}", _named("image", IMAGES)
+    image: "str | Image | None" = _option(
+        None,
+        f"parameterisation of the image: {', '.join(IMAGES)}",
+        _optional(_named("image", IMAGES)),
+        default_text="fourier; phase with transforms maco",
     )
     optimizer: "str | Optimizer" = _option(
         "default", f"optimizer: {', '.join(OPTIMIZERS)}", _named("optimizer", OPTIMIZERS)
@@ -220,6 +223,8 @@ class RenderOptions:
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, option.check(getattr(self, name)))
+        if self.image is None:
+            object.__setattr__(self, "image", default_image(self.transforms))
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any], *, function: str, names: tuple[str, ...] | None = None) -> Self:
@@ -280,6 +285,15 @@ DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Render
 
 SWEEP_OPTIONS: tuple[str, ...] = tuple(name for name, option in OPTIONS.items() if option.in_sweep)
 """The options that a sweep takes; it has a batch size and a device of its own."""
+
+
+def default_image(transforms: Any) -> str:
+    """The parameterisation that goes with a preset of random transforms.
+
+    >>> default_image("default"), default_image("maco")
+    ('fourier', 'phase')
+    """
+    return "phase" if transforms == "maco" else "fourier"
 
 
 def flag_of(name: str) -> str:

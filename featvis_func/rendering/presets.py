@@ -21,7 +21,18 @@ from featvis_func.optimizer import (
     sgd,
 )
 from featvis_func.rendering.options import TRANSFORMS
-from featvis_func.transform import box_crop, jitter, normal_noise, pad, rotate, scale, uniform_noise, warp, warp_time
+from featvis_func.transform import (
+    box_crop,
+    color_jitter,
+    jitter,
+    normal_noise,
+    pad,
+    rotate,
+    scale,
+    uniform_noise,
+    warp,
+    warp_time,
+)
 from featvis_func.types import Image, Optimizer, Params, Transform
 from featvis_func.validation import check_float, check_int, check_name
 
@@ -84,6 +95,8 @@ SIGNAL_TRANSFORMS = ("default", "none")
 # The bounds are for models that do not divide by the spread of photographs: by 1, or after multiplying by 255.
 _NOISE, _MIN_NOISE, _MAX_NOISE = 0.2, 0.04, 0.1
 
+_BRIGHTNESS, _CONTRAST = 0.3, 0.5
+
 # Of MACO, in one step.
 _BOXES = 8
 
@@ -102,7 +115,8 @@ def named_transform(
     """A preset of random transforms, from the image's size to the model's input size.
 
     * ``"default"``: shift by up to a ninth of the width, rotate 10 degrees, a box of 0.5 to 1.43 times the sides at any
-      position, and normal noise of 0.2 in the units of the normalised input, 0.04 to 0.1 on values in ``[0, 1]``.
+      position, brightness times 0.7 to 1.3, contrast times 0.5 to 1.5, and normal noise of 0.2 in the units of the
+      normalised input, 0.04 to 0.1 on values in ``[0, 1]``.
       What survives them is what the unit looks for, rather than a pattern that excites only this network.
     * ``"small"``: the published magnitudes, with the whole image visible to the model.
     * ``"published"``: pad 16, shift 8/w, scale 0.95 to 1.05, rotate 5 degrees, shift 4/w, crop, resize 256, crop
@@ -111,7 +125,7 @@ def named_transform(
     * ``"lucid"``: pad 12, jitter 8, scale 0.9 to 1.1, rotate 10 degrees (zero more often), jitter 4.
     * ``"maco"``: eight random boxes at once, so that a step takes eight times as long, with normal noise of 0.04 and
       uniform noise of 0.02 on values in ``[0, 1]``. The boxes are as wide as the model's input, at least a quarter of
-      the image and at most 0.6 of it on average. Goes with ``image="phase"``; MACO takes 32 boxes.
+      the image and at most 0.6 of it on average. Goes with ``image="phase"``, its default; MACO takes 32 boxes.
     * ``"none"``: the image, resized.
 
     All frames of a video are transformed alike, by the same transform of images. All but ``"none"`` also shift videos
@@ -152,7 +166,10 @@ def named_transform(
         shown = transforms.chain(in_time, transforms.per_frame(shown))
     # Each value, also of a video, and each copy has noise of its own.
     if name == "default":
-        return transforms.chain(shown, normal_noise(min(max(_NOISE * sum(std) / len(std), _MIN_NOISE), _MAX_NOISE)))
+        colors = color_jitter(brightness=_BRIGHTNESS, contrast=_CONTRAST)
+        colors = colors if len(size) == 2 else transforms.per_frame(colors)
+        sd = min(max(_NOISE * sum(std) / len(std), _MIN_NOISE), _MAX_NOISE)
+        return transforms.chain(shown, colors, normal_noise(sd))
     if name == "maco":
         return transforms.chain(transforms.multiview(shown, _BOXES), normal_noise(0.04), uniform_noise(0.02))
     return shown

@@ -169,7 +169,7 @@ def compose(resolved: Resolved) -> Composed:
     model, objective, options, device = resolved.model, resolved.objective, resolved.options, resolved.device
     image = options.image
     if not isinstance(image, Image):
-        image = IMAGES[image](resolved.size, channels=model.channels, device=device)
+        image = IMAGES[str(image)](resolved.size, channels=model.channels, device=device)
     example = image.decode(image.init(key(options.seed, device=device)))
     axes, accepted = len(model.size), (model.channels, *model.size)
     if example.ndim != 1 + axes:

@@ -53,6 +53,8 @@ def resolve(
     Raises:
         ValueError: bad input, with what was given, what was expected and what exists.
     """
+    if isinstance(model, str) and options.device is None and features is None and torch.cuda.is_available():
+        options = replace(options, device="cuda")
     model = load_model(model)
     objective, filters = parse_objective(objective, filters, model)
     if not objective.layers:

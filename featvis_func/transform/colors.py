@@ -72,9 +72,13 @@ def color_jitter(
         return torch.stack([u * (high - low) + low for u, (low, high) in zip(drawn.unbind(), bounds, strict=True)])
 
     def grey(image: Tensor) -> Tensor:
-        if image.shape[-3] != 3:
-            return image.mean(-3, keepdim=True)
         return torch.einsum("c,...chw->...hw", luma_weights(image), image).unsqueeze(-3)
+
+    def mean_grey(image: Tensor) -> Tensor:
+        means = image.mean((-2, -1), keepdim=True)
+        if image.shape[-3] != 3:
+            return means.mean(-3, keepdim=True)
+        return (luma_weights(image)[:, None, None] * means).sum(-3, keepdim=True)
 
     def apply(image: Tensor, drawn: Draw) -> Tensor:
         check_image("color_jitter", image)
@@ -84,9 +88,9 @@ def color_jitter(
                 " contrast work with any number of channels"
             )
         brightness_factor, contrast_factor, saturation_factor, turns = drawn.to(image.dtype).unbind()
-        image = image * brightness_factor
-        mean = grey(image).mean((-2, -1), keepdim=True)
-        image = mean + contrast_factor * (image - mean)
+        # Both at once, in one pass over the pixels: the mean grey value changes with the brightness only.
+        factor = brightness_factor * contrast_factor
+        image = factor * image + (brightness_factor - factor) * mean_grey(image)
         if has_saturation:
             luma = grey(image)
             image = luma + saturation_factor * (image - luma)

@@ -330,7 +330,7 @@ def test_published_magnitudes() -> None:
 
 
 def default_matrices(size: int, count: int = 400) -> Tensor:
-    matrices, _ = draw_many(named_transform("default", image=(size, size), size=(size, size)), count)
+    matrices, *_ = draw_many(named_transform("default", image=(size, size), size=(size, size)), count)
     return matrices
 
 
@@ -397,7 +397,7 @@ def test_choices_are_picked_with_equal_probability(count: int) -> None:
 @pytest.mark.parametrize("preset", [name for name in TRANSFORMS if name != "none"])
 def test_each_key_draws_a_different_transform(preset: str) -> None:
     draws = tree_leaves(draw_many(named_transform(preset, image=(64, 64), size=(64, 64)), 100))
-    assert len(draws) == {"maco": 3, "default": 2}.get(preset, 1)
+    assert len(draws) == {"maco": 3, "default": 3}.get(preset, 1)
     assert all(len(draw.unique(dim=0)) == 100 for draw in draws)
 
 
@@ -456,3 +456,18 @@ def test_empty_chain_is_the_identity() -> None:
 def test_invalid_arguments_raise_value_error(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_default_changes_brightness_and_contrast() -> None:
+    """On an image that its noise hardly changes: half of it dark, half bright."""
+    transform = named_transform("default", image=(64, 64), size=(64, 64), std=(1e-9,))
+    image = torch.full((3, 64, 64), 0.5)
+    means, ranges = [], []
+    for number in range(300):
+        image[:, :, :32], image[:, :, 32:] = 0.3, 0.7
+        shown = transform.apply(image, transform.draw(random.key(number)))
+        means.append(shown.mean().item())
+        ranges.append((shown.quantile(0.95) - shown.quantile(0.05)).item())
+    assert min(means) < 0.36
+    assert max(means) > 0.64
+    assert max(ranges) / min(ranges) > 2.5

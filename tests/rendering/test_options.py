@@ -384,3 +384,13 @@ def test_command_line_retains_memory_unless_switched_off(
     quick = ["--filters", "0", "--steps", "1", "--size", "16", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert cli.main([command, *layer, *quick, *flags]) == 0
     assert len(entered) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "fourier"), ({"transforms": "maco"}, "phase"), ({"transforms": "maco", "image": "pixel"}, "pixel")],
+    ids=str,
+)
+def test_maco_brings_its_parameterisation(given: dict[str, str], expected: str) -> None:
+    assert RenderOptions(**given).image == expected
+    assert RenderOptions(**given).to_json()["image"] == expected
