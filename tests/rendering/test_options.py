@@ -391,6 +391,6 @@ def test_command_line_retains_memory_unless_switched_off(
     [({}, "fourier"), ({"transforms": "maco"}, "phase"), ({"transforms": "maco", "image": "pixel"}, "pixel")],
     ids=str,
 )
-def test_maco_brings_its_parameterisation(given: dict[str, str], expected: str) -> None:
+def test_maco_brings_its_parameterisation(given: dict[str, Any], expected: str) -> None:
     assert RenderOptions(**given).image == expected
     assert RenderOptions(**given).to_json()["image"] == expected
