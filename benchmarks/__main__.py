@@ -5,7 +5,7 @@ from importlib import import_module
 
 NAMES = ("step", "quality", "scaling", "overhead")
 # Only run by name: they take long, or need packages or files that do not come with the package.
-OTHERS = ("coverage", "dead", "gallery", "models", "pictures", "hero", "retention", "transfer")
+OTHERS = ("coverage", "dead", "gallery", "gpu", "models", "pictures", "hero", "retention", "sweep", "transfer")
 
 
 def main() -> None:

@@ -1,0 +1,226 @@
+"""Everything that has to be known of a GPU, in one command and within nine minutes: is it right, and how fast is it?
+
+``python -m benchmarks gpu --device cuda`` needs nothing but the package and torch; it uses random weights. Each part is
+measured even if an earlier one fails; the error then stands in its place. One table comes last, and everything is in
+``results/gpu-cuda.json``. On a CPU (``--device cpu``) the same runs as a test of the benchmark itself, with a smaller
+sweep; the parts about CUDA are left out.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor_config
+from torch.func import grad_and_value
+from torch.utils.flop_counter import FlopCounterMode
+
+import featvis_func as fv
+from benchmarks.common import report, timing
+from benchmarks.overhead import forbid_synchronization
+from benchmarks.reference import make_reference_step
+from benchmarks.sweep import run_sweep
+from featvis_func.engine.device import compile_step
+from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
+from featvis_func.rendering.renderer import Renderer
+
+MODEL, LAYER, BATCH = "torchvision:googlenet@none", "inception4c.branch4.1.conv", 64
+SWEPT = ("torchvision:googlenet@none", "torchvision:resnet50@none")
+_ROUNDS = 9
+_TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
+
+
+def main(device: str, rounds: int) -> None:
+    """Run all parts; ``rounds`` is ignored."""
+    start = time.perf_counter()
+    data: dict[str, Any] = {}
+    for name, part in PARTS.items():
+        if device == "cpu" and name in _CUDA_ONLY:
+            continue
+        began = time.perf_counter()
+        try:
+            data[name] = part(device)
+        except Exception as error:  # whatever a new machine raises: the other parts are still worth having
+            data[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        data[name]["seconds_of_this_part"] = time.perf_counter() - began
+        print(f"{time.perf_counter() - start:6.1f} s  {name}: {data[name]}", flush=True)
+    table: list[list[object]] = [["part", "what", "value"]]
+    for part, values in data.items():
+        table += [[part, what, value] for what, value in values.items() if not isinstance(value, dict | list)]
+    report("gpu", device, {"model": MODEL, "layer": LAYER, "batch": BATCH, "parts": data}, table)
+
+
+def renderer(device: str, filters: int = 4, **options: Any) -> Renderer:
+    """A renderer of TextureNet in float32 without TF32, unless the options say otherwise."""
+    given = {"steps": 8, "precision": "float32", "compile": "no", "batch_size": filters, **options}
+    return fv.make_renderer("texturenet", "block6.conv", range(filters), device=device, **given)
+
+
+def correctness(device: str) -> dict[str, Any]:
+    """The largest relative error of a step's scores and gradient norms against float32 on the CPU.
+
+    For every parameterisation, preset of transforms and optimizer; and, with the defaults, in TF32 and bfloat16.
+    """
+    worst: dict[str, float] = {}
+    cases: dict[str, dict[str, Any]] = {"float32 default": {}}
+    cases |= {f"float32 {name}": {"image": name} for name in IMAGES}
+    cases |= {f"float32 {name} transforms": {"transforms": name} for name in TRANSFORMS}
+    cases |= {f"float32 {name} optimizer": {"optimizer": name} for name in OPTIMIZERS}
+    cases |= {"tf32 default": {}, "bfloat16 default": {"precision": "bfloat16"}}
+    for name, options in cases.items():
+        with tf32(name.startswith("tf32")):
+            infos = [_one_step(renderer(where, **options)) for where in ("cpu", device)]
+        errors = [
+            ((a.cpu().double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-12)).item()
+            for a, b in zip(infos[1], infos[0], strict=True)
+        ]
+        worst[name] = max(errors)
+    wrong = [name for name, error in worst.items() if error > _TOLERANCES[name.split()[0]]]
+    return {"worst": max(worst.values()), "wrong": ", ".join(wrong) or "none", "errors": worst}
+
+
+def _one_step(made: Renderer) -> tuple[Tensor, Tensor]:
+    state, target = made.init(list(made.filters), 0)
+    _, info = made.step(made.weights, state, target)
+    return info.score, info.grad_norm
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow TF32 within the block, or not."""
+    backends: Any = torch.backends
+    kinds = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+
+
+def reruns(device: str) -> dict[str, Any]:
+    """Whether two runs with ``deterministic=True`` are equal bit by bit, also behind an adaptive pool (VGG)."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d((6, 5)))
+    pooled = fv.load_model(net.eval(), size=64, mean=[0.5] * 3, std=[0.25] * 3)
+    equal = {}
+    for name, model, layer in (("texturenet", "texturenet", "block6.conv"), ("adaptive pool", pooled, "2")):
+        runs = [fv.render(model, layer, range(4), steps=8, device=device, deterministic=True) for _ in range(2)]
+        equal[name] = torch.equal(runs[0].images, runs[1].images)
+    return equal
+
+
+def host_waits(device: str) -> dict[str, Any]:
+    """Steps under ``torch.cuda.set_sync_debug_mode("error")``: eager and compiled."""
+    taken = {}
+    for compile in ("no", "yes"):
+        made = renderer(device, compile=compile)
+        state, target = made.init(list(made.filters), 0)
+        state, _ = made.step(made.weights, state, target)
+        with forbid_synchronization(device):
+            for _ in range(3):
+                state, _ = made.step(made.weights, state, target)
+        taken[f"steps without a wait, compile={compile}"] = 3
+    return taken
+
+
+def speed(device: str) -> dict[str, Any]:
+    """Medians of a step, compiled in every way, of the backbone alone and of the published script, at one batch."""
+    batch = BATCH if device != "cpu" else 4
+    model = fv.load_model(MODEL)
+    calls: dict[str, Callable[[], object]] = {}
+    for compile in ("no", "yes", "cudagraphs") if device != "cpu" else ("no",):
+        made = fv.make_renderer(model, LAYER, range(batch), batch_size=batch, device=device, compile=compile)
+        calls[f"compile={compile}"] = _stepping(made)
+    features = fv.make_features(model, [LAYER], device=device)
+    images = torch.rand(batch, 3, *model.size, device=device)
+    floor = grad_and_value(lambda x, w: features.apply(w, x)[LAYER].float().sum())
+    calls["floor eager"] = lambda: floor(images, features.weights)
+    compiled = torch.compile(floor, fullgraph=True, dynamic=False)
+    if device != "cpu":
+        calls["floor compiled"] = lambda: compiled(images, features.weights)
+    module = fv.load_model(MODEL).module.to(device)
+    calls["published script"] = make_reference_step(module, LAYER, list(range(batch)), size=model.size[0])
+    seconds: dict[str, float] = {}
+    first: dict[str, float] = {}
+    for name, call in calls.items():
+        first[name] = _seconds(call, device)
+        seconds[name] = timing([_seconds(call, device) for _ in range(_ROUNDS if device != "cpu" else 1)]).median
+    with FlopCounterMode(display=False) as counter:
+        floor(images, features.weights)
+    step = min(value for name, value in seconds.items() if name.startswith("compile="))
+    lowest = min(value for name, value in seconds.items() if name.startswith("floor"))
+    moved = 8 * 2**30 if device != "cpu" else 2**26
+    source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
+    copy = timing([_seconds(source.clone, device) for _ in range(_ROUNDS)]).median
+    return {
+        "step/floor": step / lowest,
+        "script/step": seconds["published script"] / step,
+        "TFLOP/s of the step": counter.get_total_flops() / 1e12 / step,
+        "GB/s of a copy": moved / 1e9 / copy,
+        "seconds": seconds,
+        "seconds of the first call": first,
+    }
+
+
+def _stepping(made: Renderer) -> Callable[[], object]:
+    state, target = made.init(list(made.filters), 0)
+    held = [state]
+
+    def call() -> None:
+        held[0], _ = made.step(made.weights, held[0], target)
+
+    return call
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def memory(device: str) -> dict[str, Any]:
+    """The batch size that the memory probe plans, and the peak that a step of it takes, eager and compiled."""
+    made = fv.make_renderer(fv.load_model(MODEL), LAYER, range(832), device=device, compile="no")
+    free = torch.cuda.mem_get_info(device)[0]
+    peaks = {}
+    state, target = made.init(list(range(made.batch_size)), 0)
+    for name, step in (("eager", made.step), ("compiled", compile_step(made.step))):
+        torch.cuda.reset_peak_memory_stats(device)
+        step(made.weights, state, target)
+        peaks[f"peak/free, {name}"] = torch.cuda.max_memory_allocated(device) / free
+    return {"batch size": made.batch_size, **peaks}
+
+
+def sweeps(device: str) -> dict[str, Any]:
+    """Whole networks from loading the model to the last committed unit, with cold and with warm compiler caches."""
+    result: dict[str, Any] = {}
+    filters = None if device != "cpu" else 1
+    options: dict[str, Any] = {"steps": 32} if device != "cpu" else {"steps": 1, "size": 64}
+    for spec in SWEPT[: 2 if device != "cpu" else 1]:
+        name = spec.partition(":")[2].partition("@")[0]
+        for caches in ("cold", "warm") if device != "cpu" else ("cold",):
+            torch._dynamo.reset()
+            with inductor_config.patch(fx_graph_cache=caches == "warm"):
+                parts, counts = run_sweep(lambda spec=spec: fv.load_model(spec), filters, device, **options)
+            result[f"{name}, {caches}: seconds"] = parts.total
+            result[f"{name}, {caches}"] = {**counts, **parts._asdict()}
+    return result
+
+
+PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "correctness": correctness,
+    "reruns": reruns,
+    "host waits": host_waits,
+    "speed": speed,
+    "memory": memory,
+    "sweeps": sweeps,
+}
+_CUDA_ONLY = ("host waits", "memory")
