@@ -6,6 +6,7 @@ measured even if an earlier one fails; the error then stands in its place. One t
 sweep; the parts about CUDA are left out.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,14 @@ def main(device: str, rounds: int) -> None:
 
 def renderer(device: str, filters: int = 4, **options: Any) -> Renderer:
     """A renderer of TextureNet in float32 without TF32, unless the options say otherwise."""
-    given = {"steps": 8, "precision": "float32", "compile": "no", "batch_size": filters, **options}
-    return fv.make_renderer("texturenet", "block6.conv", range(filters), device=device, **given)
+    given = {"steps": 8, "compile": "no", "batch_size": filters, **options}
+    features = _features(device, given.pop("precision", "float32"))
+    return fv.make_renderer("texturenet", "block6.conv", range(filters), features=features, device=device, **given)
+
+
+@functools.cache
+def _features(device: str, precision: str) -> fv.Features:
+    return fv.make_features(fv.load_model("texturenet"), ["block6.conv"], device=device, precision=precision)
 
 
 def correctness(device: str) -> dict[str, Any]:

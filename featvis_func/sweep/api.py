@@ -55,8 +55,9 @@ def sweep(
     """Render whole layers or networks into a folder. If started again, continue where the folder ends.
 
     A folder holds one configuration, which never changes, and finished work is not repeated. A filter's image is that
-    of :func:`~featvis_func.render`, up to the rounding that depends on the batch size. The process may be killed at any
-    moment: committed units stay, and at most the unit in progress is rendered again.
+    of :func:`~featvis_func.render`, up to the rounding that depends on the batch size and on compiling: the model is
+    traced once, and layers share compiled steps where that saves time, see :mod:`featvis_func.sweep.groups`. The
+    process may be killed at any moment: committed units stay, and at most those in progress are rendered again.
 
     Args:
         model: as for :func:`~featvis_func.render`.
