@@ -118,7 +118,8 @@ def sweep(
     make = renderers(
         model, config, plans, device=device, retain_memory=checked.retain_memory, remaining=remaining
     )  # fmt: skip
-    worker = Worker(folder, make, seed=config["render"]["seed"])
+    background = device_for(model, device).type != "cpu"
+    worker = Worker(folder, make, seed=config["render"]["seed"], background=background)
     threads_before = torch.get_num_threads()
     try:
         if threads is not None:

@@ -33,16 +33,16 @@ class Commit(NamedTuple):
     """One dictionary per filter: its number, score, best step, number of steps, status and seed."""
 
 
-def pack(unit: Unit, result: Result, seeds: list[int], *, dtype: str, config: str) -> bytes:
+def pack(folder: Folder, unit: Unit, result: Result, seeds: list[int]) -> bytes:
     """Serialise a unit to the bytes of a safetensors file; equal results give equal bytes.
 
     Args:
+        folder: The sweep's folder.
         unit: The unit.
         result: Results of the unit's filters, in the unit's order.
         seeds: Seed of each filter.
-        dtype: Type of the stored images, one of :data:`DTYPES`.
-        config: Hash of the run's configuration.
     """
+    dtype, config = folder.run.config["image_dtype"], folder.run.hash
     images = result.images.clamp(0, 1)
     tensors = {
         "images": to_uint8(images) if dtype == "uint8" else images.to(DTYPES[dtype]),
@@ -64,7 +64,9 @@ def pack(unit: Unit, result: Result, seeds: list[int], *, dtype: str, config: st
     )
 
 
-def commit(folder: Folder, unit: Unit, result: Result, seeds: list[int], *, seconds: float) -> Commit:
+def commit(
+    folder: Folder, unit: Unit, result: Result, seeds: list[int], *, seconds: float, packed: bytes | None = None
+) -> Commit:
     """Write the shard of a unit, then its sidecar, which marks the unit as done.
 
     Args:
@@ -73,11 +75,12 @@ def commit(folder: Folder, unit: Unit, result: Result, seeds: list[int], *, seco
         result: Results of the unit's filters, in the unit's order.
         seeds: Seed of each filter.
         seconds: Time that rendering took; recorded in the sidecar.
+        packed: What :func:`pack` returns for the unit. Default: it is called.
 
     Raises:
         OSError: A file could not be written; the unit is then not done, unless only the last step failed.
     """
-    data = pack(unit, result, seeds, dtype=folder.run.config["image_dtype"], config=folder.run.hash)
+    data = pack(folder, unit, result, seeds) if packed is None else packed
     sha256 = hashlib.sha256(data).hexdigest()
     path = folder.shard(unit, sha256)
     make_folder(path.parent)

@@ -4,7 +4,7 @@ import errno
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -14,8 +14,10 @@ from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import DamagedError, Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
 from featvis_func.sweep.renderers import LayerRenderers
-from featvis_func.sweep.shard import Commit, commit, read_commit, record_failure
+from featvis_func.sweep.shard import Commit, commit, pack, read_commit, record_failure
 from featvis_func.validation import first_line
+
+T = TypeVar("T")
 
 ATTEMPTS = 3
 """Number of attempts to render a unit before it is recorded as failed."""
@@ -48,12 +50,17 @@ class Worker:
         folder: The sweep's folder.
         make: Function that makes the renderer of a layer from its plan.
         seed: Seed of the run.
+        background: Whether :meth:`run` commits in a thread of its own, while the next units are rendered. That saves
+            time where another device renders; on a CPU the thread takes a processor from the steps.
     """
 
-    def __init__(self, folder: Folder, make: Callable[[LayerPlan], Render], *, seed: int) -> None:
+    def __init__(
+        self, folder: Folder, make: Callable[[LayerPlan], Render], *, seed: int, background: bool = False
+    ) -> None:
         self._folder = folder
         self._make = make
         self._seed = seed
+        self._background = background
         self._plans = {plan.layer: plan for plan in folder.run.plans}
         self._layer = ""
         self._render: Render | None = None
@@ -62,39 +69,44 @@ class Worker:
     def run(self, units: Sequence[Unit]) -> Generator[Done, None, None]:
         """Render and commit units as :meth:`__call__` does, and yield each once it is committed, in their order.
 
-        Units whose layers share a step are rendered together, as many as fit into a batch. One thread commits while
-        the next units are rendered.
+        Units whose layers share a step are rendered together, as many as fit into a batch.
         """
         committing: list[tuple[Unit, Future[float]]] = []
         with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
             for batch in self._batches(units):
                 start, error = time.monotonic(), None
                 found: list[Unit] = []
-                rendered: list[tuple[Unit, Result, list[int]]] = []
+                rendered: list[tuple[Unit, Result, list[int], bytes]] = []
                 try:
                     found = [unit for unit in batch if self._read_commit(unit) is not None]
-                    rendered = self._render_together([unit for unit in batch if unit not in found])
+                    results = self._render_together([unit for unit in batch if unit not in found])
+                    # Here and not in the thread: torch would start a second set of threads there.
+                    rendered = [(*result, pack(self._folder, *result)) for result in results]
                 except Exception as raised:
                     error = raised
                 yield from self._settle(committing)
                 committing = []
                 seconds = (time.monotonic() - start) / len(batch)
                 failure = self._log_failure([unit for unit in batch if unit not in found], 1, error) if error else ""
-                done = {unit for unit, _, _ in rendered}
+                done = {unit for unit, *_ in rendered}
                 for unit in batch:
                     if unit in found:
                         yield Done(unit, "found", seconds)
                     elif unit not in done:  # refused, or failed
                         yield self(unit, attempts=1 if failure else 0, failure=failure)
+                submit = committer.submit if self._background else _run_now
                 committing = [
-                    (unit, committer.submit(self._commit, unit, result, seeds, seconds))
-                    for unit, result, seeds in rendered
+                    (unit, submit(self._commit, seconds, unit, result, seeds, packed))
+                    for unit, result, seeds, packed in rendered
                 ]
+                if not self._background:
+                    yield from self._settle(committing)
+                    committing = []
             yield from self._settle(committing)
 
-    def _commit(self, unit: Unit, result: Result, seeds: list[int], seconds: float) -> float:
+    def _commit(self, seconds: float, unit: Unit, result: Result, seeds: list[int], packed: bytes) -> float:
         start = time.monotonic()
-        commit(self._folder, unit, result, seeds, seconds=seconds)
+        commit(self._folder, unit, result, seeds, seconds=seconds, packed=packed)
         return seconds + time.monotonic() - start
 
     def _settle(self, committing: Sequence[tuple[Unit, Future[float]]]) -> Iterator[Done]:
@@ -229,6 +241,16 @@ class Worker:
 
     def _drop_renderer(self) -> None:
         self._render = None
+
+
+def _run_now(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Call a function as an executor does, but at once."""
+    future = Future[T]()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def pending(folder: Folder, units: Iterable[Unit]) -> list[Unit]:

@@ -16,8 +16,10 @@ from featvis_func.backbone import source
 from featvis_func.backbone.features import trace_model
 from featvis_func.engine import device, step
 from featvis_func.models import Model
+from featvis_func.rendering import resolve
 from featvis_func.rendering.options import DEFAULTS
 from featvis_func.rendering.result import Result
+from featvis_func.sweep import api as running
 from featvis_func.sweep import open_store, renderers, sweep, worker
 from featvis_func.sweep.groups import COSTS, Costs, Group, choose_groups
 from featvis_func.sweep.launchers import Rank, share
@@ -318,7 +320,7 @@ def test_units_are_committed_in_another_thread_and_reported_when_they_are(
     monkeypatch.setattr(worker, "commit", commit)
     folder = start_folder(tmp_path, toy_run())
     reported = []
-    for done in Worker(folder, Toy(), seed=7).run(folder.run.units):
+    for done in Worker(folder, Toy(), seed=7, background=True).run(folder.run.units):
         assert done.outcome == "rendered"
         assert folder.sidecar(done.unit).exists()
         reported.append(done.unit)
@@ -327,7 +329,8 @@ def test_units_are_committed_in_another_thread_and_reported_when_they_are(
     assert [done.outcome for done in Worker(folder, Toy(), seed=7).run(folder.run.units)] == ["found"] * len(reported)
 
 
-def test_a_commit_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_a_commit_that_fails_is_tried_again(background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, numbers = worker.commit, itertools.count()
 
     def commit(*args: Any, **options: Any) -> Any:
@@ -337,7 +340,8 @@ def test_a_commit_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(worker, "commit", commit)
     folder = start_folder(tmp_path, toy_run())
-    outcomes = [done.outcome for done in Worker(folder, Toy(), seed=7).run(folder.run.units)]
+    worker_of_units = Worker(folder, Toy(), seed=7, background=background)
+    outcomes = [done.outcome for done in worker_of_units.run(folder.run.units)]
     assert outcomes == ["rendered"] * len(folder.run.units)
 
 
@@ -356,3 +360,42 @@ def test_layers_that_are_done_do_not_count_for_the_groups(tiny: Model) -> None:
         tiny, {**DEFAULTS, "steps": 3, "compile": "yes", "precision": "float32"}, plans, remaining=lambda: {"5": 6}
     )
     assert made._choose_groups() == {}
+
+
+class Stop(Exception):  # noqa: N818 - not an error
+    """Ends a call once it has been seen what was to be seen."""
+
+
+def test_a_rank_checks_its_own_device_and_no_other(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+
+    def check_device(name: Any) -> None:
+        checked.append(str(name))
+        raise Stop
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(running, "check_device", check_device)
+    for name, value in (("RANK", "11"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Stop):
+        sweep(tiny, "0", out=tmp_path, device="cuda", engine="torchrun", **QUICK)
+    assert checked == ["cuda:3"]
+
+
+@pytest.mark.parametrize(("model", "device"), [("texturenet", "cuda"), (None, None)], ids=["name", "module"])
+def test_a_model_given_by_name_is_rendered_on_cuda_if_there_is_one(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, model: str | None, device: str | None
+) -> None:
+    seen = []
+
+    def make_features(*args: Any, device: Any, **options: Any) -> None:
+        seen.append(device)
+        raise Stop
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(resolve, "make_features", make_features)
+    with pytest.raises(Stop):
+        fv.render(model or tiny, "block1.conv" if model else "0", 0)
+    assert seen == [device]
