@@ -193,7 +193,11 @@ class LayerRenderers:
     def _enter_group(self, layer: str) -> GroupRenderer | None:
         """The renderer of a layer's group; ``None`` where the layer is rendered alone."""
         if self._groups is None:
-            self._groups = self._choose_groups()
+            try:
+                self._groups = self._choose_groups()
+            except Exception as error:  # of any kind: of a layer that cannot be rendered, or a device without memory
+                warn_caller(f"each layer has a step of its own, since none could be measured: {first_line(error)}")
+                self._groups = {}
         group = self._groups.get(layer)
         if self._current is not None and (group is None or self._current.layers != group.layers):
             self._current = None  # before the next one is made: the memory may not hold two

@@ -178,6 +178,7 @@ class Worker:
             Each unit, its result, and the seed of each of its filters; nothing if the layer cannot be rendered.
         """
         if len(units) > 1 and isinstance(self._make, LayerRenderers):
+            self._drop_renderer()  # of a single layer: the memory may not hold two
             results = self._make.render_together(units)
             renders: list[Render] = [self._make(self._plans[unit.layer]) for unit in units]
         else:

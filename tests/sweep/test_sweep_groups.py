@@ -239,6 +239,18 @@ def test_layers_are_rendered_alone_where_their_group_cannot_be_made(
         assert sweep(tiny, LAYERS, out=tmp_path, compile="yes", **QUICK).complete
 
 
+@pytest.mark.usefixtures("eager_groups")
+def test_layers_are_rendered_alone_where_no_step_can_be_measured(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr(renderers, "measure_steps", fail)
+    with pytest.warns(UserWarning, match="each layer has a step of its own, since none could be measured: too large"):
+        assert sweep(tiny, LAYERS, out=tmp_path, compile="yes", **QUICK).complete
+
+
 @pytest.mark.slow
 def test_sweep_compiles_one_step_for_all_layers(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, graphs = step.compile_graph, []
