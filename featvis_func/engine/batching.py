@@ -229,10 +229,10 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
         if not ended:
             continue
         index = torch.tensor(ended, device=state.step.device)
-        finished, chosen = tree_map(lambda leaf, index=index: leaf[index], (state, target))
-        if settings.finish is not None:
-            finished = settings.finish(settings.weights, finished, chosen)
-        best, saliency = tree_map(Tensor.cpu, (finished.best, finished.saliency))
+        # Of all rows, so that the rounding does not depend on which of them end together.
+        finished = state if settings.finish is None else settings.finish(settings.weights, state, target)
+        shown = (finished.best, finished.saliency)
+        best, saliency = tree_map(lambda leaf, index=index: leaf[index].cpu(), shown)
         last_images = _images(settings, state, ended)
         for i, row in enumerate(ended):
             settings.progress(steps - age[row])

@@ -476,9 +476,9 @@ def test_interrupted_save_leaves_complete_files(
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", interrupt)
-    assert cli.main(arguments) == 130
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupt)
+        assert cli.main(arguments) == 130
     assert "interrupted" in capsys.readouterr().err
     left = contents(tmp_path / "out")
     assert sorted(left) == ["filter-0000.png", "grid.png"]

@@ -179,7 +179,7 @@ def test_activations_of_a_video_or_signal_can_be_inverted(model: Model) -> None:
     torch.testing.assert_close(reference["5"], expected, rtol=1e-4, atol=1e-5)
     start = fv.from_image(fv.fourier(model.size, channels=model.channels), picture)
     objective = o.inversion(reference) - o.departure("0", picture)
-    result = fv.render(model, objective, steps=1, image=start, transforms="none")
+    result = fv.render(model, objective, steps=1, image=start, transforms="none", optimizer="activation")
     assert result.scores.item() > -1e-3
     larger = torch.rand(model.channels, *(2 * side for side in model.size))
     assert fv.activations_of(model, ["2"], larger)["2"].shape == reference["2"].shape

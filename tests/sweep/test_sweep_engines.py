@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from featvis_func.backbone import source
 from featvis_func.models import Model
-from featvis_func.rendering import resolve
 from featvis_func.rendering.renderer import Renderer
 from featvis_func.rendering.result import Result
 from featvis_func.sweep import TooManyFailedError, dry_run, open_store, sweep, validate
@@ -345,18 +345,18 @@ def test_run_stops_when_more_than_five_percent_failed(
 
 
 @pytest.mark.slow
-def test_each_layer_is_traced_once(tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_features = resolve.make_features
-    traced: list[tuple[str, ...]] = []
+def test_all_layers_are_traced_at_once(tiny: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trace = source.trace
+    traced: list[list[str]] = []
 
-    def trace(model: Model, layers: Sequence[str], **options: Any) -> Any:
-        traced.append(tuple(layers))
-        return make_features(model, layers, **options)
+    def count(module: nn.Module, calls: Any, *arguments: Any) -> Any:
+        traced.append([ref.path for ref in calls])
+        return trace(module, calls, *arguments)
 
-    monkeypatch.setattr(resolve, "make_features", trace)
+    monkeypatch.setattr(source, "trace", count)
     status = sweep(tiny, ["3", "9"], out=tmp_path, batch_size=5, **QUICK)
     assert (status.units, status.filters_done) == (3 + 1, 12 + 5)
-    assert traced == [("3",), ("9",)]
+    assert traced == [["3", "9"]]
 
 
 @pytest.mark.slow
