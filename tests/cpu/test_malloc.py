@@ -126,7 +126,7 @@ def test_pages_are_reused_within_the_block_only() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
     )
     kept, default = map(int, process.stdout.split())
-    assert kept * 10 < default
+    assert kept * 4 < default
 
 
 @pytest.mark.parametrize("retain_memory", [True, False])
