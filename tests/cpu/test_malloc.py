@@ -118,6 +118,7 @@ def test_pages_are_reused_within_the_block_only() -> None:
 
         with kept_memory():
             faults()
+            faults()  # the first allocations of a process may not leave enough memory in one piece
             print(faults())
         print(faults())
     """
@@ -126,7 +127,7 @@ def test_pages_are_reused_within_the_block_only() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
     )
     kept, default = map(int, process.stdout.split())
-    assert kept * 4 < default
+    assert kept * 10 < default
 
 
 @pytest.mark.parametrize("retain_memory", [True, False])
