@@ -8,8 +8,7 @@ sweep; the parts about CUDA are left out.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from benchmarks.common import report, timing
 from benchmarks.overhead import forbid_synchronization
 from benchmarks.reference import make_reference_step
 from benchmarks.sweep import run_sweep
+from featvis_func.backbone.verify import float32_precision
 from featvis_func.engine.device import compile_step
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
 from featvis_func.rendering.renderer import Renderer
@@ -77,7 +77,7 @@ def correctness(device: str) -> dict[str, Any]:
     cases |= {f"float32 {name} optimizer": {"optimizer": name} for name in OPTIMIZERS}
     cases |= {"tf32 default": {}, "bfloat16 default": {"precision": "bfloat16"}}
     for name, options in cases.items():
-        with tf32(name.startswith("tf32")):
+        with float32_precision("tf32" if name.startswith("tf32") else "ieee"):
             infos = [_one_step(renderer(where, **options)) for where in ("cpu", device)]
         errors = [
             ((a.cpu().double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-12)).item()
@@ -92,21 +92,6 @@ def _one_step(made: Renderer) -> tuple[Tensor, Tensor]:
     state, target = made.init(list(made.filters), 0)
     _, info = made.step(made.weights, state, target)
     return info.score, info.grad_norm
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Allow TF32 within the block, or not."""
-    backends: Any = torch.backends
-    kinds = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
 
 
 def reruns(device: str) -> dict[str, Any]:

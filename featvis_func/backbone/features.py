@@ -111,11 +111,6 @@ class TracedModel:
         self._precision = precision
         weakref.finalize(self, source.close)
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The names that it was made with."""
-        return tuple(self._source.refs)
-
     def features(self, layers: Sequence[str]) -> Features:
         """The model truncated behind the last of some of its layers, as from :func:`make_features`.
 

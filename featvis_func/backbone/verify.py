@@ -4,7 +4,7 @@ The reference is the module itself, run once with hooks on a few example images.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -30,19 +30,24 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 from compute capability 8; CPUs with AMX or AVX-512 BF16), else the model's own dtype."""
 
 
-@contextmanager
-def exact_float32() -> Iterator[None]:
+def exact_float32() -> AbstractContextManager[None]:
     """Compute in float32 without TF32, which convolutions on CUDA use by default, for the time of the block.
 
     TF32 has 10 bits of mantissa: a graph whose batch norms are folded differs by up to 6% from one whose are not,
     although both are right.
     """
+    return float32_precision("ieee")
+
+
+@contextmanager
+def float32_precision(name: str) -> Iterator[None]:
+    """Compute in float32 in one of torch's ways, ``"ieee"`` or ``"tf32"``, for the time of the block."""
     backends: Any = torch.backends
     kinds = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:
-            kind.fp32_precision = "ieee"
+            kind.fp32_precision = name
         yield
     finally:
         for kind, precision in zip(kinds, before, strict=True):

@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 
 from featvis_func.backbone.features import Features
 from featvis_func.backbone.hardware import compile_graph
-from featvis_func.engine.forward import make_forward
+from featvis_func.engine.forward import Forward, make_forward
 from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
@@ -163,8 +163,7 @@ def make_ascent(
     def finish(weights: Weights, state: State, target: Target) -> State:
         with torch.no_grad():
             decoded = decode(state)
-            draws = vmap(partial(_draw, transform))(state.key, state.step)
-            scores, maps = forward(decoded, torch.zeros_like(state.best.score), weights, draws, target)
+        scores, maps = _evaluate(forward, transform, weights, decoded, state.key, state.step, target)
         # An image that never had a finite step stays as it was.
         known = scores.isfinite() & (state.best.step >= 0)
         current = (scores, decoded, maps, state.step)
@@ -198,10 +197,23 @@ def activation_maps(
         ``(n, h', w')``, or what the objective's maps are.
     """
     forward = make_forward(features, transform, objective)
-    with torch.no_grad():
-        draws = vmap(partial(_draw, transform))(keys, steps.clamp_min(0))
-        _, maps = forward(images, images.new_zeros(len(images)), weights, draws, target)
+    _, maps = _evaluate(forward, transform, weights, images, keys, steps.clamp_min(0), target)
     return select_rows(steps >= 0, maps, 0.0)
+
+
+def _evaluate(
+    forward: Forward,
+    transform: Transform,
+    weights: Weights,
+    images: Tensor,
+    keys: Tensor,
+    steps: Tensor,
+    target: Target,
+) -> tuple[Tensor, Tensor]:
+    """Scores and activation maps of given images, under the random transforms of given steps."""
+    with torch.no_grad():
+        draws = vmap(partial(_draw, transform))(keys, steps)
+        return forward(images, images.new_zeros(len(images)), weights, draws, target)
 
 
 def _draw(transform: Transform, key: Key, step: Tensor) -> Draw:
