@@ -47,8 +47,13 @@ if TYPE_CHECKING:
     from featvis_func.models import load_model as load_model
     from featvis_func.objective import Objective as Objective
     from featvis_func.objective import channel as channel
+    from featvis_func.objective import directions as directions
+    from featvis_func.objective import facets as facets
     from featvis_func.objective import layer as layer
+    from featvis_func.objective import logits as logits
     from featvis_func.objective import neuron as neuron
+    from featvis_func.objective import neurons as neurons
+    from featvis_func.objective import sae as sae
     from featvis_func.rendering.accentuate import accentuate as accentuate
     from featvis_func.rendering.activations import activations_of as activations_of
     from featvis_func.rendering.api import render as render
@@ -83,7 +88,7 @@ _HOMES = {
     "rendering.loggers": ("tensorboard_logger", "wandb_logger"),
     "cpu.malloc": ("kept_memory",),
     "models": ("IMAGE_INPUT", "Model", "load_model"),
-    "objective": ("Objective", "channel", "layer", "neuron"),
+    "objective": ("Objective", "channel", "directions", "facets", "layer", "logits", "neuron", "neurons", "sae"),
     "rendering.presets": ("activation_optimizer", "default_optimizer", "named_transform", "published_optimizer"),
     "rendering.renderer": ("Renderer", "make_renderer"),
     "rendering.api": ("render",),

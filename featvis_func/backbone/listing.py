@@ -1,6 +1,6 @@
 """List what can be visualised in a model: its modules, and every other tensor that a name selects."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from featvis_func.backbone.export import release, trace, truncate, why_not_exported
 from featvis_func.backbone.hooks import channels_last_seen, example_images, float_outputs, forward_once, inputs_of
-from featvis_func.backbone.layers import LayerRef, axes_of, feature_axis_of, tensors_in
+from featvis_func.backbone.layers import (
+    OUTPUT,
+    LayerRef,
+    axes_of,
+    check_axes,
+    feature_axis_of,
+    parse_layer,
+    tensors_in,
+)
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules, private_copy
 from featvis_func.models.inputs import original
@@ -88,6 +96,61 @@ def list_layers(model: Model, *, all: bool = False) -> list[Layer]:
         listed += [line(ref, "operation", value) for ref, value in _operations(model, module)]
         listed += lines_of(LayerRef(""), "output", outputs[original(module)][-1])
     return listed
+
+
+def find_layer(model: Model, name: str, listed: Sequence[Layer]) -> Layer:
+    """Find one layer with filters by its name, or the unique end of one.
+
+    Args:
+        model: from :func:`~featvis_func.load_model`.
+        name: also with axes, ``"conv@chw"``, which the layer's name then keeps.
+        listed: what :func:`list_layers` returns, with ``all`` where :func:`names_more_than_modules`.
+
+    Raises:
+        ValueError: the model has no such layer, or a forward pass does not call it as one.
+    """
+    ref = parse_layer(model.module, name)
+    by_name = {layer.name: layer for layer in listed}
+    if ref.axes is not None and ref.path in by_name:
+        layer = by_name[ref.path]
+        shape = layer.shape or ()
+        check_axes(layer.name, ref.axes, shape)
+        return layer._replace(name=f"{layer.name}@{ref.axes}", filters=shape[feature_axis_of(ref.axes)])
+    found = by_name.get(ref.path)
+    if found is None:  # without the number of a call: the last
+        found = next((layer for layer in reversed(listed) if layer.name.startswith(f"{ref.path}#")), None)
+    if found is None or not found.filters:
+        raise ValueError(f"layer {ref.path!r} has no filters: a forward pass does not call it, or not as a layer")
+    return found
+
+
+def names_more_than_modules(model: Model, name: str) -> bool:
+    """Whether a name or pattern may select something else than a module's output."""
+    if name and any(other.endswith(name) for other in layer_modules(model.module)):
+        return False
+    return name.partition("[")[0] in ("", OUTPUT) or any(mark in name for mark in "<#/")
+
+
+def layer_shapes(model: Model, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Find the shapes of layers' activations for one image, as an objective sees them: channels first, tokens
+    ``(t, d)``.
+
+    Raises:
+        ValueError: as for :func:`find_layer`.
+
+    >>> from featvis_func.models import load_model
+    >>> layer_shapes(load_model("texturenet"), ["head", "output"])
+    {'head': (32,), 'output': (32,)}
+    """
+    names = list(names)
+    listed = list_layers(model, all=any(names_more_than_modules(model, name) for name in names))
+    shapes = {}
+    for name in names:
+        layer = find_layer(model, name, listed)
+        filters, sides = layer.filters or 0, list(layer.shape or ())
+        sides.remove(filters)
+        shapes[name] = (*sides, filters) if len(sides) == 1 else (filters, *sides)
+    return shapes
 
 
 def _call_all(

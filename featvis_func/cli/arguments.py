@@ -11,6 +11,7 @@ from featvis_func.rendering.options import DEFAULTS, OPTIONS, default_of, flag_o
 
 if TYPE_CHECKING:
     from featvis_func.models import Model
+    from featvis_func.rendering.spec import Selection
 
 DEFAULT_MODEL = "texturenet"
 # Options whose default differs from that in Python, where settings of the whole process are the caller's.
@@ -46,6 +47,48 @@ def add_model_options(parser: argparse.ArgumentParser, *, prefix: str = "") -> N
         metavar="HxW",
         help=f"{prefix}input size: a side in pixels, HxW, or TxHxW for videos (default: of its preset)",
     )
+
+
+def add_objective(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add the objective in one line, and what is made of it, to a command.
+
+    Args:
+        parser: of the command.
+        several: whether the command takes more than one.
+    """
+    parser.add_argument(
+        "--objective",
+        action="append" if several else "store",
+        metavar="SPEC",
+        help="instead of a layer: channel:LAYER[:NUMBERS], neuron:LAYER:CHANNELS@POSITION[;POSITION...],"
+        " logit:[LAYER:]CLASSES, directions:LAYER:FILE[TENSOR][@POSITION][:NUMBERS] for the rows of a matrix, or"
+        " sae:LAYER:FILE[@POSITION][:NUMBERS] for the features of a sparse autoencoder"
+        + ("; may be given several times" if several else ""),
+    )
+    parser.add_argument(
+        "--minus",
+        metavar="[FACTOR*]SPEC",
+        help="objective that is subtracted: with a number the same for all, without one for each member",
+    )
+    parser.add_argument("--facets", type=int, metavar="N", help="show each member in N images that differ in style")
+    parser.add_argument("--similarity", help="for directions: dot, cosine or dot_cosine (default: dot)")
+
+
+def given_objectives(arguments: argparse.Namespace, model: "Model") -> "list[Selection]":
+    """The objectives that a command's arguments ask for.
+
+    Raises:
+        ValueError: one that cannot be read, or options of an objective without one.
+    """
+    from featvis_func.rendering.spec import parse_spec
+
+    given = arguments.objective
+    texts: list[str] = [] if given is None else given if isinstance(given, list) else [given]
+    stray = [name for name in ("minus", "facets", "similarity") if getattr(arguments, name) is not None]
+    if not texts and stray:
+        raise ValueError(f"--{stray[0]} goes with --objective")
+    options = {"minus": arguments.minus, "copies": arguments.facets, "similarity": arguments.similarity}
+    return [parse_spec(text, model, **options) for text in texts]
 
 
 def given_model_options(arguments: argparse.Namespace) -> dict[str, Any]:

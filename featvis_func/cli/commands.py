@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from featvis_func.cli.arguments import (
     add_model,
     add_model_options,
+    add_objective,
     add_options,
     argument,
     given_model_options,
+    given_objectives,
     given_options,
     load,
     working_device,
@@ -43,12 +45,12 @@ def add_sweep(commands: Any) -> None:
     add_model(sweep)
     sweep.add_argument(
         "--layers",
-        default="all",
-        help="all (every convolution and linear layer), or names and patterns such as 'block[34].conv,head'",
+        help="all (every convolution and linear layer; the default), or names, patterns such as 'block[34].conv,head'",
     )
     sweep.add_argument(
         "--filters", default="all", help="filters of each layer: numbers and ranges such as 0-7,12, or all"
     )
+    add_objective(sweep, several=True)
     sweep.add_argument("--out", type=Path, required=True, help="folder of the sweep, shared by all its processes")
     sweep.add_argument(
         "--engine", default="local", help="local, torchrun, srun, array (of SLURM) or ray (default: %(default)s)"
@@ -137,7 +139,8 @@ def _gallery(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     filters = filter_numbers(arguments.filters)
-    layers: str | list[str] = "all" if arguments.layers == "all" else [n.strip() for n in arguments.layers.split(",")]
+    if arguments.layers == "all" and arguments.objective:
+        raise ValueError("--objective goes with names of layers, not with --layers all")
 
     from featvis_func.sweep import TooManyFailedError, dry_run, open_store, rank_of, sweep
 
@@ -146,6 +149,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     unchecked = arguments.engine == "ray" and arguments.device is not None
     device = arguments.device if unchecked else working_device(arguments.device)
     model = load(arguments)
+    layers: Any = given_objectives(arguments, model)
+    if arguments.layers is not None or not layers:
+        names = (arguments.layers or "all").split(",")
+        layers = "all" if names == ["all"] else [*(name.strip() for name in names), *layers]
     options = {name: value for name, value in given_options(arguments).items() if name in SWEEP_OPTIONS}
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "unit_size", "image_dtype")}
     if arguments.dry_run:

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from featvis_func.cli.arguments import (
     DEFAULT_MODEL,
     add_model,
+    add_objective,
     add_options,
+    given_objectives,
     given_options,
     join_negative_numbers,
     load,
@@ -66,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--layer",
         help=f"name of the layer, or the unique end of one (default for texturenet: {_DEFAULT_LAYER})",
     )
+    add_objective(render)
     render.add_argument("--filters", default="all", help="numbers and ranges such as 0-7,12, or all (default: all)")
     add_options(render)
     render.add_argument(
@@ -94,8 +98,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _render(arguments: argparse.Namespace) -> int:
     filters = filter_numbers(arguments.filters)
-    if arguments.layer is None and arguments.model != DEFAULT_MODEL:
-        raise ValueError(f"--layer is needed for {arguments.model}; 'featvis layers {arguments.model}' lists them")
+    if arguments.layer is not None and arguments.objective is not None:
+        raise ValueError("give --layer or --objective, not both")
+    if arguments.layer is None and arguments.objective is None and arguments.model != DEFAULT_MODEL:
+        raise ValueError(
+            f"--layer or --objective is needed for {arguments.model};"
+            f" 'featvis layers {arguments.model}' lists its layers"
+        )
 
     import torch
 
@@ -105,6 +114,11 @@ def _render(arguments: argparse.Namespace) -> int:
 
     device = working_device(arguments.device)
     model = load(arguments)
+    objective: Any = _DEFAULT_LAYER if arguments.layer is None else arguments.layer
+    for selection in given_objectives(arguments, model):
+        if selection.filters is not None and filters is not None:
+            raise ValueError(f"the filters are given twice: by --objective {arguments.objective} and by --filters")
+        objective, filters = selection.objective, selection.filters if filters is None else filters
     site = arguments.out / "gallery"
     if not arguments.no_gallery:
         check_place(site)
@@ -113,7 +127,7 @@ def _render(arguments: argparse.Namespace) -> int:
     try:
         result = render(
             model,
-            _DEFAULT_LAYER if arguments.layer is None else arguments.layer,
+            objective,
             filters,
             device=device,
             **given_options(arguments),

@@ -1,6 +1,7 @@
 """From images to scores for a batch of filters: random transforms, one run of the backbone, the objective."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import torch
@@ -58,6 +59,24 @@ def check_layers(objective: Objective, features: Features) -> None:
     missing = [name for name in objective.layers if name not in features.shapes]
     if missing:
         raise ValueError(f"the features lack layer {missing[0]!r} of the objective; they have {list(features.shapes)}")
+
+
+def check_shapes(objective: Objective, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Call an objective on activations of zeros, so that one that does not fit its layers is refused before any step.
+
+    Args:
+        objective: any; one that also reads what is not a layer is passed over.
+        shapes: layer -> shape of its output for one image.
+
+    Raises:
+        ValueError: of the objective, such as for directions of another width than the layer.
+    """
+    if not all(name in shapes for name in objective.layers) or objective.picture is not None:
+        return
+    zeros = {name: torch.zeros(tuple(shapes[name])) for name in objective.layers}
+    with torch.no_grad(), suppress(KeyError):  # of the image itself
+        for function in (objective.activation_map, objective.score):
+            function(zeros, torch.tensor(0))
 
 
 def _activations(

@@ -1,9 +1,9 @@
 """The :class:`Objective`: a pure function of one image's activations, with ``+``, ``-`` and ``*``."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,34 @@ range, before the random transform."""
 
 PICTURE = "<picture>"
 """The prefix of a layer's name among the activations for :attr:`Objective.picture`."""
+
+
+class Family(NamedTuple):
+    """What is known of the members of a family of objectives beside their numbers, see
+    :mod:`featvis_func.objective.families`."""
+
+    label: str
+    """A short name, such as ``"directions:blocks.5"``."""
+    rows: Mapping[str, Tensor]
+    """Tensors with a row for each member."""
+    names: tuple[str, ...] | None = None
+    """Of the members."""
+    vectors: str | None = None
+    """The tensor among ``rows`` that holds each member's direction in the space of channels."""
+    all_scores: Callable[[Activations], Tensor] | None = None
+    """activations of one image -> the scores of all members, ``(count,)``, where there is a faster way than one after
+    the other."""
+    copies: int = 1
+    """Images of each member: image ``i`` is one of member ``i // copies``."""
+    command: tuple[str, ...] | None = None
+    """Words of the command line that make it, where it was made from them."""
+
+    def name_of(self, number: int) -> str | None:
+        """The name of the member in an image, if the members have names."""
+        if self.names is None:
+            return None
+        name = self.names[number // self.copies]
+        return name if self.copies == 1 else f"{name}, facet {number % self.copies}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +78,11 @@ class Objective:
 
     expression: Expression | None = None
     """The Python expression that makes it; ``None`` for a user-defined objective."""
+    family: Family | None = None
+    """Of a family of objectives, whose member the target picks: what is known of the members."""
+    group: int = 1
+    """The number of successive images that depend on each other, and on no others, by ``batch_score``: they are
+    rendered in one batch. 1, if all do."""
 
     def __call__(self, activations: Activations, target: Target) -> Tensor:
         return self.score(activations, target)
@@ -72,16 +105,13 @@ class Objective:
         if not math.isfinite(factor):
             raise ValueError(f"an objective can only be multiplied by a finite number, got {factor}")
         expression = Scaled(float(factor), self.expression_or_name)
-        return Objective(
-            lambda a, t: factor * self.score(a, t),
-            self.activation_map,
-            self.layers,
-            self.targeted,
-            str(expression),
-            _scale(self.batch_score, factor),
-            self.variants,
-            self.picture,
-            expression,
+        return replace(
+            self,
+            score=lambda a, t: factor * self.score(a, t),
+            name=str(expression),
+            batch_score=_scale(self.batch_score, factor),
+            expression=expression,
+            family=None if self.family is None else _scale_family(self.family, factor, str(expression)),
         )
 
     __rmul__ = __mul__
@@ -94,6 +124,9 @@ class Objective:
             raise ValueError(f"{self} and {other} describe different numbers of images: {sorted(counts)}")
         if self.picture is not None and other.picture is not None and self.picture is not other.picture:
             raise ValueError(f"{self} and {other} refer to different pictures; make both from the same tensor")
+        groups = {objective.group for objective in (self, other) if objective.batch_score is not None}
+        if len(groups) > 1:
+            raise ValueError(f"{self} and {other} divide the images into different groups: of {sorted(groups)}")
         expression = Combined(self.expression_or_name, "+" if sign > 0 else "-", other.expression_or_name)
         return Objective(
             lambda a, t: self.score(a, t) + sign * other.score(a, t),
@@ -105,12 +138,37 @@ class Objective:
             next(iter(counts), None),
             self.picture if other.picture is None else other.picture,
             expression,
+            _combine_families(self.family, other.family, sign, str(expression)),
+            next(iter(groups), 1),
         )
 
     @property
     def expression_or_name(self) -> Expression:
         """The Python expression that makes it, or the name of a user-defined objective."""
         return UserObjective(self.name) if self.expression is None else self.expression
+
+
+def _scale_family(family: Family, factor: float, label: str) -> Family:
+    scores = family.all_scores
+    return family._replace(label=label, all_scores=None if scores is None else lambda a: factor * scores(a))
+
+
+def _combine_families(first: Family | None, second: Family | None, sign: float, label: str) -> Family | None:
+    """What is known of the members of a sum: the tensors of both, under different names."""
+    if first is None or second is None:
+        only = first or second
+        return None if only is None else only._replace(label=label, all_scores=None)
+    rows = {**first.rows, **{_unused(name, first.rows): values for name, values in second.rows.items()}}
+    one, other = first.all_scores, second.all_scores
+    both = None if one is None or other is None else lambda a: one(a) + sign * other(a)
+    return Family(label, rows, first.names or second.names, first.vectors, both, first.copies)
+
+
+def _unused(name: str, names: Mapping[str, Tensor]) -> str:
+    number = 2
+    while (candidate := f"{name}_{number}") in names:
+        number += 1
+    return candidate if name in names else name
 
 
 def _scale(batch_score: BatchScore | None, factor: float) -> BatchScore | None:

@@ -1,6 +1,6 @@
 """Objectives on directions in the space of channels, such as those of a linear probe or a sparse dictionary."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -48,7 +48,8 @@ def direction(
     on_device = device_constant(values)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
-        return _similarity_to(layer, features_last(activations[layer]), on_device, similarity, power)
+        values = features_last(activations[layer])
+        return similarity_to(layer, values, on_device(values), similarity, power)
 
     return Objective(
         lambda a, t: activation_map(a, t).mean(), activation_map, (layer,), (), str(expression), expression=expression
@@ -77,7 +78,8 @@ def direction_neuron(
     on_device = device_constant(values)
 
     def activation_map(activations: Activations, target: Target) -> Tensor:
-        return _similarity_to(layer, features_last(activations[layer]), on_device, similarity, power)
+        values = features_last(activations[layer])
+        return similarity_to(layer, values, on_device(values), similarity, power)
 
     def score(activations: Activations, target: Target) -> Tensor:
         similarities = activation_map(activations, target)
@@ -132,15 +134,15 @@ def _check_direction(
     )
 
 
-def _similarity_to(
-    layer: str, values: Tensor, vector: Callable[[Tensor], Tensor], similarity: str, power: float
-) -> Tensor:
+def check_width(layer: str, channels: int, length: int) -> None:
+    """Raise ValueError if directions do not have one number per channel of a layer."""
+    if channels != length:
+        raise ValueError(f"the direction has {length} numbers, but layer {layer!r} has {channels} channels")
+
+
+def similarity_to(layer: str, values: Tensor, direction: Tensor, similarity: str, power: float) -> Tensor:
     """Compute the similarity of each position to a vector: ``(..., c) -> (...)``."""
-    direction = vector(values)
-    if values.shape[-1] != len(direction):
-        raise ValueError(
-            f"the direction has {len(direction)} numbers, but layer {layer!r} has {values.shape[-1]} channels"
-        )
+    check_width(layer, values.shape[-1], len(direction))
     dot = (values * direction).sum(-1)
     if similarity == "dot":
         return dot

@@ -5,11 +5,19 @@ sums and multiples record their operands. A tensor cannot be written in an expre
 in its place, and lists what each variable stands for.
 """
 
+import ast
 import inspect
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from featvis_func.objective.base import Objective
+
+_MOST_VALUES = 8  # of a tuple, for display
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
 class Call(NamedTuple):
@@ -87,8 +95,67 @@ def to_code(expression: Expression) -> Code:
     >>> code.expression, code.values
     ("direction('conv', vector)", {'vector': 'a tensor (96,) of torch.float32'})
     """
+    return _collect(expression)[0]
+
+
+def tensors_of(expression: Expression) -> dict[str, Tensor]:
+    """The tensors that an expression refers to, by the variables that :func:`to_code` writes for them.
+
+    >>> import torch
+    >>> tensors_of(call("direction", "conv", torch.ones(2)))
+    {'vector': tensor([1., 1.])}
+    """
+    return _collect(expression)[1]
+
+
+def from_code(code: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Objective":
+    """Make an objective from its code, without running anything but the functions of this package.
+
+    Args:
+        code: a :class:`Code` as JSON holds it.
+        tensors: what its variables stand for.
+
+    Raises:
+        ValueError: code that is no objective of this package, or a variable that is not among ``tensors``.
+
+    >>> from_code({"expression": "channel('conv') - 0.5 * channel('conv', 3)"}, {})
+    channel('conv') - 0.5 * channel('conv', 3)
+    """
+    from featvis_func import objective
+
+    text = str(code.get("expression"))
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Tuple | ast.List):
+            return tuple(value(entry) for entry in node.elts)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Name) and node.id in tensors:
+            return tensors[node.id]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in vars(objective):
+            function = getattr(objective, node.func.id)
+            if inspect.isfunction(function) and all(keyword.arg for keyword in node.keywords):
+                return function(*map(value, node.args), **{str(k.arg): value(k.value) for k in node.keywords})
+        raise ValueError(f"{text!r} cannot be made again: {ast.unparse(node)} is not known")
+
+    try:
+        made = value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(f"{text!r} is not the code of an objective") from error
+    if not isinstance(made, objective.Objective):
+        raise ValueError(f"{text!r} is not the code of an objective")
+    return made
+
+
+def _collect(expression: Expression) -> tuple[Code, dict[str, Tensor]]:
+    """The code of an expression, and the tensors behind its variables."""
     functions: dict[str, None] = {}
     values: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
 
     def new_variable(name: str, meaning: str) -> str:
         unused = name
@@ -101,7 +168,9 @@ def to_code(expression: Expression) -> Code:
 
     def write_value(value: Any, parameter: str) -> str:
         if isinstance(value, Tensor):
-            return new_variable(parameter, f"a tensor {tuple(value.shape)} of {value.dtype}")
+            variable = new_variable(parameter, f"a tensor {tuple(value.shape)} of {value.dtype}")
+            tensors[variable] = value
+            return variable
         if isinstance(value, Mapping):
             layers = ", ".join(repr(layer) for layer in value)
             return new_variable(parameter, f"the activations of {layers} for an image, by fv.activations_of")
@@ -113,10 +182,13 @@ def to_code(expression: Expression) -> Code:
     def record_function(name: str) -> None:
         functions[name] = None
 
-    return Code(_write(expression, write_value, write_user_objective, record_function), tuple(functions), values)
+    text = _write(expression, write_value, write_user_objective, record_function)
+    return Code(text, tuple(functions), values), tensors
 
 
 def _abbreviate(value: Any, parameter: str) -> str:
+    if isinstance(value, tuple) and len(value) > _MOST_VALUES:
+        return f"<{len(value)} {parameter}>"
     if isinstance(value, Tensor):
         return f"<{value.numel()} numbers>" if value.ndim == 1 else f"<{parameter}>"
     if isinstance(value, Mapping):

@@ -44,13 +44,17 @@ def diversity(layer: str) -> Objective:
     """
 
     def batch_score(activations: Activations, target: Target) -> Tensor:
-        grams = vmap(gram)(activations[layer]).flatten(1)
-        unit = grams / (grams.square().sum(1, keepdim=True) + _EPS).sqrt()
-        others = max(1, len(grams) - 1)
-        cosines = unit @ unit.T
-        return (cosines.sum(1) - cosines.diagonal()) / others
+        cosines = style_cosines(activations[layer])
+        return (cosines.sum(1) - cosines.diagonal()) / max(1, len(cosines) - 1)
 
     return _batch_objective(call("diversity", layer), layer, batch_score)
+
+
+def style_cosines(activations: Tensor) -> Tensor:
+    """Compute the cosines between the Gram matrices of ``n`` images' activations: ``(n, n)``."""
+    grams = vmap(gram)(activations).flatten(1)
+    unit = grams / (grams.square().sum(1, keepdim=True) + _EPS).sqrt()
+    return unit @ unit.T
 
 
 def alignment(layer: str, *, decay: float = 2.0) -> Objective:

@@ -205,14 +205,20 @@ def logit(layer: str, category: int | str | None = None, *, categories: Sequence
     >>> logit("fc", "cat", categories=["dog", "cat"])({"fc": torch.tensor([1.0, 3.0])}, torch.tensor(0))
     tensor(3.)
     """
-    if isinstance(category, str):
-        if category not in categories:
-            hint = suggest(category, list(categories)) or f"; there are {len(categories)} categories"
-            raise ValueError(f"no category {category!r}{hint}")
-        index: int | None = list(categories).index(category)
-    else:
-        index = category
+    index = category_number(category, categories) if isinstance(category, str) else category
     return _channel_objective(call("logit", layer, index), layer, index, lambda feature: feature.mean())
+
+
+def category_number(name: str, categories: Sequence[str]) -> int:
+    """The number of a class.
+
+    Raises:
+        ValueError: the name is not among ``categories``.
+    """
+    if name not in categories:
+        hint = suggest(name, list(categories)) or f"; there are {len(categories)} categories"
+        raise ValueError(f"no category {name!r}{hint}")
+    return list(categories).index(name)
 
 
 _layer_objective = layer  # `deepdream` has a parameter `layer`, which hides the function

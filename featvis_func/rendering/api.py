@@ -52,9 +52,11 @@ def render(
         model: a module, a name (``"texturenet"``, ``"torchvision:NAME[@WEIGHTS]"``, ``"timm:NAME"``, ...) or a
             :class:`~featvis_func.Model`; see :func:`~featvis_func.load_model`. It is left exactly as it was.
         objective: the name of a layer, or the unique end of one, for the mean of each channel; also with its filters,
-            as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an :class:`~featvis_func.Objective`.
-        filters: filter numbers; ``None`` means all of the layer (for an objective that names its own channels: one
-            image; numbers then give variants).
+            as in ``"layer:97"``, ``"layer:10-20"`` and ``"layer:*"``. Or an :class:`~featvis_func.Objective`, also a
+            family of objectives; or text for one, such as ``"directions:layer:dictionary.safetensors:0-9"``, see
+            :mod:`featvis_func.rendering.spec`.
+        filters: filter numbers, of a family the numbers of members; ``None`` means all (for an objective that names
+            its own channels: one image; numbers then give variants).
         steps: number of gradient ascent steps, at least 1; more average over more random transforms: modern
             networks need 128, or more.
         size: image size in pixels, one number for a square or height and width; frames, height and width of a video,

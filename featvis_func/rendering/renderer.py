@@ -15,7 +15,7 @@ from tqdm import tqdm
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
-from featvis_func.engine.batching import Finish, RunResult, run_batched
+from featvis_func.engine.batching import Finish, run_batched
 from featvis_func.engine.device import (
     CPU_BATCH_SIZE,
     FIXED_BATCH_SIZE,
@@ -23,15 +23,16 @@ from featvis_func.engine.device import (
     probe_batch_size,
     select_step,
 )
+from featvis_func.engine.grouped import run_groups
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.models import Model
-from featvis_func.objective import Objective
-from featvis_func.objective.expression import Call, call, to_code
+from featvis_func.objective import Family, Objective
 from featvis_func.random import key
 from featvis_func.rendering.input_size import KINDS, warn_if_stretched
 from featvis_func.rendering.options import RenderOptions
 from featvis_func.rendering.presets import IMAGES, named_transform, optimizer_for
-from featvis_func.rendering.resolve import Resolved, resolve
+from featvis_func.rendering.record import make_config, make_result
+from featvis_func.rendering.resolve import Resolved, check_groups, resolve
 from featvis_func.rendering.result import Result
 from featvis_func.tree import tree_map
 from featvis_func.types import Image, State, Target, Transform, Weights
@@ -59,6 +60,10 @@ class Renderer(NamedTuple):
     """The state of filters -> their images, for snapshots."""
     finish: Finish | None = None
     """To be called after the last step, see :class:`~featvis_func.engine.step.Ascent`."""
+    group: int = 1
+    """The number of successive filters that depend on each other, which are rendered in one batch."""
+    family: Family | None = None
+    """Of the objective, if its target picks a member of a family."""
 
     def __call__(
         self,
@@ -101,23 +106,30 @@ class Renderer(NamedTuple):
             disable=hidden or (None if progress is None else False),
         )
         with bar, algorithms(self.device, deterministic=options.deterministic):
-            run = run_batched(
+            run_all = run_batched
+            batching: dict[str, Any] = {"batch_size": self.batch_size, "pad": True, "tolerance": options.tolerance}
+            if self.single_batch:
+                batching = {"batch_size": len(numbers), "single_batch": True}
+            elif self.group > 1:
+                check_groups(numbers, self.group, self.config["objective"])
+                run_all = run_groups
+                others = [f for f in self.filters if f not in set(numbers)]
+                batching = {"batch_size": self.batch_size, "group": self.group, "others": others}
+            run = run_all(
                 self.step,
                 self.weights,
                 lambda chosen: self.init(chosen, start),
                 numbers,
                 steps=options.steps,
-                batch_size=len(numbers) if self.single_batch else self.batch_size,
-                pad=True,
-                single_batch=self.single_batch,
-                tolerance=options.tolerance,
                 progress=progress if callable(progress) else bar.update,
                 snapshots=options.snapshots,
                 decode=self.decode,
                 finish=self.finish,
                 retain_memory=options.retain_memory,
+                **batching,
             )
-        return _result(run, numbers, {**self.config, "seed": start, "batch_size_used": run.batch_size})
+        config = {**self.config, "seed": start, "batch_size_used": run.batch_size}
+        return make_result(run, numbers, config, self.family)
 
 
 def make_renderer(
@@ -208,7 +220,8 @@ def compose(resolved: Resolved) -> Composed:
         redirect=options.redirect or 0,
         saliency=options.saliency,
     )
-    single_batch = objective.batch_score is not None or image.share_params is not None
+    depends = objective.batch_score is not None and objective.group == 1
+    single_batch = depends or image.share_params is not None
     return Composed(ascent, image, tuple(sides), single_batch, transform, alpha=channels > model.channels)
 
 
@@ -262,10 +275,23 @@ def plan(
             filters,
             device=device,
         )
+    group = 1 if composed.single_batch else resolved.objective.group
+    if group > 1:
+        batch_size = _whole_groups(batch_size, group, options, resolved.objective)
+    floats = (w.dtype for w in features.weights.values() if w.is_floating_point())
     return Renderer(
         tuple(filters),
         min(batch_size, len(filters)),
-        _config(resolved, composed, _with_axes(resolved.objective.layers[0], layer)),
+        make_config(
+            resolved.model,
+            resolved.objective,
+            options,
+            layer=_with_axes(resolved.objective.layers[0], layer),
+            size=composed.size,
+            precision=str(next(floats, torch.float32)).removeprefix("torch."),
+            device=device.type,
+            alpha=composed.alpha,
+        ),
         options,
         step,
         weights,
@@ -274,63 +300,22 @@ def plan(
         composed.single_batch,
         composed.ascent.decode,
         composed.ascent.finish,
+        group,
+        resolved.objective.family,
     )
+
+
+def _whole_groups(batch_size: int, group: int, options: RenderOptions, objective: Objective) -> int:
+    """The batch size in whole groups of images that depend on each other."""
+    if options.tolerance is not None or (options.batch_size != "auto" and batch_size < group):
+        raise ValueError(
+            f"the images of {objective} depend on each other in groups of {group}: they need at least that batch size"
+            f" and no tolerance, got batch_size={options.batch_size}, tolerance={options.tolerance}"
+        )
+    return max(group, batch_size // group * group)
 
 
 def _with_axes(requested: str, path: str) -> str:
     """A layer's full name, with its axes where the user states them."""
     name, at, axes = requested.rpartition("@")
     return f"{path}@{axes}" if name and at and axes in AXES and not path.endswith(f"@{axes}") else path
-
-
-def _config(resolved: Resolved, composed: Composed, layer: str) -> dict[str, Any]:
-    """What the images depend on, as JSON holds it."""
-    model = resolved.model
-    floats = (w.dtype for w in resolved.features.weights.values() if w.is_floating_point())
-    return {
-        **resolved.options.to_json(),
-        "model": model.name,
-        "weights": model.weights,
-        "objective": repr(resolved.objective),
-        "objective_code": _objective_code(resolved.objective),
-        "layer": layer,
-        "size": list(composed.size),
-        "input_size": list(model.size),
-        "mean": list(model.mean),
-        "std": list(model.std),
-        "precision": str(next(floats, torch.float32)).removeprefix("torch."),
-        "device": resolved.device.type,
-        **({"alpha": True} if composed.alpha else {}),
-    }
-
-
-def _objective_code(objective: Objective) -> dict[str, Any] | None:
-    """How the objective is written in Python, as JSON holds it; ``None``: the channel of each filter."""
-    if isinstance(objective.expression, Call) and objective.expression == call("channel", *objective.layers):
-        return None
-    return to_code(objective.expression_or_name)._asdict()
-
-
-def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> Result:
-    best, info = run.best, run.info
-    taken = torch.arange(len(info.score))[:, None] < run.steps
-    alive, finite = info.alive.any(0).tolist(), (info.finite | ~taken).all(0).tolist()
-    scores = torch.where(info.finite, info.score, -torch.inf)
-    rose = ((scores.amax(0) > scores[0]) | (run.steps == 1)).tolist()
-    status = tuple(
-        "nonfinite" if not f else "dead" if not a else "ok" if r else "flat"
-        for f, a, r in zip(finite, alive, rose, strict=True)
-    )
-    return Result(
-        images=best.image.float(),
-        activations=best.activation.float(),
-        scores=best.score.float(),
-        best_step=best.step,
-        filters=tuple(filters),
-        status=status,
-        history=info.score.float(),
-        steps=run.steps,
-        saliency=run.saliency,
-        snapshots=run.snapshots,
-        config=config,
-    )

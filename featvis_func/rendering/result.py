@@ -26,7 +26,7 @@ _GAP, _PLOT_GAP = 2, 14  # White pixels between the pictures of a grid, and betw
 _KINDS = {3: "signals", 4: "images", 5: "videos"}  # By the number of axes.
 _RESULT = "result.safetensors"
 _TENSORS = ("images", "activations", "scores", "best_step", "history", "steps")
-_OPTIONAL_TENSORS = ("saliency", "snapshots")
+_OPTIONAL_TENSORS = ("saliency", "snapshots", "vectors")
 # Tensors and configuration entries that earlier versions wrote under another name -> the present name.
 _EARLIER_NAMES = {"transparency": "saliency", "views": "transforms", "slots": "batch_size_used"}
 
@@ -71,6 +71,9 @@ class Result:
     """uint8 ``(n, k, c, h, w)`` (in general: the shape of the images), if requested: the images after the numbers of
     steps that :func:`~featvis_func.snapshot_steps` returns. The last image of a filter that was stopped early is
     repeated."""
+    vectors: Tensor | None = None
+    """float32 ``(n, d)``: the direction of each filter in the space of channels, if the objective is a family of
+    directions."""
 
     def __repr__(self) -> str:
         odd = {s: self.status.count(s) for s in sorted(set(self.status)) if s != "ok"}
@@ -255,7 +258,7 @@ def select_filters(result: Result, rows: Sequence[int]) -> Result:
     return replace(
         result,
         **{name: take(getattr(result, name)) for name in ("images", "activations", "scores", "best_step", "steps")},
-        **{name: take(getattr(result, name)) for name in ("saliency", "snapshots")},
+        **{name: take(getattr(result, name)) for name in _OPTIONAL_TENSORS},
         filters=tuple(result.filters[row] for row in rows),
         status=tuple(result.status[row] for row in rows),
         history=take(result.history, 1),

@@ -1,7 +1,8 @@
 """The one-call interface to sweeps: render whole layers and networks into a folder."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,23 +10,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from featvis_func.backbone.listing import layer_shapes
 from featvis_func.engine.device import check_device
 from featvis_func.io.atomic import absolute_path, remove_abandoned
 from featvis_func.io.display import check_shown
 from featvis_func.io.filter_spec import ranges
 from featvis_func.models import Model, device_for, fingerprint, load_model
+from featvis_func.objective import Objective, feature_axis
 from featvis_func.rendering.input_size import image_size, with_input_size
 from featvis_func.rendering.options import OPTIONS, SWEEP_OPTIONS, RenderOptions
 from featvis_func.rendering.resolve import check_own_parts, check_presets
 from featvis_func.sweep import launchers, ray_engine
 from featvis_func.sweep.estimate import Estimate, estimate
+from featvis_func.sweep.families import Requested, describe_families, is_layer, split_request, write_members
 from featvis_func.sweep.layout import Run, start_folder
-from featvis_func.sweep.plan import LayerPlan, count_positions, plan_layers, select_layers
+from featvis_func.sweep.plan import LayerPlan, plan_family, plan_layers
 from featvis_func.sweep.renderers import renderers
 from featvis_func.sweep.shard import DTYPES
 from featvis_func.sweep.validate import Status, read_status
 from featvis_func.sweep.worker import Worker, pending
-from featvis_func.validation import check_int, check_name
+from featvis_func.validation import check_filters, check_int, check_name
 
 
 class DryRun(NamedTuple):
@@ -38,7 +42,7 @@ class DryRun(NamedTuple):
 
 def sweep(
     model: str | nn.Module | Model,
-    layers: str | Iterable[str] = "all",
+    layers: Requested | Iterable[Requested] | Mapping[str, Requested] = "all",
     filters: Iterable[int] | int | None = None,
     *,
     out: str | Path,
@@ -62,7 +66,10 @@ def sweep(
     Args:
         model: as for :func:`~featvis_func.render`.
         layers: ``"all"`` for every convolution and linear layer; or names, and patterns such as ``"inception4*.conv"``.
-        filters: filter numbers in each layer, as far as the layer has them. ``None``: all.
+            Also families of objectives, of which each member is rendered, see :mod:`featvis_func.objective.families`:
+            an :class:`~featvis_func.Objective`, or text such as ``"directions:blocks.5:dictionary.safetensors"``, see
+            :mod:`featvis_func.rendering.spec`. Several together in a list, or with labels of your own in a dictionary.
+        filters: filter numbers in each layer, as far as the layer has them, and members of each family. ``None``: all.
         out: a folder, on a file system that all processes of the sweep share.
         engine: one of :data:`~featvis_func.sweep.launchers.ENGINES`.
         batch_size: filters at a time; ``"auto"`` is 8 on a CPU and 64 elsewhere, halved where memory runs out.
@@ -97,15 +104,16 @@ def sweep(
     if device is not None and engine != "ray":  # The nodes of a cluster may have devices that this machine lacks.
         check_device(device)
     model = with_input_size(model, checked.size, stacklevel=3)
-    config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
+    config, plans, objectives = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     threads = None if threads is None else check_int("threads", threads, 1)
     workers = None if workers is None else check_int("workers", workers, 1)
     folder = start_folder(absolute_path(out), Run(config, plans))
     remove_abandoned(folder.path)
+    write_members(folder, objectives)
     if engine == "ray":
         ray_engine.run_on_ray(
-            folder, model, device=None if device is None else str(device), workers=workers, threads=threads,
-            progress=progress,
+            folder, model, objectives=objectives, device=None if device is None else str(device), workers=workers,
+            threads=threads, progress=progress,
         )  # fmt: skip
         return read_status(folder)
 
@@ -116,7 +124,8 @@ def sweep(
         return counts
 
     make = renderers(
-        model, config, plans, device=device, retain_memory=checked.retain_memory, remaining=remaining
+        model, config, plans, objectives=objectives, device=device, retain_memory=checked.retain_memory,
+        remaining=remaining,
     )  # fmt: skip
     background = device_for(model, device).type != "cpu"
     worker = Worker(folder, make, seed=config["render"]["seed"], background=background)
@@ -137,7 +146,7 @@ def sweep(
 
 def dry_run(
     model: str | nn.Module | Model,
-    layers: str | Iterable[str] = "all",
+    layers: Requested | Iterable[Requested] | Mapping[str, Requested] = "all",
     filters: Iterable[int] | int | None = None,
     *,
     batch_size: int | str = "auto",
@@ -159,25 +168,29 @@ def dry_run(
     """
     checked = _options(options, "dry_run")
     model = with_input_size(load_model(model), checked.size, stacklevel=3)
-    layers = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
-    config, plans = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
+    config, plans, objectives = _configure(model, layers, filters, batch_size, unit_size, image_dtype, device, checked)
     not_compiled = {**config, "render": {**config["render"], "compile": "no"}}
-    make = renderers(model, not_compiled, plans, device=device, retain_memory=False)
-    positions = {layer.name: count_positions(layer) for layer in select_layers(model, layers)}
+    make = renderers(model, not_compiled, plans, objectives=objectives, device=device, retain_memory=False)
+    main_layers = {p.layer: objectives[p.layer].layers[0] if p.layer in objectives else p.layer for p in plans}
+    shapes = layer_shapes(model, dict.fromkeys(main_layers.values()))
+    positions = {
+        name: math.prod(shapes[layer]) // shapes[layer][feature_axis(shapes[layer])]
+        for name, layer in main_layers.items()
+    }
     return DryRun(plans, estimate(plans, make.single, positions=positions, itemsize=DTYPES[image_dtype].itemsize))
 
 
 def _configure(
     model: Model,
-    layers: str | Iterable[str],
+    layers: Requested | Iterable[Requested] | Mapping[str, Requested],
     filters: Iterable[int] | int | None,
     batch_size: int | str,
     unit_size: int | None,
     image_dtype: str,
     device: str | torch.device | None,
     options: RenderOptions,
-) -> tuple[dict[str, Any], tuple[LayerPlan, ...]]:
-    """The configuration of a sweep, as JSON holds it, and its plan.
+) -> tuple[dict[str, Any], tuple[LayerPlan, ...], dict[str, Objective]]:
+    """The configuration of a sweep, as JSON holds it, its plan, and the objectives of its families by their labels.
 
     Bad input raises an error here, before it can make every unit fail.
     """
@@ -191,7 +204,24 @@ def _configure(
     if options.size is not None:  # recorded with all sides, which one number leaves to the model
         options = replace(options, size=image_size(options.size, model))
     where = device_for(model, device)
-    plans = plan_layers(model, layers, filters, batch_size=batch_size, unit_size=unit_size, device=where)
+    filters = filters if filters is None else check_filters(filters)
+    sizes: dict[str, Any] = {"batch_size": batch_size, "unit_size": unit_size, "device": where}
+    names, families = split_request(model, layers)
+    plans = () if families and not names else plan_layers(model, names, filters, **sizes)
+    shapes = layer_shapes(model, dict.fromkeys(n for family in families.values() for n in family.objective.layers))
+    for label, family in families.items():
+        if family.filters is not None and filters is not None:
+            raise ValueError(f"the members of {label!r} are given twice: with the family, and by filters=")
+        chosen = family.filters if filters is None else filters
+        if is_layer(family.objective):
+            plans = (*plans, *plan_layers(model, family.objective.layers, chosen, **sizes))
+            continue
+        if any(label == plan.layer for plan in plans):
+            raise ValueError(f"a layer and a family are both called {label!r}; give the family another label")
+        plans = (*plans, plan_family(label, family.objective, shapes, chosen, **sizes))
+    objectives = {label: family.objective for label, family in families.items() if not is_layer(family.objective)}
+    if len({plan.layer for plan in plans}) < len(plans):
+        raise ValueError("a layer is asked for twice")
     recorded = tuple(name for name in SWEEP_OPTIONS if OPTIONS[name].recorded)
     config = {
         "model": model.name,
@@ -205,8 +235,9 @@ def _configure(
         "unit_size": unit_size if unit_size is None else int(unit_size),
         "image_dtype": image_dtype,
         "render": options.to_json(recorded),
+        **({"families": describe_families(objectives)} if objectives else {}),
     }
-    return config, plans
+    return config, plans, objectives
 
 
 def _options(options: dict[str, Any], function: str) -> RenderOptions:

@@ -7,6 +7,7 @@
     units/LAYER/FIRST-LAST.json              sidecar: checksum and size of the shard, and the scores; written last: a
                                              unit is done when its sidecar exists
     units/LAYER/FIRST-LAST.error.json        why a unit could not be rendered
+    members/FAMILY-SHA.safetensors           what tells the members of a family apart: a matrix of directions, names
     damaged/...                              damaged files, moved out of the way
     events/HOST-PROCESS.jsonl                event log of each process
     gallery/...                              the static site, if one was built
@@ -180,8 +181,11 @@ def _open_same(path: Path, run: Run) -> Folder:
 
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:
     """Replace each nested dictionary by entries ``"outer.inner"``."""
-    nested = {f"{k}.{i}": v for k, inner in config.items() if isinstance(inner, dict) for i, v in inner.items()}
-    return {**{k: v for k, v in config.items() if not isinstance(v, dict)}, **nested}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = _flatten(value) if isinstance(value, dict) else {}
+        flat |= {f"{key}.{name}": entry for name, entry in inner.items()} if inner else {key: value}
+    return flat
 
 
 def _format_value(value: Any) -> str:

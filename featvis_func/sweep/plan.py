@@ -2,18 +2,21 @@
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
 from torch import nn
 
-from featvis_func.backbone.layers import OUTPUT, check_axes, feature_axis_of, parse_layer
-from featvis_func.backbone.listing import Layer, list_layers
+from featvis_func.backbone.layers import parse_layer
+from featvis_func.backbone.listing import Layer, find_layer, list_layers, names_more_than_modules
 from featvis_func.engine.device import CPU_BATCH_SIZE, FIXED_BATCH_SIZE
+from featvis_func.engine.forward import check_shapes
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
+from featvis_func.objective import Objective, feature_axis
+from featvis_func.rendering.resolve import select_members
 from featvis_func.validation import check_filters, check_int
 
 _LONGEST_NAME = 100
@@ -120,6 +123,54 @@ def plan_layers(
     return tuple(plans)
 
 
+def plan_family(
+    label: str,
+    objective: Objective,
+    shapes: Mapping[str, tuple[int, ...]],
+    filters: Iterable[int] | int | None = None,
+    *,
+    batch_size: int | str = "auto",
+    unit_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> LayerPlan:
+    """Plan a family of objectives, which a sweep renders as it does the filters of a layer.
+
+    Args:
+        label: the family's name in the sweep.
+        objective: of which the target picks a member, or a channel.
+        shapes: layer -> shape of its activations for one image, see
+            :func:`~featvis_func.backbone.listing.layer_shapes`.
+        filters: numbers of members. ``None``: all.
+        batch_size, unit_size, device: as for :func:`plan_layers`. Members that depend on each other share a batch and
+            a unit.
+
+    Raises:
+        ValueError: members that the family does not have, sizes that divide groups of members, or an objective that
+            does not fit its layers.
+
+    >>> from featvis_func.objective import neurons
+    >>> plan_family("few", neurons("conv", range(3), [(0, 0)]), {"conv": (8, 4, 4)}, batch_size=2).filters
+    (0, 1, 2)
+    """
+    if objective.batch_score is not None and objective.group == 1:
+        raise ValueError(f"a sweep cannot divide the images of {objective}, since all of them depend on each other")
+    check_shapes(objective, shapes)
+    requested = None if filters is None else sorted(check_filters(filters))
+    widths = {name: shapes[name][feature_axis(shapes[name])] for name in objective.targeted}
+    numbers = select_members(objective, widths, requested)
+    group = objective.group
+    batch = CPU_BATCH_SIZE if torch.device(device).type == "cpu" else FIXED_BATCH_SIZE
+    batch = batch if batch_size == "auto" else check_int("batch_size", batch_size, 1)
+    unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
+    if (unit or group) % group or (batch_size != "auto" and batch < group):
+        raise ValueError(
+            f"the images of {objective} come in groups of {group}: batch_size must be at least {group} and unit_size a"
+            f" multiple of it, got {batch_size} and {unit_size}"
+        )
+    batch = max(group, min(batch, unit or batch, len(numbers)) // group * group)
+    return LayerPlan(label, shapes[objective.layers[0]], tuple(numbers), batch, unit or batch)
+
+
 def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
     """Find the layers that ``layers=`` of a sweep means, see :func:`plan_layers`.
 
@@ -135,11 +186,10 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
         if not selected:
             raise ValueError(f"{model.name} has no convolution and no linear layer; name its layers")
         return selected
-    names: set[str] = set()
-    stated_axes: dict[str, str] = {}
+    chosen: dict[str, Layer] = {}
     # Inputs, single calls, operations and the model's output are listed only where a name has their marks.
     patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
-    if any(isinstance(pattern, str) and _names_more_than_modules(model, pattern) for pattern in patterns):
+    if any(isinstance(pattern, str) and names_more_than_modules(model, pattern) for pattern in patterns):
         listed = list_layers(model, all=True)
         usable = [layer for layer in listed if layer.filters]
     known = {layer.name: None for layer in usable}
@@ -151,28 +201,13 @@ def select_layers(model: Model, layers: str | Iterable[str]) -> list[Layer]:
         if is_pattern and (matching or not _is_output(model, pattern)):
             if not matching:
                 raise ValueError(f"no layer of {model.name} fits the pattern {pattern!r}; 'featvis layers' lists them")
-            names.update(matching)
+            chosen |= {layer.name: layer for layer in usable if layer.name in matching and layer.name not in chosen}
         else:
-            layer_ref = parse_layer(model.module, pattern)
-            name = layer_ref.path
-            if layer_ref.axes is not None:
-                stated_axes[name] = layer_ref.axes
-            elif name not in known and any(other.startswith(f"{name}#") for other in known):
-                name = [other for other in known if other.startswith(f"{name}#")][-1]  # without a number: the last
-            elif name not in known:
-                raise ValueError(f"layer {name!r} has no filters: a forward pass does not call it, or not as a layer")
-            names.add(name)
-    if not names:
+            layer = find_layer(model, pattern, listed)
+            chosen[layer.name if layer in listed else layer.name.rpartition("@")[0]] = layer  # or with stated axes
+    if not chosen:
         raise ValueError("no layers were asked for: the list is empty")
-    selected = [layer for layer in listed if layer.name in names]
-    return [_with_axes(layer, stated_axes[layer.name]) if layer.name in stated_axes else layer for layer in selected]
-
-
-def _names_more_than_modules(model: Model, pattern: str) -> bool:
-    """Whether a name or pattern may select something else than a module's output."""
-    if pattern and any(name.endswith(pattern) for name in layer_modules(model.module)):
-        return False
-    return pattern.partition("[")[0] in ("", OUTPUT) or any(mark in pattern for mark in "<#/")
+    return [chosen[layer.name] for layer in listed if layer.name in chosen]
 
 
 def _is_output(model: Model, name: str) -> bool:
@@ -181,13 +216,6 @@ def _is_output(model: Model, name: str) -> bool:
         return bool(parse_layer(model.module, name).parts)
     except ValueError:
         return False
-
-
-def _with_axes(layer: Layer, axes: str) -> Layer:
-    """A layer whose axes the user states, with these appended to its name."""
-    shape = layer.shape or ()
-    check_axes(layer.name, axes, shape)
-    return layer._replace(name=f"{layer.name}@{axes}", filters=shape[feature_axis_of(axes)])
 
 
 def count_positions(layer: Layer) -> int:

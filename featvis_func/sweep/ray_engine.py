@@ -4,12 +4,14 @@ import logging
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from featvis_func.models import Model, device_for
 from featvis_func.models.copying import private_copy
+from featvis_func.objective import Objective
 from featvis_func.sweep.launchers import Rank, check_failures, forget_failures, watched
 from featvis_func.sweep.layout import Folder, log_event
 from featvis_func.sweep.plan import Unit
@@ -32,9 +34,10 @@ class _Renderer:
         # The class of the model may be defined in a folder of the user's. In a list, because Ray would otherwise read
         # the model before this constructor runs.
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
-        model: Model = ray.get(shared[0])
+        model: Model
+        model, objectives = ray.get(shared[0])
         torch.set_num_threads(threads)
-        make = renderers(model, folder.run.config, folder.run.plans, device=device)
+        make = renderers(model, folder.run.config, folder.run.plans, objectives=objectives, device=device)
         self._worker = Worker(folder, make, seed=folder.run.config["render"]["seed"])
 
     def ready(self) -> None:
@@ -49,6 +52,7 @@ def run_on_ray(
     folder: Folder,
     model: Model,
     *,
+    objectives: Mapping[str, Objective] | None = None,
     device: str | None,
     workers: int | None = None,
     threads: int | None = None,
@@ -61,6 +65,7 @@ def run_on_ray(
     Args:
         folder: The sweep's folder, on a file system that all nodes mount at the same path.
         model: The model; it is sent to each actor once.
+        objectives: Label of each family of objectives -> its objective; sent likewise.
         device: Device to compute on. Default: the device of the model. With ``"cuda"``, each actor takes one GPU.
         workers: Maximum number of actors. Default: as many as the processors or GPUs of the cluster allow.
         threads: Number of processors of each actor. Default: 1 with a GPU, otherwise 2.
@@ -81,7 +86,7 @@ def run_on_ray(
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
-        _run_actors(ray, RayActorError, folder, model, device, workers, threads, progress)
+        _run_actors(ray, RayActorError, folder, model, objectives or {}, device, workers, threads, progress)
     finally:
         if started:
             ray.shutdown()
@@ -92,6 +97,7 @@ def _run_actors(
     actor_error: type[Exception],
     folder: Folder,
     model: Model,
+    objectives: Mapping[str, Objective],
     device: str | None,
     workers: int | None,
     threads: int | None,
@@ -103,7 +109,7 @@ def _run_actors(
     actor_class = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(_Renderer)
     device = "cuda" if gpus else device  # each actor sees only its own GPU, whatever its number
     # A copy on the CPU, because a process without a GPU cannot unpickle CUDA tensors; the user's module is not moved.
-    shared = ray.put(model._replace(module=private_copy(model.module, "cpu")))
+    shared = ray.put((model._replace(module=private_copy(model.module, "cpu")), dict(objectives)))
     units = folder.run.units
     waiting = pending(folder, units)[::-1]
     forget_failures(folder, waiting)

@@ -14,7 +14,7 @@ from featvis_func.backbone.hardware import specialization
 from featvis_func.engine.device import compiling_pays
 from featvis_func.engine.step import activation_maps, filter_keys
 from featvis_func.models import Model, device_for
-from featvis_func.objective import any_channel, channel, feature_axis
+from featvis_func.objective import Objective, any_channel, channel, feature_axis
 from featvis_func.rendering.input_size import image_size
 from featvis_func.rendering.options import DEFAULTS, RenderOptions
 from featvis_func.rendering.renderer import Renderer, compose, make_renderer, plan
@@ -128,6 +128,7 @@ def renderers(
     config: Mapping[str, Any],
     plans: Sequence[LayerPlan],
     *,
+    objectives: Mapping[str, Objective] | None = None,
     device: torch.device | str | None = None,
     retain_memory: bool = True,
     remaining: Callable[[], Mapping[str, int]] | None = None,
@@ -137,12 +138,12 @@ def renderers(
     Args:
         model: the model.
         config: configuration of the run; ``config["render"]`` holds the render options.
-        plans, device, remaining: as for :class:`LayerRenderers`.
+        plans, objectives, device, remaining: as for :class:`LayerRenderers`.
         retain_memory: as for :func:`~featvis_func.render`.
     """
     batch_size = config.get("batch_size", "auto")
     options = {**DEFAULTS, **config["render"], "batch_size": batch_size, "retain_memory": retain_memory}
-    return LayerRenderers(model, options, plans, device=device, remaining=remaining)
+    return LayerRenderers(model, options, plans, objectives=objectives, device=device, remaining=remaining)
 
 
 class LayerRenderers:
@@ -154,7 +155,8 @@ class LayerRenderers:
     Args:
         model: the model.
         options: render options, all but ``device``.
-        plans: of all layers of the sweep, in the order in which the model calls them.
+        plans: of all layers of the sweep, in the order in which the model calls them, and of its families.
+        objectives: label of each family -> its objective.
         device: device to compute on. Default: the device of the model.
         remaining: returns layer -> number of its filters that are not done, which decides whether compiling pays.
             Default: all filters.
@@ -166,10 +168,12 @@ class LayerRenderers:
         options: Mapping[str, Any],
         plans: Sequence[LayerPlan],
         *,
+        objectives: Mapping[str, Objective] | None = None,
         device: torch.device | str | None = None,
         remaining: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self._model = model
+        self._families = dict(objectives or {})
         self._options = {**options, "device": device}
         self._plans = {plan.layer: plan for plan in plans}
         self._remaining = remaining or (lambda: {plan.layer: len(plan.filters) for plan in plans})
@@ -219,8 +223,9 @@ class LayerRenderers:
         options = {**self._options, "batch_size": plan.batch_size}
         if compile == "no" or (compile is not None and options["compile"] == "auto"):
             options["compile"] = compile
-        features = self._features([plan.layer])
-        return make_renderer(self._model, channel(plan.layer), plan.filters, features=features, **options)
+        objective = self._families.get(plan.layer) or channel(plan.layer)
+        features = self._features(objective.layers)
+        return make_renderer(self._model, objective, plan.filters, features=features, **options)
 
     def batches(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
         """The units, those together that :meth:`render_together` can render in one batch."""
@@ -258,7 +263,9 @@ class LayerRenderers:
         if self._trace is None and self._traceable:
             device, precision = self._options["device"], self._options["precision"]
             try:
-                self._trace = trace_model(self._model, list(self._plans), device=device, precision=precision)
+                read = [self._families[name].layers if name in self._families else (name,) for name in self._plans]
+                names = list(dict.fromkeys(itertools.chain(*read)))
+                self._trace = trace_model(self._model, names, device=device, precision=precision)
             except ValueError:
                 self._traceable = False
         return None if self._trace is None else self._trace.features(layers)
@@ -275,10 +282,15 @@ class LayerRenderers:
         options = RenderOptions.of(self._options, function="sweep")
         wanted = options.compile
         remaining = self._remaining() if self._traceable and wanted != "no" else {}
-        plans = [plan for plan in self._plans.values() if remaining.get(plan.layer)]
+        layers = [plan for name, plan in self._plans.items() if name not in self._families]
+        plans = [plan for plan in layers if remaining.get(plan.layer)]
         batches = [math.ceil(remaining[plan.layer] / plan.batch_size) for plan in plans]
         device = device_for(self._model, self._options["device"])
-        pixels = sum(remaining.values()) * options.steps * math.prod(image_size(options.size, self._model))
+        pixels = (
+            sum(remaining[plan.layer] for plan in plans)
+            * options.steps
+            * math.prod(image_size(options.size, self._model))
+        )
         if len(plans) < 2 or (wanted == "auto" and not compiling_pays(device, pixels)):
             return {}
         features = self._features([plans[-1].layer])

@@ -14,7 +14,9 @@ from featvis_func.io.animation import moving_of, write_moving
 from featvis_func.io.atomic import absolute_path
 from featvis_func.io.display import display_of
 from featvis_func.io.filter_spec import ranges
+from featvis_func.objective import Objective, channel
 from featvis_func.rendering.result import Result
+from featvis_func.sweep.families import Members, read_members, read_objective
 from featvis_func.sweep.layout import DamagedError, Folder, open_folder
 from featvis_func.sweep.plan import LayerPlan, Unit, folder_of
 from featvis_func.sweep.shard import STATUSES, Commit, read_commit
@@ -102,6 +104,26 @@ class Store:
             ValueError: The sweep has no such layer.
         """
         return self._plan(layer).shape
+
+    def members(self, layer: str) -> Members | None:
+        """Return what is stored of a family's members, such as their names and directions; ``None`` for a layer.
+
+        Raises:
+            ValueError: The sweep has no such family.
+            DamagedError: The family's file is missing or damaged.
+        """
+        self._plan(layer)
+        return read_members(self._folder, layer)
+
+    def objective(self, layer: str) -> Objective:
+        """Return the objective of a family, made again from what the folder holds, or that of a layer's channels.
+
+        Raises:
+            ValueError: The sweep has no such family, or it is of the user's own, whose code is not recorded.
+            DamagedError: The family's file is missing or damaged.
+        """
+        self._plan(layer)
+        return read_objective(self._folder, layer) if layer in self.config.get("families", {}) else channel(layer)
 
     def units(self, layer: str) -> tuple[Rendered, ...]:
         """Return the units of a layer and the state of each, by the sidecars.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featvis_func.io.atomic import absolute_path, is_temporary
+from featvis_func.sweep.families import is_sound, member_path
 from featvis_func.sweep.layout import RUN, DamagedError, Folder, open_folder, unsealed
 from featvis_func.sweep.plan import Unit
 from featvis_func.sweep.shard import read_commit
@@ -99,6 +100,12 @@ def validate(folder: str | Path) -> Report:
     opened = open_folder(absolute_path(folder))
     status = read_status(opened, thorough=True)
     known: set[Path] = {opened.path / RUN}
+    for label in opened.run.config.get("families", {}):
+        path = member_path(opened, label)
+        if path is not None:
+            known.add(path)
+            if not is_sound(opened, label):
+                status.damaged[str(path.relative_to(opened.path))] = "its members are missing or damaged"
     for unit in opened.run.units:
         known |= {opened.sidecar(unit), opened.failure(unit)}
         if unit.name not in status.damaged:

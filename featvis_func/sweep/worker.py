@@ -216,6 +216,8 @@ class Worker:
         """Render the filters with a non-finite result once more; returns the seed of each filter, too."""
         seeds = [self._seed] * len(unit.filters)
         nonfinite = [row for row, status in enumerate(result.status) if status == "nonfinite"]
+        group = render.group if isinstance(render, Renderer) else 1  # of filters that depend on each other
+        nonfinite = sorted({i for row in nonfinite for i in range(row - row % group, row - row % group + group)})
         if nonfinite:
             next_seed = (self._seed + 1) % 2**64
             second = render([unit.filters[row] for row in nonfinite], seed=next_seed)
