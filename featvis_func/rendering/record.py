@@ -78,7 +78,8 @@ def _objective_code(objective: Objective) -> dict[str, Any] | None:
     """How the objective is written in Python, as JSON holds it; ``None``: the channel of each filter."""
     if isinstance(objective.expression, Call) and objective.expression == call("channel", *objective.layers):
         return None
-    return to_code(objective.expression_or_name)._asdict()
+    code = to_code(objective.expression_or_name)
+    return {**code._asdict(), "functions": list(code.functions)}
 
 
 def _digest(values: Tensor) -> str:
