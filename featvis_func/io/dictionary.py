@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from featvis_func.io.dictionary_files import SUFFIXES, read_file
@@ -108,6 +109,7 @@ def read_dictionary(
             parts = _plain(contents.tensors, tensor, file.suffix)
     except ValueError as error:
         raise ValueError(f"dictionary {str(path)!r}: {error}") from error
+    del contents  # The tensors of the file, of which there are copies by now.
     source = f"{path}:{parts.name}" if parts.name else str(path)
     _check_shape(parts.directions, source, width, layer, recognised)
     for name in ("directions", "encoder", "encoder_bias", "center", "threshold"):
@@ -234,7 +236,9 @@ def _check_shape(directions: Tensor, source: str, width: int | None, layer: str 
 def _check_finite(name: str, value: Tensor | None, source: str) -> None:
     if value is None:
         return
-    bad = ~value.isfinite().reshape(len(value), -1).all(1)
+    # Unlike isfinite, the extremes of rows need no memory of the size of a matrix.
+    low, high = torch.aminmax(value.reshape(len(value), -1), dim=1)
+    bad = ~(low.isfinite() & high.isfinite())
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         of = f" of {name.replace('_', ' ')}" if name != "directions" else ""

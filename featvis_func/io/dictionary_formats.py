@@ -8,14 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from featvis_func.io.dictionary_files import FileContents, read_config
 from featvis_func.io.dictionary_overcomplete import read_overcomplete
-from featvis_func.io.dictionary_parts import Parts, Warn, matrix, take
+from featvis_func.io.dictionary_parts import Parts, Warn, matrix, number, take
 
 WEIGHTS_FILE = "sae_weights.safetensors"  # of SAELens
 _SAELENS_CONFIG, _PRISMA_CONFIG = "cfg.json", "config.json"
+
+# What the architectures of SAELens apply to the pre-activations of one position.
+_SAELENS_ACTIVATIONS = {
+    "standard": "relu",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka_batchtopk": "jumprelu",
+    "gated": "gated",
+}
 
 
 def read_layout(contents: FileContents, file: Path, warn: Warn) -> Parts | None:
@@ -38,7 +49,7 @@ def read_layout(contents: FileContents, file: Path, warn: Warn) -> Parts | None:
         return _read_saev(state, contents.header)
     if {"W_enc", "W_dec"} <= state.keys():
         config = root.get("cfg") if isinstance(root, dict) else None
-        if config is not None:
+        if isinstance(config, dict) or hasattr(config, "__dict__"):
             return _read_prisma(state, config if isinstance(config, dict) else vars(config), warn)
         if (settings := file.with_name(_SAELENS_CONFIG)).is_file() and file.suffix == ".safetensors":
             return _read_saelens(state, read_config(settings), warn)
@@ -50,7 +61,7 @@ def read_layout(contents: FileContents, file: Path, warn: Warn) -> Parts | None:
     return read_overcomplete(contents, warn)
 
 
-def _number(value: Any, name: str) -> int:
+def _count(value: Any, name: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return value
@@ -64,8 +75,19 @@ def _linear(
     centred: bool,
     activation: str,
     k: int | None = None,
+    by_norm: bool = False,
 ) -> Parts:
-    """A decoder and a linear encoder, as SAELens, ViT-Prisma and saev name them."""
+    """A decoder and a linear encoder, as SAELens, ViT-Prisma and saev name them.
+
+    Args:
+        library: its name.
+        state: tensors by name.
+        d: number of channels according to the settings, if they state it.
+        centred: whether the decoder's bias is subtracted from the activations.
+        activation: as in :class:`Parts`, or ``"gated"``.
+        k: of TopK.
+        by_norm: whether the pre-activations are multiplied by the norms of the decoder's rows, which are then unit.
+    """
     directions = matrix(state, "W_dec", d)
     n, d = directions.shape
     encoder = take(state, "W_enc", d, n, transpose=True)
@@ -77,55 +99,50 @@ def _linear(
         threshold = bias - gain * take(state, "b_gate", n)
         return Parts(library, "W_dec", directions, encoder.mul_(gain[:, None]), bias, center, threshold, "jumprelu")
     bias = take(state, "b_enc", n)
+    if by_norm:
+        norms = directions.norm(dim=1).clamp_min_(1e-8)
+        directions.div_(norms[:, None])
+        encoder.mul_(norms[:, None])
+        bias.mul_(norms)
     return Parts(library, "W_dec", directions, encoder, bias, center, None, activation, k)
 
 
 def _read_saelens(state: Mapping[str, Tensor], config: dict[str, Any], warn: Warn) -> Parts:
     """Source: ``sae_lens/saes`` and ``sae_lens/loading/pretrained_sae_loaders.py``, SAELens 6.54.12."""
     library = "SAELens"
-    architecture = config.get("architecture", "standard")
+    architecture = str(config.get("architecture", "standard"))
     function = config.get("activation_fn", config.get("activation_fn_str", "relu"))  # before version 6
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
     if architecture == "standard" and function == "topk":
         architecture = "topk"
-    activation = {
-        "standard": "relu", "topk": "topk", "gated": "gated", "jumprelu": "jumprelu", "batchtopk": "jumprelu",
-        "matryoshka_batchtopk": "jumprelu",
-    }.get(architecture)  # fmt: skip
-    if activation is None or (function != "relu" and architecture != "topk"):
+    if architecture not in _SAELENS_ACTIVATIONS or (function != "relu" and architecture != "topk"):
         raise ValueError(
-            f"architecture {architecture!r} with activation {function!r} is not supported; expected standard,"
-            " topk, gated, jumprelu, batchtopk or matryoshka_batchtopk with relu (tensor='W_dec' reads the decoder alone)"
+            f"architecture {architecture!r} with activation {function!r} is not supported; expected"
+            f" {', '.join(_SAELENS_ACTIVATIONS)} with relu (tensor='W_dec' reads the decoder alone)"
         )
+    activation = _SAELENS_ACTIVATIONS[architecture]
     parts = _linear(
         library,
         state,
         d=config.get("d_in"),
         centred=config.get("apply_b_dec_to_input", True),
         activation=activation,
-        k=_number(k, "k") if activation == "topk" else None,
+        k=_count(k, "k") if activation == "topk" else None,
+        by_norm=architecture.endswith("topk") and bool(config.get("rescale_acts_by_decoder_norm")),
     )
     n = len(parts.directions)
     if architecture == "jumprelu":
         log = "threshold" not in state and "log_threshold" in state
         threshold = take(state, "log_threshold" if log else "threshold", n)
         parts = parts._replace(threshold=threshold.exp_() if log else threshold)
-    elif activation == "jumprelu" and architecture != "gated":
-        parts = parts._replace(threshold=take(state, "topk_threshold").reshape(1).repeat(n))
+    elif architecture.endswith("batchtopk"):
+        parts = parts._replace(threshold=torch.full((n,), number(state, "topk_threshold")))
     if "scaling_factor" in state and not bool((state["scaling_factor"] == 1).all()):
         if not config.get("finetuning_scaling_factor"):
             raise ValueError("there is a scaling_factor, but finetuning_scaling_factor is not set")
         parts.directions.mul_(take(state, "scaling_factor", n)[:, None])
-    if config.get("rescale_acts_by_decoder_norm") and architecture.endswith("topk"):
-        norms = parts.directions.norm(dim=1).clamp_min_(1e-8)
-        for value, scale in (
-            (parts.directions, 1 / norms[:, None]), (parts.encoder, norms[:, None]), (parts.encoder_bias, norms),
-        ):  # fmt: skip
-            if value is not None:
-                value.mul_(scale)
     scaling = config.get("normalize_activations")
     if scaling not in (None, False, "none"):
-        scaling = "expected_average_only_in" if scaling is True else scaling
         return parts.without_encoder(f"normalize_activations={scaling!r} changes the activations before it", warn)
     return parts
 
@@ -133,19 +150,16 @@ def _read_saelens(state: Mapping[str, Tensor], config: dict[str, Any], warn: War
 def _read_prisma(state: Mapping[str, Tensor], config: Mapping[str, Any], warn: Warn) -> Parts:
     """Source: ``vit_prisma/sae/sae.py`` of ViT-Prisma 2.0.0. A setting that is missing has the library's default."""
     library = "ViT-Prisma"
-    architecture, function = config.get("architecture", "standard"), config.get("activation_fn_str", "topk")
-    if (
-        config.get("is_transcoder")
-        or (architecture, function) not in (("standard", "relu"), ("standard", "topk"), ("gated", "relu"))
-    ):  # fmt: skip
-        architecture = "transcoder" if config.get("is_transcoder") else architecture
+    architecture = "transcoder" if config.get("is_transcoder") else config.get("architecture", "standard")
+    function = config.get("activation_fn_str", "topk")
+    if (architecture, function) not in (("standard", "relu"), ("standard", "topk"), ("gated", "relu")):
         raise ValueError(
             f"architecture {architecture!r} with activation {function!r} is not supported; expected standard"
             " with relu or topk, or gated with relu (tensor='W_dec' reads the decoder alone)"
         )
     activation = "gated" if architecture == "gated" else function
     k = (config.get("activation_fn_kwargs") or {}).get("k")
-    k = _number(k, "activation_fn_kwargs['k']") if function == "topk" else None
+    k = _count(k, "activation_fn_kwargs['k']") if function == "topk" else None
     parts = _linear(library, state, d=config.get("d_in"), centred=True, activation=activation, k=k)
     scaling = config.get("normalize_activations", "layer_norm")
     if scaling in ("layer_norm", "constant_norm_rescale"):
@@ -174,9 +188,9 @@ def _read_saev(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> Parts:
         d=config.get("d_model", config.get("d_vit")),
         centred=old,  # Later versions do not subtract the decoder's bias.
         activation=activation,
-        k=_number(options.get("top_k", 32), "top_k") if activation == "topk" else None,
+        k=_count(options.get("top_k", 32), "top_k") if activation == "topk" else None,
     )
     if activation == "jumprelu":
-        threshold = take(state, "activation.threshold").reshape(1).repeat(len(parts.directions))
-        parts = parts._replace(threshold=threshold)
+        threshold = number(state, "activation.threshold")
+        parts = parts._replace(threshold=torch.full((len(parts.directions),), threshold))
     return parts

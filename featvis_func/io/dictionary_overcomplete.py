@@ -1,5 +1,6 @@
 """The dictionaries of Overcomplete (KempnerInstitute/overcomplete)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.io.dictionary_files import FileContents, SavedObject
-from featvis_func.io.dictionary_parts import Parts, Warn, matrix, take
+from featvis_func.io.dictionary_parts import Parts, Warn, matrix, number, take
 
 _FORMAT = "Overcomplete"
 _DEFAULT_NORMALISATION = "normalize_l2"
@@ -37,7 +38,7 @@ def read_overcomplete(contents: FileContents, warn: Warn) -> Parts | None:
         name, directions = f"{prefix}_weights", matrix(state, f"{prefix}_weights")
         directions = _normalised(directions, _attribute(layer, "normalization"), warn)
     if f"{prefix}multiplier" in state:
-        directions *= take(state, f"{prefix}multiplier").exp_()
+        directions *= math.exp(number(state, f"{prefix}multiplier"))
     parts = Parts(_FORMAT, name, directions)
     return _with_encoder(parts, state, module, warn) if prefix else parts
 
@@ -73,8 +74,8 @@ def _normalised(rows: Tensor, function: Any, warn: Warn) -> Tensor:
     norms = rows.norm(p=1 if name.endswith("l1") else 2, dim=1, keepdim=True)
     if function is None and bool(((norms - 1).abs() > _UNIT_TOLERANCE).any()):
         warn(
-            f"{_FORMAT}: the directions are scaled to unit length, the default of the library, because a state dict does"
-            " not hold their normalisation; save the module to keep it"
+            f"{_FORMAT}: the directions are scaled to unit length, the default of the library, because a state dict"
+            " does not hold their normalisation; save the module to keep it"
         )
     if name == "normalize_identity":
         return rows
@@ -96,20 +97,28 @@ def _with_encoder(parts: Parts, state: Mapping[str, Tensor], module: SavedObject
     elif own <= {"encoder.weight", "encoder.bias"}:
         stem = "encoder."
     else:
-        return parts.without_encoder("it is not linear", warn)
+        return parts.without_encoder("it is more than one linear layer", warn)
     if kind == "QSAE" or "Q" in state:
         return parts.without_encoder("its activations are quantised", warn)
+    last = _attribute(_part(module, "encoder"), "_modules") or {}
+    if "final_activation" in last and type(last["final_activation"]).__name__ != "ReLU":
+        return parts.without_encoder(f"its activation is {type(last['final_activation']).__name__}, not ReLU", warn)
     tied = own != names
     encoder = parts.directions.clone() if tied else take(state, f"{stem}weight", n, d)
     bias = take(state, f"{stem}bias", n) if f"{stem}bias" in state else None
     parts = parts._replace(encoder=encoder, encoder_bias=bias, activation="relu")
     if "thresholds" in state:  # their logarithms
-        return parts._replace(activation="jumprelu", threshold=take(state, "thresholds", n).exp_())
+        return parts._replace(activation="jumprelu", threshold=_below(take(state, "thresholds", n).exp_()))
     if kind == "BatchTopKSAE":
         threshold = _attribute(module, "running_threshold")
         if threshold is None:
             raise ValueError("the BatchTopKSAE has no running threshold, because it was never trained")
-        return parts._replace(activation="jumprelu", threshold=torch.full((n,), float(threshold)))
+        return parts._replace(activation="jumprelu", threshold=_below(torch.full((n,), float(threshold))))
     if kind.endswith("TopKSAE"):
         return parts._replace(activation="topk", k=_attribute(module, "top_k"))
     return parts
+
+
+def _below(threshold: Tensor) -> Tensor:
+    """The largest numbers below, as this library also keeps what equals the threshold."""
+    return threshold.nextafter(torch.tensor(-torch.inf))

@@ -35,8 +35,8 @@ def owned(tensor: Tensor, name: str, *, transpose: bool = False) -> Tensor:
     Raises:
         ValueError: If the numbers are no floating-point numbers.
     """
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name} must be floating-point numbers, got {tensor.dtype}")
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense floating-point numbers, got {tensor.dtype}, {tensor.layout}")
     tensor = tensor.detach()
     return (tensor.mT if transpose else tensor).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
@@ -49,6 +49,14 @@ def take(state: Mapping[str, Tensor], name: str, *shape: int, transpose: bool = 
     if shape and tuple(value.shape) != shape:
         raise ValueError(f"{name} is {tuple(value.shape)}, but must be {shape}")
     return owned(value, name, transpose=transpose)
+
+
+def number(state: Mapping[str, Tensor], name: str) -> float:
+    """The number in a tensor of one element."""
+    value = take(state, name)
+    if value.numel() != 1:
+        raise ValueError(f"{name} is {tuple(value.shape)}, but must be one number")
+    return value.item()
 
 
 def matrix(state: Mapping[str, Tensor], name: str, d: int | None = None) -> Tensor:
