@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from featvis_func.image import pixel as pixel
     from featvis_func.image import shared as shared
     from featvis_func.io.animation import animate as animate
+    from featvis_func.io.dictionary import Dictionary as Dictionary
+    from featvis_func.io.dictionary import read_dictionary as read_dictionary
     from featvis_func.models import IMAGE_INPUT as IMAGE_INPUT
     from featvis_func.models import Model as Model
     from featvis_func.models import load_model as load_model
@@ -79,6 +81,7 @@ _MODULES = ("color", "image", "objective", "optimizer", "random", "transform", "
 _HOMES = {
     "rendering.accentuate": ("accentuate",),
     "io.animation": ("animate",),
+    "io.dictionary": ("Dictionary", "read_dictionary"),
     "dataset": ("Examples", "examples_key", "top_examples"),
     "backbone.features": ("Features", "compiled_weights", "make_features"),
     "backbone.listing": ("list_layers",),

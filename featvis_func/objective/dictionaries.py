@@ -111,7 +111,7 @@ def sae(
         bias: ``(n,)``: the encoder's bias ``b``.
         center: ``(d,)``: what is subtracted from the activations first, such as the decoder's bias.
         activation: ``f``. ``"none"``: the pre-activation itself, which has a gradient also where the feature is not
-            active. ``"relu"``: its positive part. ``"jumprelu"``: the pre-activation where it is above the feature's
+            active. ``"relu"``: its positive part. ``"jumprelu"``: its positive part where it is above the feature's
             threshold, else 0. ``"topk"``: its positive part where it is among the ``k`` largest of all features at the
             position, else 0.
         threshold: ``(n,)`` or a number, for ``"jumprelu"``.
@@ -162,7 +162,7 @@ def sae(
             return only_largest(all_features(values)).index_select(-1, row["feature"].reshape(1)).squeeze(-1)
         feature = (values * row["encoder"]).sum(-1) + row["bias"]
         if activation == "jumprelu":
-            return torch.where(feature > row["threshold"], feature, 0.0)
+            return torch.where(feature > row["threshold"], feature.relu(), 0.0)
         return feature.relu() if activation == "relu" else feature
 
     def all_scores(activations: Activations) -> Tensor:
@@ -170,7 +170,7 @@ def sae(
         if activation == "topk":
             features = only_largest(features)
         elif activation == "jumprelu":
-            features = torch.where(features > rows["threshold"].to(features), features, 0.0)
+            features = torch.where(features > rows["threshold"].to(features), features.relu(), 0.0)
         elif activation == "relu":
             features = features.relu()
         if position is None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from featvis_func.io.atomic import make_folder, write_file
 from featvis_func.models import Model
 from featvis_func.objective import Objective
-from featvis_func.objective.expression import call, from_code
+from featvis_func.objective.expression import call
+from featvis_func.objective.rebuild import from_code
 from featvis_func.rendering.record import describe_objective, member_tensors
 from featvis_func.rendering.spec import Selection, is_spec, parse_spec
 from featvis_func.sweep.layout import DamagedError, Folder

@@ -270,7 +270,7 @@ def check_rejected(
         (["torchvision:resnet81", "--layer", "layer1"], "'resnet18'"),
         (["torchvision:resnet18@V9", "--layer", "layer1"], "it has IMAGENET1K_V1"),
         (["torchvision:resnet18", "--layer", "layer1"], "could not fetch the weights"),
-        (["torchvision:resnet18@none"], "--layer is needed for torchvision:resnet18@none"),
+        (["torchvision:resnet18@none"], "--layer or --objective is needed for torchvision:resnet18@none"),
         (["--layer", "conv"], "layer 'conv' is ambiguous; it could be 'block1.conv', 'block2.conv'"),
         (["--layer", "block9.conv"], "no layer 'block9.conv'; did you mean 'block"),
         (["--filters", "0-7,9999"], "layer 'block6.conv' has filters 0 to "),
@@ -448,7 +448,7 @@ def test_words_that_are_no_bands_are_rejected(
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(renderer, "run_batched"), (resolve, "make_features"), (renderer, "_result")]
+    ("module", "name"), [(renderer, "run_batched"), (resolve, "make_features"), (renderer, "make_result")]
 )
 def test_interrupted_run_leaves_no_files(
     module: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,8 @@ from featvis_func.objective import (
     neurons,
     sae,
 )
-from featvis_func.objective.expression import from_code, tensors_of, to_code
+from featvis_func.objective.expression import tensors_of, to_code
+from featvis_func.objective.rebuild import from_code
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -31,7 +32,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 # One image's activations of each layout, all with 6 channels.
 LAYOUTS = {"map": random(6, 3, 4), "video": random(6, 2, 3, 2), "tokens": random(5, 6), "vector": random(6)}
 MATRIX, BIAS, CENTER = random(9, 6, seed=1), random(9, seed=2), random(6, seed=3)
-THRESHOLD = random(9, seed=4).abs()
+THRESHOLD = random(9, seed=4)  # also below 0
 
 
 def rows_of(values: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def top_two(features: Tensor) -> Tensor:
 PLAIN = {
     "none": lambda v: pre_activations(v),
     "relu": lambda v: pre_activations(v).relu(),
-    "jumprelu": lambda v: pre_activations(v) * (pre_activations(v) > THRESHOLD),
+    "jumprelu": lambda v: pre_activations(v).relu() * (pre_activations(v) > THRESHOLD),
     "topk": lambda v: top_two(pre_activations(v)),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"none": {}, "relu": {}, "jumprelu": {"threshold": THRESHOLD}, "topk": {"k": 2}}
