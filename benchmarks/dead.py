@@ -19,7 +19,7 @@ import featvis_func as fv
 from benchmarks.common import RESULTS, Case, cases, contact_sheet, report
 from benchmarks.evaluate import evaluate
 from featvis_func.optimizer import adam, add_noise, chain, linear_decay, normalize_gradient
-from featvis_func.rendering.presets import activation_optimizer
+from featvis_func.rendering.optimizers import activation_optimizer
 
 LAYERS = ("features.12.expand3x3", "features.9.expand3x3", "features.4.expand3x3")
 RELU = "_activation"  # suffix of the name of the ReLU behind a layer

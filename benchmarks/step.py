@@ -25,7 +25,7 @@ from benchmarks.reference import make_reference_step
 from featvis_func.backbone.hooks import catch
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models.copying import private_copy
-from featvis_func.rendering.presets import optimizer_for
+from featvis_func.rendering.optimizers import optimizer_for
 from featvis_func.transform import chain, normalize
 from featvis_func.types import Weights
 

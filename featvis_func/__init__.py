@@ -61,11 +61,11 @@ if TYPE_CHECKING:
     from featvis_func.rendering.api import render as render
     from featvis_func.rendering.loggers import tensorboard_logger as tensorboard_logger
     from featvis_func.rendering.loggers import wandb_logger as wandb_logger
+    from featvis_func.rendering.optimizers import activation_optimizer as activation_optimizer
+    from featvis_func.rendering.optimizers import default_optimizer as default_optimizer
+    from featvis_func.rendering.optimizers import published_optimizer as published_optimizer
     from featvis_func.rendering.options import RenderOptions as RenderOptions
-    from featvis_func.rendering.presets import activation_optimizer as activation_optimizer
-    from featvis_func.rendering.presets import default_optimizer as default_optimizer
     from featvis_func.rendering.presets import named_transform as named_transform
-    from featvis_func.rendering.presets import published_optimizer as published_optimizer
     from featvis_func.rendering.renderer import Renderer as Renderer
     from featvis_func.rendering.renderer import make_renderer as make_renderer
     from featvis_func.rendering.result import Result as Result
@@ -92,7 +92,8 @@ _HOMES = {
     "cpu.malloc": ("kept_memory",),
     "models": ("IMAGE_INPUT", "Model", "load_model"),
     "objective": ("Objective", "channel", "directions", "facets", "layer", "logits", "neuron", "neurons", "sae"),
-    "rendering.presets": ("activation_optimizer", "default_optimizer", "named_transform", "published_optimizer"),
+    "rendering.optimizers": ("activation_optimizer", "default_optimizer", "published_optimizer"),
+    "rendering.presets": ("named_transform",),
     "rendering.renderer": ("Renderer", "make_renderer"),
     "rendering.api": ("render",),
     "rendering.options": ("RenderOptions",),

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from featvis_func.io.display import describe_bands, display_of
 from featvis_func.models.loading import names_code
+from featvis_func.rendering.optimizers import REDIRECT, REDIRECTING
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, default_image, flag_of, label_of
-from featvis_func.rendering.presets import REDIRECT, REDIRECTING
 
 _NAMED_MODEL = re.compile(r"(?:texturenet|[a-z-]+:\S+)")
 _WEIGHTS_FILE = re.compile(r"(?P<name>.+) sha256:[0-9a-f]{64}")

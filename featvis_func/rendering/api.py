@@ -74,8 +74,8 @@ def render(
             named transforms show it over random backgrounds. For signals there are all but alpha. Default: fourier,
             or phase with the transforms maco.
         optimizer: optimizer: default, activation, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
-            :mod:`featvis_func.rendering.presets`. With ``"activation"`` and the transforms ``"small"`` the activation
-            rises soonest; the defaults show more of what the unit looks for.
+            :mod:`featvis_func.rendering.optimizers`. With ``"activation"`` and the transforms ``"small"`` the
+            activation rises soonest; the defaults show more of what the unit looks for.
         batch_size: number of filters that are rendered at the same time; the last batch is padded to the shape of the
             others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (64
             with ``deterministic``). Where memory runs out, it is halved.

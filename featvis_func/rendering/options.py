@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from featvis_func.types import Image, Optimizer, Transform
 
-# What goes by name. The functions that make these are in `rendering/presets.py`, whose keys a test compares.
+# What goes by name. The functions that make these are in `rendering/presets.py` and `rendering/optimizers.py`; a test
+# compares the names.
 TRANSFORMS = ("default", "small", "published", "lucid", "maco", "none")
 IMAGES = ("fourier", "pixel", "phase", "laplacian_pyramid", "cppn", "alpha")
 OPTIMIZERS = ("default", "activation", "published", "adam", "adamw", "nadam", "sgd")

@@ -29,8 +29,9 @@ from featvis_func.models import Model
 from featvis_func.objective import Family, Objective
 from featvis_func.random import key
 from featvis_func.rendering.input_size import KINDS, warn_if_stretched
+from featvis_func.rendering.optimizers import optimizer_for
 from featvis_func.rendering.options import RenderOptions
-from featvis_func.rendering.presets import IMAGES, named_transform, optimizer_for
+from featvis_func.rendering.presets import IMAGES, named_transform
 from featvis_func.rendering.record import make_config, make_result
 from featvis_func.rendering.resolve import Resolved, check_groups, resolve
 from featvis_func.rendering.result import Result

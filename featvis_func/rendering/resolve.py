@@ -18,8 +18,9 @@ from featvis_func.models.copying import layer_modules
 from featvis_func.objective import Objective
 from featvis_func.rendering import presets
 from featvis_func.rendering.input_size import image_size, with_input_size
+from featvis_func.rendering.optimizers import REDIRECT, REDIRECTING, optimizer_for
 from featvis_func.rendering.options import IMAGES, TRANSFORMS, RenderOptions
-from featvis_func.rendering.presets import REDIRECT, REDIRECTING, named_transform, optimizer_for
+from featvis_func.rendering.presets import named_transform
 from featvis_func.rendering.spec import is_spec, parse_spec
 from featvis_func.types import Image, Transform
 from featvis_func.validation import check_filters

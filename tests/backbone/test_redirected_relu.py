@@ -15,7 +15,7 @@ from featvis_func.backbone.redirected_relu import _FORWARD, _RISES, redirected
 from featvis_func.engine.forward import make_forward
 from featvis_func.models import Model, load_model
 from featvis_func.rendering.api import render
-from featvis_func.rendering.presets import default_optimizer
+from featvis_func.rendering.optimizers import default_optimizer
 from featvis_func.types import Transform
 from tests.toys import OneConv, load_toy
 

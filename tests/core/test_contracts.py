@@ -14,7 +14,8 @@ from featvis_func import objective as objectives
 from featvis_func import optimizer as optimizers
 from featvis_func import random
 from featvis_func import transform as transforms
-from featvis_func.rendering.presets import default_optimizer, named_transform, published_optimizer
+from featvis_func.rendering.optimizers import default_optimizer, published_optimizer
+from featvis_func.rendering.presets import named_transform
 from featvis_func.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from featvis_func.types import Image, Optimizer, Transform
 

@@ -30,8 +30,8 @@ from featvis_func.optimizer import (
     pull_to_start,
     sgd,
 )
+from featvis_func.rendering.optimizers import default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.rendering.options import OPTIMIZERS
-from featvis_func.rendering.presets import default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.tree import tree_leaves, tree_map, tree_structure
 from featvis_func.types import Image, Optimizer
 

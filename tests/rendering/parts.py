@@ -13,7 +13,7 @@ from featvis_func.backbone.features import Features, make_features
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.models import Model
 from featvis_func.objective import Objective
-from featvis_func.rendering.presets import default_optimizer
+from featvis_func.rendering.optimizers import default_optimizer
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Image, Optimizer, State, Transform
 

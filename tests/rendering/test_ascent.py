@@ -9,7 +9,7 @@ from featvis_func import objective as objectives
 from featvis_func import random
 from featvis_func.engine.step import compile_step, make_ascent, run
 from featvis_func.models import Model
-from featvis_func.rendering.presets import default_optimizer
+from featvis_func.rendering.optimizers import default_optimizer
 from featvis_func.tree import tree_map
 from featvis_func.types import Optimizer, State
 from tests.rendering.parts import Parts, equal_trees, parts_of

@@ -89,9 +89,9 @@ def test_names_equal_the_keys_of_the_presets() -> None:
     for name in options.TRANSFORMS:
         assert isinstance(presets.named_transform(name, image=(8, 8), size=(6, 6)), Transform)
     for name in options.OPTIMIZERS:
-        assert isinstance(presets.optimizer_for(name, None, 4), Optimizer)
+        assert isinstance(optimizers.optimizer_for(name, None, 4), Optimizer)
     with pytest.raises(ValueError, match=re.escape(f"expected one of {', '.join(options.OPTIMIZERS)}")):
-        presets.optimizer_for("unknown", None, 4)
+        optimizers.optimizer_for("unknown", None, 4)
     with pytest.raises(ValueError, match=re.escape(f"expected one of {', '.join(options.TRANSFORMS)}")):
         presets.named_transform("unknown", image=(8, 8), size=(6, 6))
 
@@ -270,7 +270,7 @@ def effective(given: RenderOptions) -> RenderOptions:
     """The options with defaults that depend on others filled in, without those on which no image depends."""
     redirect = given.redirect
     if redirect is None:
-        redirect = presets.REDIRECT if given.optimizer in presets.REDIRECTING else 0
+        redirect = optimizers.REDIRECT if given.optimizer in optimizers.REDIRECTING else 0
     return replace(given, redirect=redirect, batch_size="auto", retain_memory=False)
 
 

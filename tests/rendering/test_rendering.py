@@ -18,8 +18,13 @@ from featvis_func.engine.step import filter_keys, run
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.rendering.api import render
+from featvis_func.rendering.optimizers import (
+    activation_optimizer,
+    default_optimizer,
+    plain_optimizer,
+    published_optimizer,
+)
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
-from featvis_func.rendering.presets import activation_optimizer, default_optimizer, plain_optimizer, published_optimizer
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Image, Optimizer, State, Transform
 from tests.rendering.parts import Parts, equal_trees, parts_of

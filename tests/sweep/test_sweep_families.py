@@ -119,7 +119,8 @@ def test_groups_of_facets_are_never_divided(texturenet: Model, tmp_path: Path) -
     family = fv.facets(fv.channel("head"), 3)
     plan = dry_run(texturenet, family, **{k: v for k, v in QUICK.items() if k != "progress"}).plans[0]
     assert (plan.batch_size, plan.unit_size, len(plan.filters)) == (6, 6, 96)
-    for sizes in ({"batch_size": 2}, {"unit_size": 4}):
+    wrong: list[dict[str, Any]] = [{"batch_size": 2}, {"unit_size": 4}]
+    for sizes in wrong:
         with pytest.raises(
             ValueError, match="come in groups of 3: batch_size must be at least 3 and unit_size a multiple"
         ):
