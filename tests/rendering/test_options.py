@@ -25,7 +25,7 @@ from featvis_func.cli.arguments import add_options, given_options
 from featvis_func.cpu.malloc import kept_memory
 from featvis_func.gallery.reproduce import reproduce
 from featvis_func.models import Model
-from featvis_func.rendering import options, presets
+from featvis_func.rendering import optimizers, options, presets
 from featvis_func.rendering.options import DEFAULTS, OPTIONS, SWEEP_OPTIONS, RenderOptions, flag_of
 from featvis_func.sweep import dry_run, open_store, sweep
 from featvis_func.types import Image, Optimizer, Transform
