@@ -23,9 +23,9 @@ class Dictionary:
     """Directions in the space of a layer's channels, and the encoder that was trained with them.
 
     With an encoder, the pre-activation of member ``i`` is ``encoder[i] . (x - center) + encoder_bias[i]`` for the
-    activations ``x`` of one position, where a missing ``center`` or ``encoder_bias`` counts as zero. What the library
-    scales, such as by the norms of the decoder's rows, is contained in these tensors. All tensors are float32, finite,
-    contiguous and on the CPU.
+    normalised activations ``x`` of one position, where a missing ``center`` or ``encoder_bias`` counts as zero. What
+    the library scales, such as by the norms of the decoder's rows, is contained in these tensors. All tensors are
+    float32, finite, contiguous and on the CPU.
     """
 
     directions: Tensor
@@ -33,7 +33,7 @@ class Dictionary:
     those of dead members are; not all of them are."""
     encoder: Tensor | None = None
     """``(n, d)``: the encoder's weight for member ``i`` in row ``i``; ``None`` if there is none, or if the library
-    changes the activations before encoding in another way than by subtracting ``center``."""
+    changes the activations before encoding in another way than by ``normalize`` and ``center``."""
     encoder_bias: Tensor | None = None
     """``(n,)``."""
     center: Tensor | None = None
@@ -44,6 +44,9 @@ class Dictionary:
     """What the library applies to the pre-activations: ``"none"``, ``"relu"``, ``"topk"`` or ``"jumprelu"``."""
     k: int | None = None
     """How many members of a position TopK keeps."""
+    normalize: str = "none"
+    """What is done to the activations of a position before ``center`` is subtracted: ``"none"``, ``"layer_norm"`` or
+    ``"constant_norm_rescale"``; see :func:`~featvis_func.objective.sae`."""
     names: tuple[str, ...] | None = None
     """Of the members, where there is a file of names; empty for a member without one."""
     format: str = ""

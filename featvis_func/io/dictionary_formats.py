@@ -18,6 +18,8 @@ from featvis_func.io.dictionary_parts import Parts, Warn, matrix, number, take
 WEIGHTS_FILE = "sae_weights.safetensors"  # of SAELens
 _SAELENS_CONFIG, _PRISMA_CONFIG = "cfg.json", "config.json"
 
+_NORMALIZE = ("layer_norm", "constant_norm_rescale")
+
 # What the architectures of SAELens apply to the pre-activations of one position.
 _SAELENS_ACTIVATIONS = {
     "standard": "relu",
@@ -141,9 +143,15 @@ def _read_saelens(state: Mapping[str, Tensor], config: dict[str, Any], warn: War
         if not config.get("finetuning_scaling_factor"):
             raise ValueError("there is a scaling_factor, but finetuning_scaling_factor is not set")
         parts.directions.mul_(take(state, "scaling_factor", n)[:, None])
-    scaling = config.get("normalize_activations")
-    if scaling not in (None, False, "none"):
-        return parts.without_encoder(f"normalize_activations={scaling!r} changes the activations before it", warn)
+    return _normalised(parts, config.get("normalize_activations"), warn)
+
+
+def _normalised(parts: Parts, normalize: Any, warn: Warn) -> Parts:
+    """The parts, with what SAELens and ViT-Prisma alike do to the activations first."""
+    if normalize in _NORMALIZE:
+        return parts._replace(normalize=normalize)
+    if normalize not in (None, False, "none"):
+        return parts.without_encoder(f"normalize_activations={normalize!r} changes the activations before it", warn)
     return parts
 
 
@@ -161,10 +169,8 @@ def _read_prisma(state: Mapping[str, Tensor], config: Mapping[str, Any], warn: W
     k = (config.get("activation_fn_kwargs") or {}).get("k")
     k = _count(k, "activation_fn_kwargs['k']") if function == "topk" else None
     parts = _linear(library, state, d=config.get("d_in"), centred=True, activation=activation, k=k)
-    scaling = config.get("normalize_activations", "layer_norm")
-    if scaling in ("layer_norm", "constant_norm_rescale"):
-        return parts.without_encoder(f"normalize_activations={scaling!r} changes the activations before it", warn)
-    return parts
+    normalize = config.get("normalize_activations", "layer_norm")
+    return parts._replace(normalize=normalize) if normalize in _NORMALIZE else parts  # any other does nothing there
 
 
 def _read_saev(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> Parts:

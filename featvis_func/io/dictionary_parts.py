@@ -22,6 +22,7 @@ class Parts(NamedTuple):
     threshold: Tensor | None = None
     activation: str = "none"
     k: int | None = None
+    normalize: str = "none"
 
     def without_encoder(self, reason: str, warn: Warn) -> "Parts":
         """The directions alone, because the encoder cannot be written as a matrix, a bias and a centre."""

@@ -23,6 +23,8 @@ from featvis_func.validation import check_float, check_int, check_name
 
 ACTIVATIONS = ("none", "relu", "jumprelu", "topk")
 """What :func:`sae` applies to a feature's pre-activation."""
+NORMALIZE = ("none", "layer_norm", "constant_norm_rescale")
+"""What :func:`sae` does to activations first."""
 
 
 def directions(
@@ -97,6 +99,7 @@ def sae(
     bias: Tensor | None = None,
     *,
     center: Tensor | None = None,
+    normalize: Literal["none", "layer_norm", "constant_norm_rescale"] = "none",
     activation: Literal["none", "relu", "jumprelu", "topk"] = "none",
     threshold: Tensor | float | None = None,
     k: int | None = None,
@@ -110,6 +113,9 @@ def sae(
         encoder: ``(n, d)``: the encoder's weight ``w``, a feature in each row.
         bias: ``(n,)``: the encoder's bias ``b``.
         center: ``(d,)``: what is subtracted from the activations first, such as the decoder's bias.
+        normalize: what is done to the activations ``x`` of a position before that: ``"layer_norm"``:
+            ``(x - mean(x)) / (std(x) + 1e-5)``, with the unbiased standard deviation over the channels;
+            ``"constant_norm_rescale"``: ``x sqrt(d) / |x|``; as SAELens and ViT-Prisma define them.
         activation: ``f``. ``"none"``: the pre-activation itself, which has a gradient also where the feature is not
             active. ``"relu"``: its positive part. ``"jumprelu"``: its positive part where it is above the feature's
             threshold, else 0. ``"topk"``: its positive part where it is among the ``k`` largest of all features at the
@@ -129,6 +135,7 @@ def sae(
     weight = _check_rows("sae", encoder)
     count, width = weight.shape
     check_name("activation", activation, ACTIVATIONS)
+    check_name("normalize", normalize, NORMALIZE)
     for name, value, owner in (("threshold", threshold, "jumprelu"), ("k", k, "topk")):
         if (value is None) == (activation == owner):
             raise ValueError(f"sae: activation {activation!r} {'needs' if value is None else 'takes no'} {name}")
@@ -147,6 +154,11 @@ def sae(
     def centered(activations: Activations) -> Tensor:
         values = features_last(activations[layer])
         check_width(layer, values.shape[-1], width)
+        if normalize == "layer_norm":
+            values = values - values.mean(-1, keepdim=True)
+            values = values / (values.std(-1, keepdim=True) + 1e-5)
+        elif normalize == "constant_norm_rescale":
+            values = values * (width**0.5 / values.norm(dim=-1, keepdim=True))
         return values if center is None else values - center_on(values)
 
     def all_features(values: Tensor) -> Tensor:
@@ -183,6 +195,7 @@ def sae(
         weight,
         None if bias is None else offsets,
         center=None if center is None else middle,
+        normalize=None if normalize == "none" else normalize,
         activation=None if activation == "none" else activation,
         threshold=rows.get("threshold"),
         k=k,

@@ -161,6 +161,7 @@ def sae_of(layer: str, dictionary: Dictionary, *, position: tuple[int, ...] | No
         dictionary.encoder,
         dictionary.encoder_bias,
         center=dictionary.center,
+        normalize=dictionary.normalize,  # type: ignore[arg-type]
         position=position,
         names=dictionary.names,
     )

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import featvis_func as fv
 from featvis_func.io.dictionary import Dictionary, read_dictionary
 
 N, D = 10, 6
@@ -40,6 +41,10 @@ def weights(**more: Tensor) -> dict[str, Tensor]:
 
 def pre_activations(dictionary: Dictionary, x: Tensor) -> Tensor:
     assert dictionary.encoder is not None
+    if dictionary.normalize == "layer_norm":
+        x = (x - x.mean(-1, keepdim=True)) / ((x - x.mean(-1, keepdim=True)).std(-1, keepdim=True) + 1e-5)
+    elif dictionary.normalize == "constant_norm_rescale":
+        x = x / x.norm(dim=-1, keepdim=True) * x.shape[-1] ** 0.5
     x = x if dictionary.center is None else x - dictionary.center
     bias = 0 if dictionary.encoder_bias is None else dictionary.encoder_bias
     return x @ dictionary.encoder.T + bias
@@ -169,7 +174,19 @@ def test_saelens_finetuning_scales_the_decoder(tmp_path: Path) -> None:
     assert_close(read_dictionary(path).directions, state["W_dec"])
 
 
-@pytest.mark.parametrize("scaling", ["layer_norm", "constant_norm_rescale", "expected_average_only_in", True])
+@pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
+def test_activations_are_normalised_first(normalize: str, tmp_path: Path) -> None:
+    dictionary = read_dictionary(write_saelens(tmp_path, weights(), normalize_activations=normalize))
+    assert dictionary.normalize == normalize
+    assert dictionary.encoder is not None
+    options: dict[str, Any] = {"center": dictionary.center, "normalize": normalize, "activation": "relu"}
+    objective = fv.sae("a", dictionary.encoder, dictionary.encoder_bias, **options)
+    x = activations()
+    scores = [objective({"a": x}, torch.tensor(i)) for i in range(N)]
+    assert_close(torch.stack(scores), codes(dictionary, x).mean(0))
+
+
+@pytest.mark.parametrize("scaling", ["expected_average_only_in", True])
 def test_an_encoder_that_sees_other_activations_is_left_out(scaling: Any, tmp_path: Path) -> None:
     path = write_saelens(tmp_path, weights(), normalize_activations=scaling)
     message = (
@@ -311,10 +328,7 @@ def test_prisma_normalises_by_default(tmp_path: Path) -> None:
     config = prisma_config()
     del config["normalize_activations"]
     torch.save({"cfg": config, "state_dict": weights()}, tmp_path / "sae.pt")
-    with pytest.warns(
-        UserWarning, match="ViT-Prisma: the encoder is left out, because normalize_activations='layer_no"
-    ):
-        assert read_dictionary(tmp_path / "sae.pt").encoder is None
+    assert read_dictionary(tmp_path / "sae.pt").normalize == "layer_norm"
 
 
 # saev
@@ -522,14 +536,12 @@ def test_with_saelens(kind: str, normalised: bool, tmp_path: Path) -> None:
     dictionary = read_dictionary(tmp_path, width=D)
     assert dictionary.format == "SAELens"
     assert_close(nn.functional.normalize(dictionary.directions), nn.functional.normalize(sae.W_dec))
-    if normalised:
-        assert dictionary.encoder is None
-        return
     x = activations()
     expected = sae.encode(x)
     assert_close(codes(dictionary, x).relu(), expected)
     assert dictionary.activation == {"Standard": "relu", "TopK": "topk"}.get(kind, "jumprelu")
-    assert_close(codes(dictionary, x).relu() @ dictionary.directions + sae.b_dec, sae.decode(expected))
+    if not normalised:
+        assert_close(codes(dictionary, x).relu() @ dictionary.directions + sae.b_dec, sae.decode(expected))
     if kind != "Gated":
         pre: list[Tensor] = []
         sae.hook_sae_acts_pre.register_forward_hook(lambda *arguments: pre.append(arguments[-1]))
@@ -647,9 +659,6 @@ def test_with_prisma(kind: str, tmp_path: Path) -> None:
     dictionary = read_dictionary(tmp_path / "n_images_5.pt", width=D)
     assert dictionary.format == "ViT-Prisma"
     assert_close(dictionary.directions, sae.W_dec)
-    if kind == "layer_norm":
-        assert dictionary.encoder is None
-        return
     x = activations()
     assert_close(codes(dictionary, x).relu(), sae.encode(x)[1])
     if kind != "gated":
