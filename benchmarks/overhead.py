@@ -12,13 +12,16 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import featvis_func as fv
 from benchmarks.common import Case, cases, report
 from benchmarks.reference import make_reference_step
 from benchmarks.step import FILTERS, LibraryStep
+from featvis_func.backbone.listing import layer_shapes
 
 MODELS = ("googlenet", "resnet18", "squeezenet1_0")
 METHODS = ("published script", "eager", "compiled")
 STEPS = 5
+MEMBERS = 4096
 
 
 @contextmanager
@@ -55,12 +58,35 @@ def count(call: Callable[[], object], device: str) -> dict[str, float]:
     return {"synchronizations": synchronizations / STEPS, "launches": launches / STEPS}
 
 
-def measure(case: Case, device: str) -> dict[str, object]:
-    """Count for one model: the published script, and this library eager and compiled."""
+def families(case: Case) -> dict[str, fv.Objective]:
+    """Families of objectives of 4,096 members on a model's layer."""
+    shape = layer_shapes(case.model, [case.layer])[case.layer]
+    numbers = torch.Generator().manual_seed(0)
+    matrix = torch.randn(MEMBERS, shape[0], generator=numbers)
+    positions = [(i, j) for i in range(shape[1]) for j in range(shape[2])]
+    return {
+        "directions": fv.directions(case.layer, matrix),
+        "cosine": fv.directions(case.layer, matrix, similarity="cosine"),
+        "sae, TopK": fv.sae(case.layer, matrix, activation="topk", k=32),
+        "neurons": fv.neurons(case.layer, range(min(shape[0], MEMBERS // len(positions))), positions),
+        "facets": fv.facets(fv.directions(case.layer, matrix), 4),
+        "difference": fv.directions(case.layer, matrix) - 0.5 * fv.sae(case.layer, matrix),
+    }
+
+
+def measure(case: Case, device: str, objective: fv.Objective | None = None) -> dict[str, object]:
+    """Count for one model: the published script, and this library eager and compiled.
+
+    Args:
+        case: model and layer.
+        device: to run on.
+        objective: of this library. Default: the layer's channels, which alone the published script has.
+    """
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    eager, compiled = LibraryStep(case, device), LibraryStep(case, device, compiled=True)
+    eager = LibraryStep(case, device, objective=objective)
+    compiled = LibraryStep(case, device, compiled=True, objective=objective)
     compiled()
     after_first = counters["stats"]["unique_graphs"]
     other_filters = compiled.init([f + 1 for f in FILTERS])  # copies numbers to the device, which synchronizes
@@ -75,21 +101,28 @@ def measure(case: Case, device: str) -> dict[str, object]:
         "graph_breaks": sum(counters["graph_break"].values()),
         "graphs_of_first_step": after_first,
         "graphs_compiled_later": counters["stats"]["unique_graphs"] - after_first,
-        "published script": count(make_reference_step(case.model.module, case.layer, list(FILTERS)), device),
+        **({"published script": _of_script(case, device)} if objective is None else {}),
         "eager": count(eager, device),
         "compiled": count(compiled, device),
     }
 
 
+def _of_script(case: Case, device: str) -> dict[str, float]:
+    return count(make_reference_step(case.model.module, case.layer, list(FILTERS)), device)
+
+
 def main(device: str, rounds: int) -> None:
     """Print and write the counts. They are the same in every run, so that ``rounds`` has no effect."""
     data = {case.name: measure(case, device) for case in cases(MODELS, device)}
+    (squeezenet,) = cases(("squeezenet1_0",), device)
+    for name, objective in families(squeezenet).items():
+        data[f"squeezenet1_0, {name}"] = measure(squeezenet, device, objective)
     kinds = ("graph_breaks", "graphs_of_first_step", "graphs_compiled_later")
     headings = [f"{kind}: {method}" for kind in ("synchronizations", "launches") for method in METHODS]
     table: list[list[object]] = [["model", *kinds, *headings]]
     for name, d in data.items():
         counts = [
-            d[method][kind]  # type: ignore[index]
+            d[method][kind] if method in d else "-"  # type: ignore[index]
             for kind in ("synchronizations", "launches")
             for method in METHODS
         ]

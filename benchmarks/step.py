@@ -43,6 +43,7 @@ class LibraryStep:
         steps: length of the run, which determines the learning rate.
         compiled: whether the step is compiled.
         transforms, optimizer: names, as for ``render``.
+        objective: default: the layer's channels.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class LibraryStep:
         compiled: bool = False,
         transforms: str = "default",
         optimizer: str = "default",
+        objective: fv.Objective | None = None,
     ) -> None:
-        model, objective = case.model, fv.channel(case.layer)
+        model, objective = case.model, objective or fv.channel(case.layer)
         self.features = fv.make_features(model, objective.layers, device=device)
         transform = chain(
             fv.named_transform(transforms, image=model.size, size=model.size, std=model.std),
