@@ -130,7 +130,9 @@ def family_search(
     copies = copies_of(objective)
     members = chosen_members(objective, images if filters is None else filters)
     count = len(images) // copies
-    outside = [member for member in members if not 0 <= member < count]
+    # An objective that picks nothing describes any number of equal images.
+    known = count if objective.targeted or objective.variants is not None else max(members, default=0) + 1
+    outside = [member for member in members if not 0 <= member < known]
     if outside or not members:
         raise ValueError(f"{label} has members 0 to {count - 1}, got {outside[0] if outside else 'none'}")
     # Outside of function transforms, where the objective's tensors are copied to the device once.

@@ -73,6 +73,10 @@ class Examples:
         filters = sum(len(layer.scores) for layer in self.layers.values())
         return f"Examples({filters} filters of {len(self.layers)} layers, {self.key['count']} of {self.seen} images)"
 
+    def __contains__(self, layer: str) -> bool:
+        """Return whether there are examples of a layer or family, by any name that :meth:`of` takes."""
+        return self._match(layer) is not None
+
     def of(self, layer: str, filter: int) -> tuple[Example, ...]:
         """Return the examples of a filter, in descending order of their scores.
 
@@ -222,16 +226,21 @@ class Examples:
 
     def _resolve_name(self, layer: str) -> str:
         """Return the full name of a layer."""
+        name = self._match(layer)
+        if name is None:
+            hint = suggest(layer, list(self.layers)) or f"; the layers are {', '.join(self.layers)}"
+            raise ValueError(f"no examples of layer {layer!r}{hint}")
+        return name
+
+    def _match(self, layer: str) -> str | None:
+        """Return the full name of a layer, if there is one such layer."""
         without_axes = layer.rpartition("@")[0]
         layer = without_axes if without_axes and layer not in self.layers else layer
         if layer in self.layers:
             return layer
         names = self.layers.keys() - self._families.keys()
         matches = [name for name in names if layer and name.endswith("." + layer)]
-        if len(matches) != 1:
-            hint = suggest(layer, list(self.layers)) or f"; the layers are {', '.join(self.layers)}"
-            raise ValueError(f"no examples of layer {layer!r}{hint}")
-        return matches[0]
+        return matches[0] if len(matches) == 1 else None
 
 
 def _crop(image: PIL.Image.Image, example: Example, size: int) -> PIL.Image.Image:
