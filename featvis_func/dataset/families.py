@@ -15,7 +15,8 @@ from torch.func import vmap
 from featvis_func.dataset.best import Top, keep_best
 from featvis_func.dataset.places import Reading, reading_of
 from featvis_func.objective import IMAGE, Objective, feature_axis
-from featvis_func.objective.expression import Call, Scaled
+from featvis_func.objective.base import features_last
+from featvis_func.objective.expression import Call, Expression, Scaled
 from featvis_func.rendering.resolve import select_members
 from featvis_func.types import Activations
 
@@ -39,6 +40,8 @@ class FamilySearch:
     on_map: bool
     """Whether a place of the map is a position of the main layer."""
     reading: Reading
+    vectors: Tensor | None
+    """``(n, d)``, if the map of member ``i`` is the product of the activations with row ``i``, up to a constant."""
 
     @property
     def layer(self) -> str:
@@ -96,8 +99,14 @@ class FamilySearch:
         activation_map = vmap(self.objective.activation_map, (None, 0))
         for image in images.unique().tolist():
             values = _of_image(activations, image)
-            for pairs in (images == image).nonzero()[:, 0].split(self._at_once):
-                maps = activation_map(values, self.targets[members[pairs]]).flatten(1)
+            pixels = None if self.vectors is None else features_last(values[self.layer]).flatten(0, -2)
+            at_once = self._at_once if pixels is None else max(1, MOST_NUMBERS // max(pixels.shape))
+            for pairs in (images == image).nonzero()[:, 0].split(at_once):
+                targets = self.targets[members[pairs]]
+                if self.vectors is None or pixels is None:
+                    maps = activation_map(values, targets).flatten(1)
+                else:
+                    maps = self.vectors[targets] @ pixels.T
                 places[pairs] = (self.reading.sign * maps).argmax(1)
         return places
 
@@ -155,7 +164,26 @@ def family_search(
         sides,
         bool(sides) and sides == tuple(shapes[layer][:axis] + shapes[layer][axis + 1 :]),
         reading_of(objective.expression_or_name, layer, sides),
+        _vectors(objective, device),
     )
+
+
+def _vectors(objective: Objective, device: torch.device) -> Tensor | None:
+    """The directions of a family whose maps are products with them, up to a constant for each member."""
+    expression, family = _unscaled(objective), objective.family
+    if not isinstance(expression, Call) or family is None or family.vectors is None:
+        return None
+    nonlinear = {"directions": "similarity", "sae": "activation"}.get(expression.function)
+    if nonlinear is None or nonlinear in dict(expression.keywords):
+        return None
+    return family.rows[family.vectors].to(device, torch.float32)
+
+
+def _unscaled(objective: Objective) -> Expression | None:
+    expression = objective.expression
+    while isinstance(expression, Scaled):
+        expression = expression.inner
+    return expression
 
 
 def copies_of(objective: Objective) -> int:
@@ -165,9 +193,7 @@ def copies_of(objective: Objective) -> int:
     >>> copies_of(facets(neurons("conv", 3, [(0, 1)]), 4)), copies_of(neurons("conv", 3, [(0, 1)]))
     (4, 1)
     """
-    expression = objective.expression
-    while isinstance(expression, Scaled):
-        expression = expression.inner
+    expression = _unscaled(objective)
     # The other terms of a sum may tell the facets of a member apart.
     is_facets = isinstance(expression, Call) and expression.function == "facets"
     return objective.family.copies if is_facets and objective.family is not None else 1

@@ -199,13 +199,15 @@ def box_at(position: Sequence[int], path: str) -> tuple[float, ...]:
 @pytest.mark.usefixtures("parts")
 def test_regions_are_the_receptive_fields_of_the_places(net: Model, folder: Path) -> None:
     of_images = dict(zip(sorted(map(str, folder.rglob("*.png"))), activations(net, folder), strict=True))
-    chosen = {label: FAMILIES[label] for label in ("dot", "dot_cosine", "relu", "difference", "channels", "penalty")}
+    labels = ("dot", "dot_cosine", "relu", "difference", "channels", "penalty")
+    encoder = ob.sae("conv", MATRIX, numbers(7), center=numbers(4, seed=2))
+    chosen = {**{label: FAMILIES[label] for label in labels}, "sae": encoder, "away": -2 * encoder}
     result = fv.top_examples(net, {**chosen, "neurons": FAMILIES["neurons"]}, folder, count=4, batch_size=6)
     for label, objective in chosen.items():
         for member in range(len(result.layers[label].scores)):
             for example in result.of(label, member):
                 shown = objective.activation_map(of_images[example.path], torch.tensor(member))
-                shown = -shown if label == "channels" else shown
+                shown = -shown if label in ("channels", "away") else shown
                 assert float(shown[example.position]) >= float(shown.max()) - 1e-5
                 assert example.box == pytest.approx(box_at(example.position, example.path), abs=1e-3)
     for member, position in enumerate([(1, 3), (5, 9)] * 2):
