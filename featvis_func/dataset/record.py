@@ -1,6 +1,7 @@
 """The result of a search for top examples: look up, crop, save and load."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from featvis_func.dataset.key import FORMAT
 from featvis_func.io.atomic import absolute_path, make_folder, write_file
+from featvis_func.io.filter_spec import ranges
 from featvis_func.io.image_files import open_image
 from featvis_func.validation import check_int, first_line, suggest
 
@@ -24,21 +26,25 @@ class Example(NamedTuple):
 
     path: str
     score: float
-    """The filter's maximum activation over all positions."""
+    """The filter's maximum activation over all positions; of a member of a family the objective's own score."""
     box: tuple[float, float, float, float]
     """Receptive field at :attr:`position`: left, top, right and bottom, in pixels of the image file, upright."""
     position: tuple[int, ...]
-    """Position of the maximum in the layer's output: ``(row, column)``, ``(token,)``, or ``()`` for a vector."""
+    """Position of the maximum in the layer's output, or in the map of a family's objective: ``(row, column)``,
+    ``(token,)``, or ``()`` for a vector."""
 
 
 class LayerExamples(NamedTuple):
     """The ``k`` images with the highest scores for each of a layer's ``F`` filters, in descending order, on the CPU.
 
+    Of a family, ``F`` counts the members that were searched. The images of one member, see
+    :func:`~featvis_func.objective.facets`, share its examples.
+
     Missing entries, if there are fewer than ``k`` images, have score ``-inf``, picture and position ``-1`` and box 0.
     """
 
     scores: Tensor
-    """float32 ``(F, k)``: maximum activation over all positions."""
+    """float32 ``(F, k)``: see :attr:`Example.score`."""
     pictures: Tensor
     """int64 ``(F, k)``: indices into :attr:`Examples.files`."""
     positions: Tensor
@@ -53,7 +59,7 @@ class Examples:
     """The result of :func:`~featvis_func.top_examples`."""
 
     layers: Mapping[str, LayerExamples]
-    """Results by full layer name, in the order given."""
+    """Results by full layer name or by a family's label, in the order given."""
     files: tuple[str, ...]
     """Absolute paths of the image files that are among the examples of any filter."""
     seen: int
@@ -67,26 +73,47 @@ class Examples:
         filters = sum(len(layer.scores) for layer in self.layers.values())
         return f"Examples({filters} filters of {len(self.layers)} layers, {self.key['count']} of {self.seen} images)"
 
+    def __contains__(self, layer: str) -> bool:
+        """Return whether there are examples of a layer or family, by any name that :meth:`of` takes."""
+        return self._match(layer) is not None
+
     def of(self, layer: str, filter: int) -> tuple[Example, ...]:
         """Return the examples of a filter, in descending order of their scores.
 
         Args:
-            layer: a full name, or a suffix of one that is unique among :attr:`layers`; the axes after ``@`` may be
-                included.
-            filter: filter number, from 0.
+            layer: a full name, or a suffix of one that is unique among :attr:`layers`, with or without the axes after
+                ``@``; or a family's label.
+            filter: filter number, or the number of an image of a family, from 0.
 
         Raises:
             ValueError: If there is no such layer or filter.
         """
-        examples = self.layers[self._resolve_name(layer)]
-        if not 0 <= filter < len(examples.scores):
-            raise ValueError(f"layer {layer!r} has filters 0 to {len(examples.scores) - 1}, got {filter}")
-        scores, pictures, positions, boxes = (column[filter].tolist() for column in examples)
+        name = self._resolve_name(layer)
+        examples = self.layers[name]
+        scores, pictures, positions, boxes = (column[self._row(name, filter)].tolist() for column in examples)
         return tuple(
             Example(self.files[picture], score, tuple(box), tuple(position))
             for picture, score, box, position in zip(pictures, scores, boxes, positions, strict=True)
             if picture >= 0
         )
+
+    def _row(self, name: str, filter: int) -> int:
+        """Return the row of a filter among the examples of its layer or family."""
+        family = self._families.get(name, {"copies": 1, "members": None})
+        copies, members = family["copies"], family["members"]
+        count = len(self.layers[name].scores) * copies
+        if members is None:
+            if not 0 <= filter < count:
+                raise ValueError(f"layer {name!r} has filters 0 to {count - 1}, got {filter}")
+            return filter // copies
+        row = bisect_left(members, filter // copies)
+        if row == len(members) or members[row] != filter // copies:
+            raise ValueError(f"{name!r} was searched for members {ranges(tuple(members))}, got {filter // copies}")
+        return row
+
+    @property
+    def _families(self) -> Mapping[str, Any]:
+        return self.key.get("families", {})
 
     def crop(self, example: Example, size: int = 112) -> PIL.Image.Image:
         """Crop the image file of an example to its box.
@@ -133,11 +160,15 @@ class Examples:
             key: key of the search, from :func:`~featvis_func.examples_key`.
 
         Returns:
-            ``True`` if :attr:`key` contains all layers of ``key`` and equals it otherwise.
+            ``True`` if :attr:`key` contains all layers and families of ``key`` and equals it otherwise. ``False`` for a
+            family whose score is a function of your own, of which no key tells whether it has changed.
         """
-        if {**self.key, "layers": {}} != {**key, "layers": {}}:
+        families = key.get("families", {})
+        if {**self.key, "layers": {}, "families": {}} != {**key, "layers": {}, "families": {}}:
             return False
-        return key["layers"].items() <= self.key["layers"].items()
+        if not all(family["comparable"] for family in families.values()):
+            return False
+        return key["layers"].items() <= self.key["layers"].items() and families.items() <= self._families.items()
 
     def save(self, path: str | Path) -> Path:
         """Write the examples atomically to a safetensors file; equal examples give identical bytes.
@@ -195,15 +226,21 @@ class Examples:
 
     def _resolve_name(self, layer: str) -> str:
         """Return the full name of a layer."""
+        name = self._match(layer)
+        if name is None:
+            hint = suggest(layer, list(self.layers)) or f"; the layers are {', '.join(self.layers)}"
+            raise ValueError(f"no examples of layer {layer!r}{hint}")
+        return name
+
+    def _match(self, layer: str) -> str | None:
+        """Return the full name of a layer, if there is one such layer."""
         without_axes = layer.rpartition("@")[0]
         layer = without_axes if without_axes and layer not in self.layers else layer
         if layer in self.layers:
             return layer
-        matches = [name for name in self.layers if layer and name.endswith("." + layer)]
-        if len(matches) != 1:
-            hint = suggest(layer, list(self.layers)) or f"; the layers are {', '.join(self.layers)}"
-            raise ValueError(f"no examples of layer {layer!r}{hint}")
-        return matches[0]
+        names = self.layers.keys() - self._families.keys()
+        matches = [name for name in names if layer and name.endswith("." + layer)]
+        return matches[0] if len(matches) == 1 else None
 
 
 def _crop(image: PIL.Image.Image, example: Example, size: int) -> PIL.Image.Image:

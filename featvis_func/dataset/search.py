@@ -1,9 +1,8 @@
 """Search image files for those that activate each filter most, in one pass over the files."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,33 +10,26 @@ from tqdm import tqdm
 
 from featvis_func.backbone.features import device_of, make_features
 from featvis_func.backbone.receptive_field import Field, receptive_fields
-from featvis_func.dataset.key import layer_axes, list_files, make_key
+from featvis_func.dataset.best import Top, empty_top
+from featvis_func.dataset.families import FamilySearch, family_search
+from featvis_func.dataset.key import Requested, list_files, make_key, requests_of
+from featvis_func.dataset.layers import LayerSearch
 from featvis_func.dataset.reading import read_batches
 from featvis_func.dataset.record import Examples, LayerExamples
 from featvis_func.engine.device import check_device
 from featvis_func.io.image_files import center_crop, check_channels
 from featvis_func.models import Model, load_model
-from featvis_func.objective import feature_axis
+from featvis_func.objective import IMAGE
 from featvis_func.rendering.input_size import KINDS, with_input_size
+from featvis_func.rendering.spec import Selection
 from featvis_func.validation import check_int
 
 _MAX_NAMED = 3  # unreadable files that the warning names
 
 
-class Top(NamedTuple):
-    """The best images of each filter so far: scores in descending order, equal scores in the order of the files."""
-
-    scores: Tensor
-    """``(F, k)``; missing entries are ``-inf``."""
-    pictures: Tensor
-    """int64 ``(F, k)``: indices into the list of files; missing entries are -1."""
-    places: Tensor
-    """int64 ``(F, k)``: flat index of the maximum over all positions; missing entries are -1."""
-
-
 def top_examples(
     model: str | nn.Module | Model,
-    layers: str | Sequence[str],
+    layers: Requested | Iterable[Requested] | Mapping[str, Requested],
     images: str | Path | Iterable[str | Path],
     *,
     count: int = 9,
@@ -49,15 +41,26 @@ def top_examples(
     """Find the images that activate each filter of some layers most, and the region of each image responsible.
 
     The score of an image is the maximum of the filter's activations over all positions, so an image occurs at most
-    once among the examples of a filter. Images are rotated upright according to EXIF, resized so that they cover the
-    model's input size, and cropped to its centre; large JPEGs are decoded at a reduced size of at least twice that.
+    once among the examples of a filter. For a family of objectives, such as :func:`~featvis_func.directions`, it is the
+    objective's own score of each member: the mean over all positions, or the value at the family's position; without
+    what depends on other images, so that all facets of a member have the same examples. The region is then that of the
+    position which the score reads, or else where the objective's map is largest (smallest, for an objective multiplied
+    by a negative number); the whole image, if the map is not one of the positions of its main layer.
 
-    All layers share one forward pass. Memory holds the activations of one batch and grows with the number of images
-    only by their paths. The receptive fields are measured first, which takes as long as ``h + w`` images.
+    Images are rotated upright according to EXIF, resized so that they cover the model's input size, and cropped to its
+    centre; large JPEGs are decoded at a reduced size of at least twice that.
+
+    All layers and families share one forward pass. Memory holds the activations of one batch and grows with the number
+    of images only by their paths; a family's members are scored a bounded number at a time. The receptive fields are
+    measured first, which takes as long as ``h + w`` images.
 
     Args:
         model: as for :func:`~featvis_func.render`. It is not modified.
-        layers: layer names, as for :func:`~featvis_func.make_features`.
+        layers: layer names, as for :func:`~featvis_func.make_features`; objectives, each of which is a family of as
+            many members as its target can pick; or a mapping from labels to objectives. A family's label is by default
+            its own, such as ``"directions:blocks.5"``, and that of another objective the code that makes it. A layer
+            goes by its full name. A :class:`~featvis_func.rendering.spec.Selection` stands for some members of a
+            family.
         images: a folder, which is searched recursively for image files; or paths of files.
         count: number of examples per filter, at least 1.
         batch_size: images per forward pass, at least 1. The last batch is padded. The scores depend on it only by
@@ -71,7 +74,8 @@ def top_examples(
         result is reproducible on one machine. Files that cannot be read are skipped with one warning.
 
     Raises:
-        ValueError: If an argument is invalid, the model takes no images ``(c, h, w)``, or no file can be read.
+        ValueError: If an argument is invalid, an objective does not fit its layers or compares images with a picture,
+            the model takes no images ``(c, h, w)``, or no file can be read.
 
     Source: Zeiler and Fergus, arXiv 1311.2901, section 3 and figure 2: the strongest activations of each map, and the
     patches that cause them. Deviation: patches at a border are shifted inside, see
@@ -85,7 +89,7 @@ def top_examples(
             f" {kind.axes})"
         )
     count, batch_size = check_int("count", count, 1), check_int("batch_size", batch_size, 1)
-    axes = layer_axes(loaded, layers)
+    requests = requests_of(loaded, layers)
     check_channels(loaded.channels)
     if device is not None:
         check_device(device)
@@ -93,19 +97,28 @@ def top_examples(
     loaded = with_input_size(loaded, None, stacklevel=3)
     size = loaded.size[0], loaded.size[1]
     batch_size = min(batch_size, len(files))
-    key = make_key(loaded, axes, files, count=count, precision=precision)
-    names = {path: path if stated is None else f"{path}@{stated}" for path, stated in axes.items()}
-    features = make_features(loaded, list(names.values()), device=device, precision=precision)
-    fields = receptive_fields(features, (loaded.channels, *size), batch_size=batch_size)
+    key = make_key(loaded, requests, files, count=count, precision=precision)
+    names = {
+        label: request.objective.layers if isinstance(request, Selection) else (_with_axes(label, request),)
+        for label, request in requests.items()
+    }
+    read = list(dict.fromkeys(name for several in names.values() for name in several))
+    features = make_features(loaded, read, device=device, precision=precision)
     model_device = device_of(features)
+    image_shape = (loaded.channels, *size)
+    searches: dict[str, LayerSearch | FamilySearch] = {
+        label: family_search(label, request.objective, request.filters, features.shapes, image_shape, model_device)
+        if isinstance(request, Selection)
+        else LayerSearch(names[label][0], features.shapes[names[label][0]])
+        for label, request in requests.items()
+    }
+    fields = receptive_fields(features, image_shape, batch_size=batch_size)
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=model_device)[:, None, None]
         for values in (loaded.mean, loaded.std)
     )
     sizes = torch.zeros(len(files), 2, dtype=torch.int32)
-    shapes = {path: features.shapes[name] for path, name in names.items()}
-    filters = {path: shape[feature_axis(shape)] for path, shape in shapes.items()}
-    tops = {path: _empty_top(number, count, model_device) for path, number in filters.items()}
+    tops = {label: empty_top(search.members, count, model_device) for label, search in searches.items()}
     errors: list[str] = []
     bar = tqdm(total=len(files), unit="image", leave=False, disable=None if progress is None else not progress)
     batches = read_batches(
@@ -117,10 +130,10 @@ def top_examples(
             sizes[numbers] = file_sizes.int()
             missing = batch_size - len(pixels)
             padded = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]) if missing else pixels
-            activations = features.apply(features.weights, (padded.to(model_device).float() / 255 - mean) / std)
-            for path, name in names.items():
-                scores, places = _max_over_positions(activations[name][: len(pixels)], tops[path])
-                tops[path] = keep_best(tops[path], scores, places, numbers.to(model_device))
+            inputs = padded.to(model_device).float() / 255
+            activations = {**features.apply(features.weights, (inputs - mean) / std), IMAGE: inputs}
+            for label, search in searches.items():
+                tops[label] = search.update(tops[label], activations, numbers.to(model_device))
             bar.update(len(pixels))
     if len(errors) == len(files):
         raise ValueError(f"none of {len(files)} image files could be read; the first: {errors[0]}")
@@ -129,79 +142,37 @@ def top_examples(
         shown = "; ".join(errors[:_MAX_NAMED])
         warnings.warn(f"skipped {len(errors)} of {len(files)} image files: {shown}{more}", stacklevel=2)
     results = {
-        path: _locate(Top(*(column.cpu() for column in top)), shapes[path], fields[names[path]], sizes, size)
-        for path, top in tops.items()
+        label: _locate(
+            Top(*(column.cpu() for column in top)),
+            searches[label].sides,
+            fields[searches[label].layer] if searches[label].on_map else None,
+            sizes,
+            size,
+        )
+        for label, top in tops.items()
     }
     results, used = _keep_used_files(results)
     return Examples(results, tuple(str(files[i]) for i in used), len(files) - len(errors), len(errors), key)
 
 
-def keep_best(top: Top, scores: Tensor, places: Tensor, numbers: Tensor) -> Top:
-    """Merge the scores of a batch into the best so far.
-
-    Args:
-        top: the best so far, for ``F`` filters.
-        scores: ``(n, F)``, without NaN. Entries of ``-inf`` are never kept.
-        places: int64 ``(n, F)``: flat indices of the maxima.
-        numbers: int64 ``(n,)``: indices of the files, ascending and larger than all in ``top``.
-
-    Returns:
-        The best of both.
-
-    >>> first = torch.tensor([[1.0], [3.0]]), torch.tensor([[5], [6]]), torch.tensor([0, 1])
-    >>> then = torch.tensor([[3.0], [2.0]]), torch.tensor([[7], [8]]), torch.tensor([2, 3])
-    >>> keep_best(keep_best(_empty_top(1, 2, "cpu"), *first), *then)
-    Top(scores=tensor([[3., 3.]]), pictures=tensor([[1, 2]]), places=tensor([[6, 7]]))
-    """
-    # After the first batches, few images improve on the best so far: sort only the filters that they do improve.
-    rows = (scores > top.scores[:, -1]).any(0).nonzero()[:, 0]
-    if not len(rows):
-        return top
-    new = Top(scores.T[rows], numbers.expand(len(rows), -1), places.T[rows])
-    merged = Top(*(torch.cat([old[rows], own], dim=1) for old, own in zip(top, new, strict=True)))
-    order = merged.scores.sort(dim=1, descending=True, stable=True).indices[:, : top.scores.shape[1]]
-    return Top(*(old.index_copy(0, rows, both.gather(1, order)) for old, both in zip(top, merged, strict=True)))
+def _with_axes(layer: str, axes: str | None) -> str:
+    return layer if axes is None else f"{layer}@{axes}"
 
 
-def _empty_top(filters: int, count: int, device: torch.device | str) -> Top:
-    missing = torch.full((filters, count), -1, device=device)
-    return Top(torch.full((filters, count), -torch.inf, dtype=torch.float32, device=device), missing, missing)
-
-
-def _max_over_positions(values: Tensor, top: Top) -> tuple[Tensor, Tensor]:
-    """Return each filter's maximum over all positions, and its flat index, both ``(n, F)``.
-
-    Args:
-        values: activations ``(n, c, h, w)``, ``(n, c, t, h, w)``, ``(n, t, d)`` or ``(n, d)``.
-        top: the best so far.
-
-    Returns:
-        The maxima, float32, ``-inf`` where an activation is NaN; and the index of the first position that attains the
-        maximum, int64, 0 where the maximum is not among the best.
-    """
-    n, features = len(values), values.shape[-1]
-    flat = values.flatten(2) if values.ndim >= 4 else values.reshape(n, -1, features).transpose(1, 2)
-    scores = flat.amax(2).float()
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
-    improves = scores > top.scores[:, -1]
-    # argmax takes several times as long as amax, and is needed for few images.
-    places = torch.zeros_like(scores, dtype=torch.int64).masked_scatter(improves, flat[improves].argmax(1))
-    return scores, places
-
-
-def _locate(top: Top, shape: Sequence[int], field: Field | None, sizes: Tensor, size: tuple[int, int]) -> LayerExamples:
-    """Compute the positions and boxes of a layer's examples.
+def _locate(
+    top: Top, sides: tuple[int, ...], field: Field | None, sizes: Tensor, size: tuple[int, int]
+) -> LayerExamples:
+    """Compute the positions and boxes of the examples of a layer or family.
 
     Args:
         top: the best images.
-        shape: shape of the layer's output for one image.
+        sides: number of positions along each axis of the map.
         field: receptive field of the layer; ``None``: the whole input.
         sizes: ``(files, 2)``: height and width of each image file.
         size: ``(h, w)`` of the model's input.
     """
     missing = (top.pictures < 0)[..., None]
     places = top.places.clamp_min(0)
-    sides = tuple(side for axis, side in enumerate(shape) if axis != feature_axis(tuple(shape)))
     positions = torch.stack(torch.unravel_index(places, sides), dim=-1) if sides else places[..., None][..., :0]
     h, w = size
     boxes = (

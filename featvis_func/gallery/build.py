@@ -36,7 +36,7 @@ class Gallery(NamedTuple):
     made: int
     """Number of filters whose files this build wrote; the files of the others were up to date."""
     problems: tuple[str, ...]
-    """One message for each unit of the sweep that was left out, with the reason."""
+    """One message for each unit of the sweep, and for each layer's photographs, that were left out, with the reason."""
 
 
 def build_gallery(
@@ -62,8 +62,10 @@ def build_gallery(
         out: The site's folder: a new or empty one, or an existing gallery. Default: ``gallery`` inside the given
             folder.
         images: A folder of photographs, or image files. Each filter's page then also shows the nine photographs that
-            excite the filter most, cropped to its receptive field (:func:`~featvis_func.top_examples`). The search
-            results are saved in the site's folder and used again by later builds.
+            excite the filter most, cropped to its receptive field, and that of a member of a family those with the
+            highest score of its objective (:func:`~featvis_func.top_examples`). They are left out where the objective
+            depends on what is not recorded: on a function of your own, or in a result on tensors. The search results
+            are saved in the site's folder and used again by later builds.
         model: The model that the layers belong to, used with ``images``. Default: the model that the store names.
         device: Device on which to search ``images``. Default: the model's device.
         moving: Format of videos, and of the animation of filters with snapshots, ``"webp"`` or ``"gif"``.
@@ -98,10 +100,12 @@ def build_gallery(
         had_manifest = (folder / MANIFEST_NAME).exists()
         previous_parts = open_site(folder)
         site = SiteBuilder(folder, previous_parts)
-        examples = None
+        examples, left_out = None, ()
         if images is not None:
             try:
-                examples = find_examples(source, folder, images, model=model, device=device, progress=progress)
+                examples, left_out = find_examples(
+                    source, folder, images, model=model, device=device, progress=progress
+                )
             except ValueError:
                 # Leave no trace of a gallery that was not built.
                 if not had_manifest:
@@ -117,7 +121,7 @@ def build_gallery(
             ThreadPoolExecutor(cpu_count()) as pool,
         ):
             layers = [site.add_layer(section, options, pool, bar.update) for section in source.sections]
-        problems = (*source.problems, *site.problems)
+        problems = (*source.problems, *left_out, *site.problems)
         for name, data in pages.assets().items():
             site.write(f"assets/{name}", data)
         site.write("assets/site.js", pages.site_data(layers).encode())

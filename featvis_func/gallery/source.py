@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featvis_func.objective import Objective
+from featvis_func.objective.rebuild import from_code
 from featvis_func.rendering.result import Result, read_result
 from featvis_func.sweep import Entry, Store, open_store
 from featvis_func.sweep.plan import folder_of
@@ -33,6 +35,9 @@ class Section:
     shape: tuple[int, ...]
     """Shape of its output for one image; empty if unknown."""
     parts: tuple[Part, ...]
+    objective: Callable[[], Objective] | None = None
+    """Makes the objective again, if it is another than the channels of the layer; raises ValueError where what it
+    depends on is not recorded."""
 
     @functools.cached_property  # every filter's page asks for it
     def filters(self) -> tuple[int, ...]:
@@ -75,7 +80,9 @@ def _of_store(store: Store) -> Source:
             if stored.problem is not None:
                 problems.append(f"{unit.name}: {stored.problem}")
             parts.append(Part(unit.name, unit.filters, stored.sha256, lambda unit=unit: store.entries(unit)))
-        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts)))
+        record = store.config.get("families", {}).get(layer)
+        objective = None if record is None else functools.partial(_objective_of_store, store, layer)
+        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts), objective))
     return Source(str(store.config["model"]), store.config, tuple(sections), tuple(problems))
 
 
@@ -107,5 +114,31 @@ def _of_result(result: Result) -> Source:
             )
 
     part = Part(folder_of(layer), tuple(sorted(result.filters)), digest.hexdigest(), entries)
-    section = Section(layer, folder_of(layer), (), (part,))
+    code = result.config.get("objective_code")
+    section = Section(
+        layer, folder_of(layer), (), (part,), None if code is None else lambda: _objective_of_result(code)
+    )
     return Source(str(result.config.get("model", "model")), result.config, (section,), ())
+
+
+def _objective_of_store(store: Store, label: str) -> Objective:
+    record = store.config["families"][label]
+    _check_recorded(record["objective_code"] or {}, record["tensors"])
+    return store.objective(label)
+
+
+def _objective_of_result(code: dict[str, Any]) -> Objective:
+    _check_recorded(code, ())
+    return from_code(code, {})
+
+
+def _check_recorded(code: dict[str, Any], tensors: Collection[str]) -> None:
+    """Raise ValueError if an objective depends on what is not recorded.
+
+    Args:
+        code: of the objective, see :class:`~featvis_func.objective.expression.Code`.
+        tensors: names of those that are recorded.
+    """
+    missing = [meaning for name, meaning in code.get("values", {}).items() if name not in tensors]
+    if missing:
+        raise ValueError(f"the objective depends on {' and on '.join(missing)}, which is not recorded")

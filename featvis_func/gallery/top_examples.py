@@ -9,13 +9,14 @@ import PIL.Image
 import torch
 from torch import nn
 
-from featvis_func.dataset import Examples, examples_key, top_examples
+from featvis_func.dataset import Examples, check_searchable, examples_key, top_examples
 from featvis_func.gallery.images import webp
 from featvis_func.gallery.manifest import format_number
 from featvis_func.gallery.reproduce import weights_file
 from featvis_func.gallery.source import Source
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.models.loading import without_code
+from featvis_func.rendering.spec import Selection
 
 _FILE = "examples.safetensors"
 _CROP, _GAP, _QUALITY = 112, 4, 82
@@ -31,6 +32,15 @@ class ExampleSheet(NamedTuple):
     """File name and formatted score of each photograph."""
 
 
+class FoundExamples(NamedTuple):
+    """The photographs of a gallery."""
+
+    examples: Examples | None
+    """``None`` if no layer has photographs."""
+    problems: tuple[str, ...]
+    """One message for each layer or family whose photographs are left out, with the reason."""
+
+
 def find_examples(
     source: Source,
     site: Path,
@@ -39,7 +49,7 @@ def find_examples(
     model: str | nn.Module | Model | None,
     device: torch.device | str | None,
     progress: bool | None,
-) -> Examples:
+) -> FoundExamples:
     """Find the photographs that excite each filter most, using the saved results of an earlier build if still valid.
 
     Args:
@@ -58,17 +68,37 @@ def find_examples(
     differs = _weights_differ(source, model) if expected is None else fingerprint(model.module) != expected
     if differs:
         raise ValueError(f"{model.name} is not the model that was rendered: its layers or its weights differ")
-    layers = [section.name for section in source.sections]
+    layers, problems = _requests(source)
+    if not layers:
+        return FoundExamples(None, problems)
     images = [Path(file) for file in images] if not isinstance(images, str | Path) else images
     try:
         saved = Examples.load(site / _FILE)
     except ValueError:
         saved = None
     if saved is not None and saved.covers(examples_key(model, layers, images)):
-        return saved
+        return FoundExamples(saved, problems)
     examples = top_examples(model, layers, images, device=device, progress=progress)
     examples.save(site / _FILE)
-    return examples
+    return FoundExamples(examples, problems)
+
+
+def _requests(source: Source) -> tuple[dict[str, str | Selection], tuple[str, ...]]:
+    """The layers, and the objectives with the members that are shown; and what cannot be searched, with the reason."""
+    requests: dict[str, str | Selection] = {}
+    problems = []
+    for section in source.sections:
+        if section.objective is None:
+            requests[section.name] = section.name
+            continue
+        try:
+            objective = section.objective()
+            check_searchable(objective)
+        except ValueError as error:
+            problems.append(f"the photographs of {section.name}: {error}")
+        else:
+            requests[section.name] = Selection(objective, list(section.filters))
+    return requests, tuple(problems)
 
 
 def _as_rendered(model: str | nn.Module | Model, config: dict[str, Any]) -> Model:
@@ -82,12 +112,12 @@ def example_sheet(examples: Examples, layer: str, number: int) -> ExampleSheet |
     """Combine the cropped photographs of one filter into one image, highest score first.
 
     Returns:
-        The sheet, or ``None`` if the filter has no photographs.
+        The sheet, or ``None`` if the filter has no photographs, or those of the layer are left out.
 
     Raises:
         ValueError: If a photograph no longer exists.
     """
-    photographs = examples.of(layer, number)
+    photographs = examples.of(layer, number) if layer in examples else ()
     if not photographs:
         return None
     columns = min(3, len(photographs))

@@ -1,7 +1,7 @@
 """What is recorded of a rendering: the configuration that its images depend on, as JSON holds it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,13 +57,28 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
     family = objective.family
     if family is None:
         return described
-    tensors = {
-        name: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch."), "sha256": _digest(v)}
-        for name, v in member_tensors(objective).items()
-    }
+    tensors = describe_tensors(member_tensors(objective))
     command = {} if family.command is None else {"command": list(family.command)}
     members = {"layers": list(objective.layers), "group": objective.group, "tensors": tensors, **command}
     return {**described, "layer": family.label, "family": members}
+
+
+def label_of(objective: Objective) -> str:
+    """An objective's name among several: the family's label, or the code that makes it.
+
+    >>> from featvis_func.objective import channel, neurons
+    >>> label_of(neurons("conv", 1, [0])), label_of(-channel("conv"))
+    ('neuron:conv', "-1 * channel('conv')")
+    """
+    return str(objective) if objective.family is None else objective.family.label
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The shape, the dtype and the SHA-256 of each tensor's numbers, as JSON holds them."""
+    return {
+        name: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch."), "sha256": _digest(v)}
+        for name, v in tensors.items()
+    }
 
 
 def member_tensors(objective: Objective) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from featvis_func.models import Model
 from featvis_func.objective import Objective
 from featvis_func.objective.expression import call
 from featvis_func.objective.rebuild import from_code
-from featvis_func.rendering.record import describe_objective, member_tensors
+from featvis_func.rendering.record import describe_objective, label_of, member_tensors
 from featvis_func.rendering.spec import Selection, is_spec, parse_spec
 from featvis_func.sweep.layout import DamagedError, Folder
 from featvis_func.sweep.plan import folder_of
@@ -72,16 +72,6 @@ def split_request(
             raise ValueError(f"two families are called {label!r}; give them as a dictionary from labels to objectives")
         families[label] = request
     return names, families
-
-
-def label_of(objective: Objective) -> str:
-    """An objective's name in a sweep: the family's label, or the code that makes it.
-
-    >>> from featvis_func.objective import channel, neurons
-    >>> label_of(neurons("conv", 1, [0])), label_of(-channel("conv"))
-    ('neuron:conv', "-1 * channel('conv')")
-    """
-    return str(objective) if objective.family is None else objective.family.label
 
 
 def is_layer(objective: Objective) -> bool:

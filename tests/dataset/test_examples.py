@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import featvis_func as fv
 from featvis_func.dataset import Example, reading
-from featvis_func.dataset.search import Top, keep_best
+from featvis_func.dataset.best import Top, keep_best
 from featvis_func.io.image_files import read_image
 from featvis_func.models import Model
 from tests.toys import OneConv, load_toy
