@@ -159,7 +159,7 @@ def family_search(
     return FamilySearch(
         objective,
         torch.tensor(members, device=device) * copies,
-        members == list(range(count)),
+        copies == 1 and members == list(range(count)),
         sum(math.prod(shapes[name]) for name in objective.layers),
         sides,
         bool(sides) and sides == tuple(shapes[layer][:axis] + shapes[layer][axis + 1 :]),

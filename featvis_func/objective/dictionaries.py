@@ -10,11 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from featvis_func.constants import device_constant
 from featvis_func.objective.base import Objective, features_last, resolve_position
-from featvis_func.objective.directions import Similarity, check_width, similarity_to
+from featvis_func.objective.directions import Similarity, check_width, from_dots, similarity_to
 from featvis_func.objective.expression import call
 from featvis_func.objective.families import Rows, family
 from featvis_func.objective.units import Position
@@ -66,11 +65,12 @@ def directions(
         values = features_last(activations[layer])
         check_width(layer, values.shape[-1], rows.shape[1])
         matrix = on_device(values)
-        if similarity != "dot":
-            score = lambda row: _mean_or_at(layer, activation_map(activations, {"matrix": row}), position)  # noqa: E731
-            return vmap(score, chunk_size=64)(matrix)
-        shown = values.flatten(0, -2).mean(0) if position is None and values.ndim > 1 else values
-        return matrix @ (shown if position is None else shown[resolve_position(layer, values.shape[:-1], position)])
+        if similarity == "dot" and position is None and values.ndim > 1:
+            return matrix @ values.flatten(0, -2).mean(0)
+        if position is not None:
+            values = values[resolve_position(layer, values.shape[:-1], position)]
+        flat = values.reshape(-1, values.shape[-1])
+        return from_dots(flat @ matrix.T, flat[:, None], matrix, similarity, power).mean(0)
 
     expression = call(
         "directions",

@@ -143,10 +143,15 @@ def check_width(layer: str, channels: int, length: int) -> None:
 def similarity_to(layer: str, values: Tensor, direction: Tensor, similarity: str, power: float) -> Tensor:
     """Compute the similarity of each position to a vector: ``(..., c) -> (...)``."""
     check_width(layer, values.shape[-1], len(direction))
-    dot = (values * direction).sum(-1)
+    return from_dots((values * direction).sum(-1), values, direction, similarity, power)
+
+
+def from_dots(dots: Tensor, x: Tensor, y: Tensor, similarity: str, power: float) -> Tensor:
+    """Compute a similarity of ``x`` and ``y`` along the last axis from their dot products."""
     if similarity == "dot":
-        return dot
-    return cosine_similarity(values, direction) if similarity == "cosine" else dot_cosine(values, direction, power)
+        return dots
+    cosines = _cosines(dots, x, y)
+    return cosines if similarity == "cosine" else dots * cosines.clamp_min(_MIN_COSINE) ** power
 
 
 def dot_cosine(x: Tensor, y: Tensor, power: float) -> Tensor:
@@ -155,7 +160,7 @@ def dot_cosine(x: Tensor, y: Tensor, power: float) -> Tensor:
     >>> dot_cosine(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), 2).round(decimals=3)
     tensor(2.)
     """
-    return (x * y).sum(-1) * cosine_similarity(x, y).clamp_min(_MIN_COSINE) ** power
+    return from_dots((x * y).sum(-1), x, y, "dot_cosine", power)
 
 
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
@@ -164,5 +169,9 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     >>> cosine_similarity(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])).round(decimals=3)
     tensor(0.7070)
     """
+    return _cosines((x * y).sum(-1), x, y)
+
+
+def _cosines(dots: Tensor, x: Tensor, y: Tensor) -> Tensor:
     squares = (x.square().sum(-1) + _EPS**2) * (y.square().sum(-1) + _EPS**2)
-    return (x * y).sum(-1) / squares.sqrt()
+    return dots / squares.sqrt()

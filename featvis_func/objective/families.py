@@ -232,6 +232,7 @@ def facets(objective: Objective, count: int, *, weight: float = 1.0, layer: str 
         return -weight * (cosines * others).sum(1) / (count - 1)
 
     known = objective.family or Family(str(objective.layers[0]), {})
+    scores = known.all_scores
     total = None if objective.targeted else count * (objective.variants or 1)
     expression = call(
         "facets",
@@ -249,7 +250,11 @@ def facets(objective: Objective, count: int, *, weight: float = 1.0, layer: str 
         batch_score=batch_score,
         variants=total,
         expression=expression,
-        family=known._replace(label=f"{known.label} x{count}", all_scores=None, copies=count),
+        family=known._replace(
+            label=f"{known.label} x{count}",
+            all_scores=None if scores is None else lambda a: scores(a).repeat_interleave(count),
+            copies=count,
+        ),
         group=count,
     )
 
