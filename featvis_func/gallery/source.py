@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featvis_func.gallery.families import GalleryFamily, family_of_result, family_of_store
 from featvis_func.rendering.result import Result, read_result
 from featvis_func.sweep import Entry, Store, open_store
 from featvis_func.sweep.plan import folder_of
@@ -25,7 +26,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One layer."""
+    """One layer, or a family of objectives, whose members are its filters."""
 
     name: str
     folder: str
@@ -33,11 +34,17 @@ class Section:
     shape: tuple[int, ...]
     """Shape of its output for one image; empty if unknown."""
     parts: tuple[Part, ...]
+    family: GalleryFamily | None = None
+    """``None``: the filters are channels of the layer."""
 
     @functools.cached_property  # every filter's page asks for it
     def filters(self) -> tuple[int, ...]:
         """All filters of the layer, rendered or not."""
         return tuple(number for part in self.parts for number in part.filters)
+
+    def name_of(self, number: int) -> str:
+        """The name of a member; empty if it has none."""
+        return "" if self.family is None else self.family.name_of(number)
 
 
 class Source(NamedTuple):
@@ -75,7 +82,10 @@ def _of_store(store: Store) -> Source:
             if stored.problem is not None:
                 problems.append(f"{unit.name}: {stored.problem}")
             parts.append(Part(unit.name, unit.filters, stored.sha256, lambda unit=unit: store.entries(unit)))
-        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts)))
+        family, problem = family_of_store(store, layer)
+        if problem is not None:
+            problems.append(problem)
+        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts), family))
     return Source(str(store.config["model"]), store.config, tuple(sections), tuple(problems))
 
 
@@ -107,5 +117,5 @@ def _of_result(result: Result) -> Source:
             )
 
     part = Part(folder_of(layer), tuple(sorted(result.filters)), digest.hexdigest(), entries)
-    section = Section(layer, folder_of(layer), (), (part,))
+    section = Section(layer, folder_of(layer), (), (part,), family_of_result(result))
     return Source(str(result.config.get("model", "model")), result.config, (section,), ())
