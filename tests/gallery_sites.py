@@ -5,6 +5,7 @@ import http.server
 import math
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,9 @@ from urllib.parse import quote
 import torch
 
 from featvis_func.gallery import build_gallery
+from featvis_func.objective import directions, facets, neurons
 from featvis_func.rendering.result import Result
+from featvis_func.sweep.families import describe_families, write_members
 from featvis_func.sweep.layout import Folder, start_folder
 from featvis_func.sweep.plan import folder_of
 from featvis_func.sweep.shard import commit
@@ -195,3 +198,54 @@ def served(folder: Path) -> Iterator[str]:
 def folder_url(layer: str) -> str:
     """Return the part of a page's URL that stands for a layer."""
     return quote(folder_of(layer), safe="")
+
+
+# Names of members that break careless code; the third is empty.
+NAMES = (
+    "</script><script>alert(1)</script>",
+    "quo\"ted & 'single'",
+    "",
+    "tench, Tinca tinca",
+    "goldfish",
+    "a dog that looks at the camera from the left, with a red collar and a blurred green background " * 2,
+    "шарик \u2028 日本語 \u202eright",
+    "{{ 7 * 7 }}",
+    "golden retriever",
+    "retriever, golden coat",
+)
+FAMILY, FACETS = "directions:conv", "neuron:conv x2"
+
+
+def family_directions() -> torch.Tensor:
+    """Directions of which 0 and 4 have the same one, 8 is near them, 1 is opposite, and 9 is zero."""
+    angles = torch.tensor([0.0, math.pi, 1.2, 1.5, 0.0, 2.0, 2.3, 2.6, 0.3, 0.0])
+    length = torch.tensor([1.0, 2, 3, 1, 5, 1, 1, 1, 0.5, 0])
+    return torch.stack([angles.cos(), angles.sin(), torch.zeros(10)], 1) * length[:, None]
+
+
+def family_store(path: Path, *, done: int | None = None, layer: bool = True) -> Path:
+    """Write a sweep of a family of ten named directions, of which seven are planned, one of facets, and a layer.
+
+    Args:
+        path: of the sweep's folder.
+        done: number of units of the directions that are done. Default: all.
+        layer: whether there is anything but the directions.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a direction of zeros
+        named = directions("conv", family_directions(), names=NAMES)
+    objectives = {FAMILY: named, FACETS: facets(neurons("conv", [1], [(0, 0), (1, 1)]), 2)}
+    counts = {FAMILY: 10, "conv": 6, FACETS: 4}
+    if not layer:
+        objectives, counts = {FAMILY: named}, {FAMILY: 10}
+    run = toy_run(counts, model=MODEL, objective="", families=describe_families(objectives))
+    plans = [plan._replace(filters=(0, 1, 2, 3, 4, 6, 8)) if plan.layer == FAMILY else plan for plan in run.plans]
+    folder = start_folder(path, type(run)(run.config, tuple(plans)))
+    write_members(folder, objectives)
+    units = [unit for unit in folder.run.units if unit.layer == FAMILY]
+    for unit in folder.run.units:
+        if unit in units[done:] and done is not None:
+            continue
+        result = toy_result(unit.layer, unit.filters, 7)
+        commit(folder, unit, result, [7] * len(unit.filters), seconds=1.0)
+    return folder.path

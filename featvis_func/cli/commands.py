@@ -103,6 +103,14 @@ def add_gallery(commands: Any) -> None:
         help=f"{OPTIONS['bands'].help} (default: as rendered)",
     )
     gallery.add_argument(
+        "--columns",
+        type=Path,
+        metavar="FILE.csv",
+        help="file with a header and a row for each filter, by whose columns pages can be sorted; the column filter,"
+        " member, number or name, or else the first, says which filter, by number or name, and a column layer says"
+        " which layer or family, if there are several",
+    )
+    gallery.add_argument(
         "--images", type=Path, metavar="FOLDER", help="folder of photographs: add the nine that excite each filter most"
     )
     gallery.add_argument("--model", help="for --images: name of the model (default: the one that was rendered)")
@@ -129,11 +137,14 @@ def _gallery(arguments: argparse.Namespace) -> int:
         if arguments.model is not None or given_model_options(arguments):
             name = arguments.model or without_code(source_of(arguments.folder).title)
             options["model"] = load(arguments, name)
-    options |= {"moving": arguments.moving, "bands": arguments.bands}
+    options |= {"moving": arguments.moving, "bands": arguments.bands, "columns": arguments.columns}
     site = build_gallery(arguments.folder, arguments.out, progress=None, **options)
     print("\n".join(_first([f"left out: {problem}" for problem in site.problems])), end="\n" if site.problems else "")
-    layers = f"{site.layers} layer{'' if site.layers == 1 else 's'}"
-    print(f"{site.filters} filters of {layers}, {site.made} of them made now: {site.path}")
+    count = site.layers - site.families
+    layers = [f"{count} layer{'' if count == 1 else 's'}"] if count or not site.families else []
+    layers += [f"{site.families} famil{'y' if site.families == 1 else 'ies'}"] if site.families else []
+    noun = "images" if site.families else "filters"
+    print(f"{site.filters} {noun} of {' and '.join(layers)}, {site.made} of them made now: {site.path}")
     return 0
 
 
@@ -183,8 +194,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _lines(status: "Status") -> str:
     """The status of a sweep for people: what is done, and which units are missing and why."""
-    lines = [f"{status.done} of {status.units} units done, {status.filters_done} of {status.filters} filters"]
-    lines += [f"{count} filters are {word}" for word, count in sorted(status.odd.items())]
+    lines = [f"{status.done} of {status.units} units done, {status.filters_done} of {status.filters} {status.noun}"]
+    lines += [f"{count} {status.noun} are {word}" for word, count in sorted(status.odd.items())]
     missing = [f"{name} failed: {why}" for name, why in status.failed.items()]
     missing += [f"{name} is not sound: {what}" for name, what in status.damaged.items()]
     return "\n".join(lines + _first(missing))

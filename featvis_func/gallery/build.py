@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from featvis_func.gallery import pages
+from featvis_func.gallery.columns import read_columns
 from featvis_func.gallery.filter_files import BuildOptions
 from featvis_func.gallery.manifest import MANIFEST_NAME
 from featvis_func.gallery.site import SiteBuilder, cpu_count, open_site
@@ -30,13 +31,16 @@ class Gallery(NamedTuple):
     path: Path
     """Path of the site's first page, ``index.html``."""
     layers: int
-    """Number of layers in the gallery."""
+    """Number of layers in the gallery, and of families of objectives, which appear as layers do."""
     filters: int
-    """Number of filters in the gallery."""
+    """Number of filters in the gallery, and of members of families."""
     made: int
     """Number of filters whose files this build wrote; the files of the others were up to date."""
     problems: tuple[str, ...]
-    """One message for each unit of the sweep, and for each layer's photographs, that were left out, with the reason."""
+    """One message for each unit of the sweep, for each layer's photographs, and for each family's names and directions
+    that were left out, with the reason."""
+    families: int = 0
+    """Number of families of objectives among the layers."""
 
 
 def build_gallery(
@@ -48,6 +52,7 @@ def build_gallery(
     device: torch.device | str | None = None,
     moving: str = "webp",
     bands: Sequence[int] | None = None,
+    columns: str | Path | None = None,
     progress: bool | None = False,
 ) -> Gallery:
     """Build a static website that shows every filter of a sweep or of a result.
@@ -71,6 +76,11 @@ def build_gallery(
         moving: Format of videos, and of the animation of filters with snapshots, ``"webp"`` or ``"gif"``.
         bands: One channel, shown as grey, or three, shown as red, green and blue, numbered from 0. Default: those that
             the images were rendered with, see :func:`~featvis_func.render`.
+        columns: A CSV file with a header and a row for each filter, by whose columns the pages of a layer can be
+            sorted; the page of a filter shows its values. The column ``filter``, ``member``, ``number`` or ``name``, or
+            else the first one, says which filter a row is of, by its number or by the name of a family's member. If
+            the gallery has several layers, a column ``layer`` says which one. A later build without ``columns`` removes
+            them.
         progress: Whether to show a progress bar on standard error; ``None`` shows it only on a terminal.
 
     Returns:
@@ -78,8 +88,8 @@ def build_gallery(
 
     Raises:
         ValueError: If ``store`` is not a sweep or a result, if its images do not have these bands, if the site's folder
-            contains other files or cannot be written, if there are no photographs in ``images``, or if ``model`` is not
-            the model that was rendered.
+            contains other files or cannot be written, if there are no photographs in ``images``, if ``model`` is not
+            the model that was rendered, or if ``columns`` is no such file.
 
     >>> import tempfile
     >>> from featvis_func import render
@@ -95,6 +105,7 @@ def build_gallery(
             check_shown(display.bands, len(source.config["mean"]), len(source.config.get("input_size", (1, 1))))
         source = source._replace(config={**source.config, "bands": list(display.bands or ())})
     folder = _output_folder(store, out)
+    own_columns = {} if columns is None else read_columns(columns, source.sections)
     try:
         new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         had_manifest = (folder / MANIFEST_NAME).exists()
@@ -125,7 +136,9 @@ def build_gallery(
         for name, data in pages.assets().items():
             site.write(f"assets/{name}", data)
         site.write("assets/site.js", pages.site_data(layers).encode())
+        layers = [layer._replace(columns=own_columns.get(layer.name, ())) for layer in layers]
         for index, layer in enumerate(layers):
+            site.add_neighbours(layer)
             for name, text in pages.layer_files(source.title, layers, index).items():
                 site.write(f"layers/{layer.folder}/{name}", text.encode())
                 site.keep(layer.folder, [name])
@@ -134,7 +147,9 @@ def build_gallery(
         site.finish()
     except OSError as error:
         raise ValueError(f"cannot write the gallery {str(folder)!r}: {error.strerror or error}") from error
-    return Gallery(folder / "index.html", len(layers), sum(len(layer.rows) for layer in layers), site.made, problems)
+    count = sum(len(layer.rows) for layer in layers)
+    families = sum(layer.family is not None for layer in layers)
+    return Gallery(folder / "index.html", len(layers), count, site.made, problems, families)
 
 
 def _output_folder(store: Store | Result | str | Path, out: str | Path | None) -> Path:

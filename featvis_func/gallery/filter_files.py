@@ -8,6 +8,7 @@ from featvis_func.gallery import pages
 from featvis_func.gallery.curve import convergence_step, curve
 from featvis_func.gallery.images import activation_map, encode_image, encode_video, snapshot_sheet
 from featvis_func.gallery.manifest import Row, content_key
+from featvis_func.gallery.neighbours import file_of
 from featvis_func.gallery.reproduce import reproduce
 from featvis_func.gallery.source import Section
 from featvis_func.gallery.top_examples import example_sheet
@@ -64,7 +65,8 @@ def make_filter_files(
         after: Number of the next filter, which the page links to, if any.
     """
     score = None if not abs(entry.score) < float("inf") else entry.score
-    row = Row(entry.filter, score, entry.best_step, entry.steps, entry.status, convergence_step(entry.history))
+    converged, name = convergence_step(entry.history), section.name_of(entry.filter)
+    row = Row(entry.filter, score, entry.best_step, entry.steps, entry.status, converged, name)
     image = encode_image(entry.image, options.display)
     files = {"images/{}.webp": image.full, "thumbs/{}.webp": image.thumb}
     video = encode_video(entry.image, options.moving, options.display)
@@ -99,8 +101,9 @@ def make_filter_files(
         snapshots=snapshots,
         curve=curve(entry.history),
         seed=entry.seed,
-        before=before,
-        after=after,
+        before=(before, None if before is None else section.name_of(before)),
+        after=(after, None if after is None else section.name_of(after)),
+        neighbours=file_of(section.family, entry.filter),
         examples=examples,
         reproduction=reproduce(options.config, section.name, entry.filter, entry.seed, filters=section.filters),
     )

@@ -25,6 +25,8 @@ class Row(NamedTuple):
     status: str
     converged_step: int
     """The step of convergence or -1, see :func:`~featvis_func.gallery.curve.convergence_step`."""
+    name: str = ""
+    """Name of the member of a family; empty if it has none."""
 
     @property
     def score_text(self) -> str:

@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 import jinja2
 
+from featvis_func.gallery.columns import Column
+from featvis_func.gallery.families import GalleryFamily
 from featvis_func.gallery.manifest import Row, format_number
 from featvis_func.gallery.reproduce import describe
 from featvis_func.gallery.source import Section, Source
@@ -39,6 +41,15 @@ class LayerPage(NamedTuple):
     """``(w, h)`` of the activation maps in pixels; ``None`` if the layer has none."""
     video: str | None
     """Format of the videos; ``None`` if the layer has none."""
+    family: GalleryFamily | None = None
+    """``None``: the filters are channels of the layer."""
+    columns: tuple[Column, ...] = ()
+    """Of the user's own."""
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the members of the family have names."""
+        return any(row.name for row in self.rows)
 
     @property
     def url(self) -> str:
@@ -72,6 +83,7 @@ def model_page(source: Source, layers: Sequence[LayerPage], problems: Sequence[s
         model=source.title,
         about=describe(source.config),
         layers=layers,
+        families=sum(layer.family is not None for layer in layers),
         count=sum(len(layer.rows) for layer in layers),
         planned=sum(layer.planned for layer in layers),
         dead=sum(layer.dead for layer in layers),
@@ -126,7 +138,25 @@ def compare_page(model: str) -> str:
 
 def _layer_data(layer: LayerPage) -> str:
     """Return a layer's data as a script."""
-    data = {"filters": layer.rows, "size": layer.size, "thumb": layer.thumb, "map": layer.map, "video": layer.video}
+    data: dict[str, Any] = {
+        # An empty name is left out.
+        "filters": [row if row.name else row[:-1] for row in layer.rows],
+        "size": layer.size,
+        "thumb": layer.thumb,
+        "map": layer.map,
+        "video": layer.video,
+    }
+    if layer.family is not None:
+        data["copies"] = layer.family.copies
+    if layer.columns:
+        data["columns"] = [
+            {
+                "name": column.name,
+                "numeric": column.numeric,
+                "values": [column.values.get(row.number) for row in layer.rows],
+            }
+            for column in layer.columns
+        ]
     return f"(featvis.layers ||= {{}})[{_json(layer.folder)}] = {_json(data)};\n"
 
 

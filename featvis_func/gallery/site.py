@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import safetensors
 
+from featvis_func.gallery import neighbours
 from featvis_func.gallery.filter_files import BuildOptions, make_filter_files
 from featvis_func.gallery.manifest import (
     MANIFEST_NAME,
@@ -33,7 +34,7 @@ _UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError, Runti
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_SUBFOLDERS = ("images", "thumbs", "videos", "maps", "films", "examples")
+_SUBFOLDERS = ("images", "thumbs", "videos", "maps", "films", "examples", neighbours.FOLDER)
 
 
 class SiteBuilder:
@@ -83,6 +84,7 @@ class SiteBuilder:
             thumb,
             map_size,
             options.moving if has_video else None,
+            section.family,
         )
 
     def _build_part(
@@ -97,12 +99,14 @@ class SiteBuilder:
         """Write the files of a part unless they are up to date; return ``None`` if there are no images or on damage."""
         if part.version is None:
             return None
-        key = content_key(part.version, part.filters, before, after, section.name, options.key)
+        names = [section.name_of(number) for number in (*part.filters, before, after) if number is not None]
+        family = None if section.family is None else (section.family.key, names)
+        key = content_key(part.version, part.filters, before, after, section.name, family, options.key)
         folder = self._folder / "layers" / section.folder
         previous = self._previous.get(part.name)
         if previous is not None and previous.key == key and all(_is_nonempty(folder / p) for p in previous.paths()):
             return previous
-        neighbours = dict(
+        beside = dict(
             zip(part.filters, zip([before, *part.filters[:-1]], [*part.filters[1:], after], strict=True), strict=True)
         )
         rows: list[Row] = []
@@ -110,7 +114,7 @@ class SiteBuilder:
         try:
             results = _ordered_map(
                 pool,
-                lambda entry: make_filter_files(options, section, entry, *neighbours[entry.filter]),
+                lambda entry: make_filter_files(options, section, entry, *beside[entry.filter]),
                 _read_entries(part),
             )
             for result in results:
@@ -123,6 +127,20 @@ class SiteBuilder:
             return None
         self.made += len(rows)
         return None if built is None else built._replace(rows=tuple(rows))
+
+    def add_neighbours(self, layer: LayerPage) -> None:
+        """Write the nearest members of each member of a family of directions, unless the files are up to date."""
+        family, numbers = layer.family, [row.number for row in layer.rows]
+        if family is None or family.vectors is None or not numbers:
+            return
+        folder = self._folder / "layers" / layer.folder
+        paths = {path for number in numbers if (path := neighbours.file_of(family, number)) is not None}
+        key = neighbours.neighbours_key(family, numbers)
+        self.keep(layer.folder, paths)
+        if all(_first_line(folder / path) == neighbours.first_line_of(key) for path in paths):
+            return
+        for path, data in neighbours.neighbour_files(family, numbers, key):
+            _write_if_changed(folder / path, data)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the site unless it has this content already."""
@@ -228,6 +246,15 @@ def _write_if_changed(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _first_line(path: Path) -> str | None:
+    """Return the first line of a file; ``None`` if there is no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n")
+    except OSError:
+        return None
 
 
 def _is_nonempty(path: Path) -> bool:

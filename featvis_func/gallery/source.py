@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featvis_func.gallery.families import GalleryFamily, family_of_result, family_of_store
 from featvis_func.objective import Objective
 from featvis_func.objective.rebuild import from_code
 from featvis_func.rendering.result import Result, read_result
@@ -27,7 +28,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One layer."""
+    """One layer, or a family of objectives, whose members are its filters."""
 
     name: str
     folder: str
@@ -38,11 +39,17 @@ class Section:
     objective: Callable[[], Objective] | None = None
     """Makes the objective again, if it is another than the channels of the layer; raises ValueError where what it
     depends on is not recorded."""
+    family: GalleryFamily | None = None
+    """``None``: the filters are channels of the layer."""
 
     @functools.cached_property  # every filter's page asks for it
     def filters(self) -> tuple[int, ...]:
         """All filters of the layer, rendered or not."""
         return tuple(number for part in self.parts for number in part.filters)
+
+    def name_of(self, number: int) -> str:
+        """The name of a member; empty if it has none."""
+        return "" if self.family is None else self.family.name_of(number)
 
 
 class Source(NamedTuple):
@@ -80,9 +87,12 @@ def _of_store(store: Store) -> Source:
             if stored.problem is not None:
                 problems.append(f"{unit.name}: {stored.problem}")
             parts.append(Part(unit.name, unit.filters, stored.sha256, lambda unit=unit: store.entries(unit)))
+        family, problem = family_of_store(store, layer)
+        if problem is not None:
+            problems.append(problem)
         record = store.config.get("families", {}).get(layer)
         objective = None if record is None else functools.partial(_objective_of_store, store, layer)
-        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts), objective))
+        sections.append(Section(layer, folder_of(layer), store.shape(layer), tuple(parts), objective, family))
     return Source(str(store.config["model"]), store.config, tuple(sections), tuple(problems))
 
 
@@ -115,9 +125,8 @@ def _of_result(result: Result) -> Source:
 
     part = Part(folder_of(layer), tuple(sorted(result.filters)), digest.hexdigest(), entries)
     code = result.config.get("objective_code")
-    section = Section(
-        layer, folder_of(layer), (), (part,), None if code is None else lambda: _objective_of_result(code)
-    )
+    objective = None if code is None else functools.partial(_objective_of_result, code)
+    section = Section(layer, folder_of(layer), (), (part,), objective, family_of_result(result))
     return Source(str(result.config.get("model", "model")), result.config, (section,), ())
 
 

@@ -19,10 +19,13 @@ An existing writer or run, to which the loss is logged, can be given in place of
 Logged are one picture per filter, as :meth:`Result.pictures` draws it (a strip of frames for a video, a plot for a
 signal), the grid, each filter's score over the training steps, a histogram of the scores, each
 filter's objective over the steps of the rendering, its status, and the configuration. All names begin with
-``prefix/layer``. A score that is not finite is left out of curves and histograms; the text shows it.
+``prefix/layer``. A score that is not finite is left out of curves and histograms; the text shows it. ``FILTER`` in a
+name below is the filter's number; for a member of a family that has a name, this follows, without characters that a
+log gives a meaning, as in ``image/3_golden_retriever``.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,7 @@ from featvis_func.rendering.result import Result
 from featvis_func.validation import check_int
 
 _BINS = 30  # Of the histogram of the scores.
+_LONGEST_NAME = 60  # In the names of images and curves; captions and tables have all of it.
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
     The names below ``prefix/layer`` are: the images ``image/FILTER`` and ``grid``; the scalars ``score/FILTER`` over
     the training steps and ``history/FILTER`` over the steps of the rendering (``history/STEP/FILTER`` for a result that
     is logged with a training step); the histogram ``scores``; and as text ``filters``, a table of scores and status,
-    and ``config``.
+    and ``config``. Members of a family have their name in the table, too.
 
     Args:
         where: a folder, created if it does not exist; or a ``SummaryWriter`` of torch, or an object with the same
@@ -109,24 +113,24 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
         raise ValueError(f"expected a folder or a SummaryWriter, got {where!r}")
 
     def write(result: Result, step: int | None) -> None:
-        root, scores = _root(prefix, result), _finite_scores(result)
+        root, scores, tags = _root(prefix, result), _finite_scores(result), _tags(result)
 
         def add_image(name: str, image: PIL.Image.Image) -> None:
             pixels = np.array(image)
             writer.add_image(f"{root}/{name}", pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
         for number, image in zip(result.filters, result.pictures(), strict=True):
-            add_image(f"image/{number}", image)
+            add_image(f"image/{tags[number]}", image)
         add_image("grid", result.grid())
         for number, score in scores.items():
-            writer.add_scalar(f"{root}/score/{number}", score, step)
+            writer.add_scalar(f"{root}/score/{tags[number]}", score, step)
         if scores:
             values = np.array([*scores.values()])
             writer.add_histogram(f"{root}/scores", values, step, bins=_edges(values))
         folder = "history" if step is None else f"history/{step}"
         for number, curve in _curves(result).items():
             for render_step, value in curve.items():
-                writer.add_scalar(f"{root}/{folder}/{number}", value, render_step)
+                writer.add_scalar(f"{root}/{folder}/{tags[number]}", value, render_step)
         writer.add_text(f"{root}/filters", _table(result), step)
         text = json.dumps(result.config, indent=1, sort_keys=True)
         writer.add_text(f"{root}/config", "\n".join(f"    {line}" for line in text.splitlines()), step)
@@ -137,7 +141,7 @@ def tensorboard_logger(where: Any, *, prefix: str = "featvis") -> Logger:
 def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logger:
     """Log results to Weights & Biases.
 
-    The names below ``prefix/layer`` are: ``images``, captioned with layer, filter, score and status; ``grid``;
+    The names below ``prefix/layer`` are: ``images``, captioned with layer, filter, name, score and status; ``grid``;
     ``score/FILTER``; the histogram ``scores``; and ``history``, a chart of all filters over the steps of the rendering.
     The result's configuration is added to that of the run, as ``prefix/layer``.
 
@@ -172,15 +176,16 @@ def wandb_logger(where: Any, *, prefix: str = "featvis", **options: Any) -> Logg
 
     def write(result: Result, step: int | None) -> None:
         root, scores, curves = _root(prefix, result), _finite_scores(result), _curves(result)
+        tags = _tags(result)
         captioned = zip(result.pictures(), _captions(result), strict=True)
         entry = {
             "images": [wandb.Image(image, caption=caption) for image, caption in captioned],
             "grid": wandb.Image(result.grid()),
-            **{f"score/{number}": score for number, score in scores.items()},
+            **{f"score/{tags[number]}": score for number, score in scores.items()},
             "history": wandb.plot.line_series(
                 xs=[list(curve) for curve in curves.values()],
                 ys=[list(curve.values()) for curve in curves.values()],
-                keys=[str(number) for number in curves],
+                keys=[tags[number] for number in curves],
                 title=f"{root}/history",
                 xname="step of the rendering",
             ),
@@ -224,18 +229,46 @@ def _curves(result: Result) -> dict[int, dict[int, float]]:
     }
 
 
+def _names(result: Result) -> dict[int, str]:
+    """Filter -> name on one line, for members of a family that have one."""
+    names = {int(number): " ".join(str(name).split()) for number, name in result.config.get("names", {}).items()}
+    return {number: name for number, name in names.items() if name}
+
+
+def _tags(result: Result) -> dict[int, str]:
+    """Filter -> its number and name, of letters, digits, ``-``, ``.`` and ``_`` only: others divide or end a tag."""
+    tags = {number: str(number) for number in result.filters}
+    for number, name in _names(result).items():
+        safe = re.sub(r"[^\w.-]+", "_", name).strip("_")[:_LONGEST_NAME]
+        tags[number] = f"{number}_{safe}" if safe else str(number)
+    return tags
+
+
 def _captions(result: Result) -> list[str]:
-    layer = result.config.get("layer", "")
+    layer, names = result.config.get("layer", ""), _names(result)
     return [
-        f"{layer}:{number}, score {score:.4g}, {status}"
+        f"{layer}:{number}, {f'{names[number]}, ' if number in names else ''}score {score:.4g}, {status}"
         for number, score, status in zip(result.filters, result.scores.tolist(), result.status, strict=True)
     ]
 
 
 def _table(result: Result) -> str:
-    """A table in Markdown with one row per filter."""
+    """A table in Markdown with one row per filter, and a column of names if there are any."""
     columns = (result.filters, result.scores.tolist(), result.best_step.tolist(), result.steps.tolist(), result.status)
-    lines = [
-        f"| {n} | {score:.4g} | {best} | {steps} | {s} |" for n, score, best, steps, s in zip(*columns, strict=True)
-    ]
-    return "\n".join(["| filter | score | best step | steps | status |", "|---:|---:|---:|---:|:---|", *lines])
+    names = _names(result)
+    lines = ["| filter | score | best step | steps | status |", "|---:|---:|---:|---:|:---|"]
+    for n, score, best, steps, s in zip(*columns, strict=True):
+        lines.append(f"| {n} | {score:.4g} | {best} | {steps} | {s} |")
+    if names:
+        cells = [_escape(names.get(n, "")) for n in result.filters]
+        lines = [f"{line} {cell} |" for line, cell in zip(lines, ["name", ":---", *cells], strict=True)]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Escape the characters of a text that Markdown gives a meaning.
+
+    >>> print(_escape("a|b <i> [c](d)"))
+    a\\|b \\<i\\> \\[c\\](d)
+    """
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", text)

@@ -26,6 +26,8 @@ class Status(NamedTuple):
     """Name of each unit with damaged or missing files -> what is wrong."""
     odd: dict[str, int]
     """Status other than ``"ok"`` -> number of filters that have it."""
+    noun: str = "filters"
+    """What is rendered: ``"filters"`` of layers, ``"members"`` of families, or ``"images"`` of both, or of facets."""
 
     @property
     def complete(self) -> bool:
@@ -77,7 +79,16 @@ def read_status(folder: Folder, *, thorough: bool = False) -> Status:
             if record["status"] != "ok":
                 odd[record["status"]] = odd.get(record["status"], 0) + 1
     filters = sum(len(plan.filters) for plan in folder.run.plans)
-    return Status(len(folder.run.units), done, failed, filters, filters_done, damaged, odd)
+    return Status(len(folder.run.units), done, failed, filters, filters_done, damaged, odd, _noun(folder))
+
+
+def _noun(folder: Folder) -> str:
+    """What the sweep renders, see :class:`Status`."""
+    families = folder.run.config.get("families", {})
+    if not families:
+        return "filters"
+    only_members = families.keys() >= {plan.layer for plan in folder.run.plans}
+    return "members" if only_members and all(family["group"] == 1 for family in families.values()) else "images"
 
 
 def failure_of(folder: Folder, unit: Unit) -> str | None:

@@ -295,7 +295,7 @@ def test_damaged_units_are_left_out_and_reported(store: Path) -> None:
     assert "bytes instead of" in gallery.problems[0]
     assert "cannot be read" in gallery.problems[1]
     text = (store / "gallery/index.html").read_text()
-    assert "2 units left out" in text
+    assert "2 parts left out" in text
     assert "block1.conv/00000-00001" in text
     assert "1 of 5 filters" in text
     assert cli.main(["gallery", str(store)]) == 0

@@ -1,19 +1,17 @@
 """Browser tests of the gallery: mouse, keyboard and touch, from local files and from a web server."""
 
 import importlib
-import os
-import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from featvis_func.cli import main as cli
 from featvis_func.sweep.plan import folder_of
+from tests.gallery_browser import Site, Visit, focused, grid, images_load, pinned, press, wait_for_url_ending
 from tests.gallery_sites import (
     DAMAGED,
     EMPTY,
@@ -31,86 +29,12 @@ from tests.gallery_sites import (
     toy_site,
 )  # fmt: skip
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PAGES = {
     "model": "index.html",
     "layer": f"layers/{folder_url(HOSTILE)}/index.html",
     "filter": f"layers/{folder_url(HOSTILE)}/3.html",
     "compare": f"compare.html#pins={folder_url(HOSTILE)}:3*conv:10",
 }
-
-
-class Site(NamedTuple):
-    """Location of a gallery."""
-
-    folder: Path
-    url: str
-    """URL of the folder, with a trailing slash."""
-
-
-class Visit:
-    """Opener of pages. Records failed requests, console messages and errors; :meth:`close` fails if there are any."""
-
-    def __init__(self, browser: Any, site: Site) -> None:
-        self.site = site
-        self.problems: list[str] = []
-        self.requested: list[str] = []
-        self.browser = browser
-        self._contexts: list[Any] = []
-
-    def __call__(self, path: str = "index.html", *, width: int = 1280, height: int = 800, **options: Any) -> Any:
-        """Open a page in a new browser context."""
-        context = self.browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(300_000)  # only a guard against hanging
-        self._contexts.append(context)
-        context.on("request", self._on_request)
-        context.on("requestfailed", self._on_failure)
-        context.on("response", lambda r: r.status < 400 or self.problems.append(f"{r.status}: {r.url}"))
-        context.on("console", lambda m: self.problems.append(f"console, {m.type}: {m.text}"))
-        context.on("weberror", lambda e: self.problems.append(f"error: {e.error}"))
-        page = context.new_page()
-        page.on("dialog", self._on_dialog)
-        page.goto(self.site.url + path)
-        return page
-
-    def _on_request(self, request: Any) -> None:
-        self.requested.append(request.url)
-        if not request.url.startswith((self.site.url, "data:")):
-            self.problems.append(f"requested {request.url}")
-
-    def _on_failure(self, request: Any) -> None:
-        if "ERR_ABORTED" not in (request.failure or ""):  # aborted by leaving the page
-            self.problems.append(f"failed: {request.url}, {request.failure}")
-
-    def _on_dialog(self, dialog: Any) -> None:
-        self.problems.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def close(self) -> None:
-        for context in self._contexts:
-            context.close()
-        assert not self.problems
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        api = importlib.import_module("playwright.sync_api")
-    except ImportError:
-        pytest.skip("no playwright: pip install 'featvis-func[test]'")
-    path = os.environ.get("FEATVIS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: neither FEATVIS_CHROMIUM nor one of {', '.join(BROWSERS)}")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def folder(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parent folder of all sites. Depends on the browser, so that no site is built when the tests are skipped."""
-    return tmp_path_factory.mktemp("sites") / "sub folder é#"
 
 
 @pytest.fixture(scope="module")
@@ -145,38 +69,6 @@ def web(browser: Any, toy: Path, server: str) -> Iterator[Visit]:
 def anywhere(request: pytest.FixtureRequest) -> Visit:
     """Visit of the toy gallery as local files and on a web server."""
     return request.getfixturevalue({"file": "visit", "http": "web"}[request.param])
-
-
-def grid(page: Any) -> list[int]:
-    """Return the filters on a layer's page, in order."""
-    return page.locator("#grid > li").evaluate_all("items => items.map(item => Number(item.dataset.n))")
-
-
-def focused(page: Any) -> int:
-    """Return the number of the filter that has the focus."""
-    return page.evaluate("Number(document.activeElement.closest('li').dataset.n)")
-
-
-def images_load(page: Any, selector: str) -> bool:
-    """Wait until all images that match are loaded and decoded; return whether there is any."""
-    loaded = "i => i.complete && i.naturalWidth && i.currentSrc.endsWith('.webp')"
-    page.wait_for_function(f"s => [...document.querySelectorAll(s)].every({loaded})", arg=selector)
-    return page.locator(selector).count() > 0
-
-
-def pinned(page: Any) -> list[str]:
-    """Return the names of the thumbnails in the bar of pinned filters."""
-    return page.locator("#pin-list img").evaluate_all("images => images.map(image => image.alt)")
-
-
-def press(page: Any, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def wait_for_url_ending(page: Any, text: str) -> None:
-    """Wait until the URL ends with a text."""
-    page.wait_for_url(re.compile(re.escape(text) + "$"))
 
 
 # Navigation.
@@ -530,7 +422,7 @@ def test_special_characters_in_layer_names(anywhere: Visit, layer: str) -> None:
 @pytest.mark.slow
 def test_damaged_and_missing_units_are_reported(visit: Visit) -> None:
     page = visit()
-    assert page.locator(".problems summary").inner_text() == "1 unit left out"
+    assert page.locator(".problems summary").inner_text() == "1 part left out"
     assert folder_of(DAMAGED) in page.locator(".problems li").inner_text()
     page.get_by_role("link", name=DAMAGED, exact=True).click()
     wait_for_url_ending(page, f"{folder_url(DAMAGED)}/index.html")

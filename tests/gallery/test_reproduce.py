@@ -1,15 +1,22 @@
-"""The Python call that renders an image again, for objectives and parts that a record cannot hold."""
+"""The Python call that renders an image again, for objectives and parts that a record cannot hold, and families."""
 
+import hashlib
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 import featvis_func as fv
 from featvis_func import objective as o
+from featvis_func.cli import main as cli
 from featvis_func.gallery.reproduce import reproduce
 from featvis_func.models import Model
+from featvis_func.rendering.result import read_result
+from featvis_func.sweep import open_store, sweep
 
 QUICK: dict[str, Any] = {"steps": 2, "precision": "float32"}
 VECTOR = torch.arange(12.0) - 3
@@ -101,3 +108,84 @@ def test_axes_that_the_user_states_are_recorded() -> None:
     names: dict[str, Any] = {"module": net}
     exec(reproduce(result.config, result.config["layer"], 2, 0).call, names)
     torch.testing.assert_close(names["result"].images, result.images)
+
+
+# --- families -------------------------------------------------------------------------------------------------------
+
+MATRIX = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_sweeps_family_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = o.directions("head", MATRIX) - 0.5 * o.sae("head", MATRIX.flip(0), torch.arange(6.0))
+    layers = {"mine": objective, "pairs": o.facets(o.directions("head", MATRIX[:2]), 2), "negative": -o.channel("head")}
+    options: dict[str, Any] = {"steps": 2, "size": 32, "seed": 4, "image_dtype": "float16", "batch_size": 2}
+    sweep("texturenet", layers, [2, 3], out=tmp_path / "store", **options)
+    store = open_store(tmp_path / "store")
+    monkeypatch.chdir(store.path)
+    for label in layers:
+        reproduction = reproduce(store.config, label, 3, 4, filters=store.filters(label))
+        assert reproduction.command is None
+        assert "not recorded" not in reproduction.call
+        names: dict[str, Any] = {}
+        exec(reproduction.call, names)
+        result = names["result"]
+        assert result.filters == ((2, 3) if label == "pairs" else (3,))
+        torch.testing.assert_close(result.images[-1], store[label, 3].image, rtol=0, atol=2e-3)
+
+
+def test_a_layer_beside_families_is_reproduced_as_before() -> None:
+    config = {"model": "texturenet", "render": {"steps": 2}, "families": {"mine": {"objective": "x", "group": 1}}}
+    assert reproduce(config, "head", 3, 0).command == "featvis render texturenet --layer head --filters 3 --steps 2"
+
+
+@pytest.mark.slow
+def test_the_command_of_a_family_renders_the_image_again(tmp_path: Path) -> None:
+    file = tmp_path / "my dictionary.safetensors"
+    safetensors.torch.save_file({"W_dec": MATRIX}, file)
+    words = ["--objective", f"directions:head:{file}[W_dec]:1-2", "--minus", "0.5*channel:head:3", "--facets", "2"]
+    quick = ["--steps", "2", "--size", "32", "--device", "cpu"]
+    assert cli.main(["sweep", "texturenet", *words, *quick, "--out", str(tmp_path / "store")]) == 0
+    assert cli.main(["render", "texturenet", *words, *quick, "--no-gallery", "--out", str(tmp_path / "first")]) == 0
+    store, first = open_store(tmp_path / "store"), read_result(tmp_path / "first")
+    (label,) = store.layers
+    assert first.filters == store.filters(label) == (2, 3, 4, 5)
+    expected = first.images[3]
+    torch.testing.assert_close(store[label, 5].image, expected, rtol=0, atol=0.01)
+    for config, name in ((store.config, label), (first.config, first.config["layer"])):
+        command = reproduce(config, name, 5, 0).command
+        assert command is not None
+        again = shlex.split(command)
+        assert again[again.index("--filters") + 1] == "4-5"
+        assert cli.main([*again[1:], "--no-gallery", "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
+        result = read_result(tmp_path / "again")
+        assert result.filters == (4, 5)
+        torch.testing.assert_close(result.images[1], expected, rtol=0, atol=1e-3)
+
+
+def test_a_results_family_names_the_tensor_and_its_checksum() -> None:
+    result = fv.render("texturenet", o.directions("head", MATRIX), [1, 4], size=32, **QUICK)
+    reproduction = reproduce(result.config, result.config["layer"], 4, 0, filters=result.filters)
+    digest = hashlib.sha256(MATRIX.numpy().data).hexdigest()
+    assert f"(6, 32) of torch.float32, which is not recorded; the SHA-256 of its numbers is {digest}" in (
+        reproduction.call
+    )
+    names: dict[str, Any] = {"matrix": MATRIX}
+    exec(reproduction.call, names)
+    assert names["result"].filters == (4,)
+    torch.testing.assert_close(names["result"].images[0], result.images[1], rtol=0, atol=1e-4)
+
+
+def test_a_family_whose_images_depend_on_each_other_is_rendered_together() -> None:
+    objective = o.directions("head", MATRIX) - o.diversity("head")
+    result = fv.render("texturenet", objective, [1, 4], size=32, **QUICK)
+    assert "objective, [1, 4]," in reproduce(result.config, result.config["layer"], 4, 0, filters=result.filters).call
+
+
+def test_a_family_of_your_own_is_named(tmp_path: Path) -> None:
+    own = o.family("mine", "head", {"v": MATRIX}, lambda a, row: (a["head"] * row["v"][:, None, None]).mean())
+    sweep("texturenet", own, [1], out=tmp_path, steps=2, size=32)
+    store = open_store(tmp_path)
+    reproduction = reproduce(store.config, "mine", 1, 0)
+    compile(reproduction.call, "call", "exec")
+    assert "# own_objective: your own objective 'mine', which is not recorded" in reproduction.call
+    assert "load_file" not in reproduction.call

@@ -345,3 +345,44 @@ def test_invalid_result_or_step_raises(given: Any, step: Any, message: str) -> N
     log = Logger(lambda result, step: pytest.fail("the result was written"), lambda: None)
     with pytest.raises(ValueError, match=message):
         log(given, step)
+
+
+# --- names of members -----------------------------------------------------------------------------------------------
+
+NAMED = {"7": "golden retriever", "8": "a/b|c <script>\n*x*", "9": "  "}
+
+
+def with_names() -> Result:
+    result = make()
+    return replace(result, config={**result.config, "layer": "directions:fc", "names": NAMED})
+
+
+def test_tensorboard_names_members() -> None:
+    from unittest.mock import Mock
+
+    writer = Mock()
+    tensorboard_logger(writer)(with_names())
+    root = "featvis/directions:fc"
+    tags = [call.args[0] for call in writer.add_image.call_args_list]
+    assert tags == [f"{root}/image/{t}" for t in ("7_golden_retriever", "8_a_b_c_script_x", "9")] + [f"{root}/grid"]
+    scalars = {call.args[0].removeprefix(f"{root}/") for call in writer.add_scalar.call_args_list}
+    assert {"score/7_golden_retriever", "history/8_a_b_c_script_x"} <= scalars
+    table = writer.add_text.call_args_list[0].args[1].splitlines()
+    assert table[0] == "| filter | score | best step | steps | status | name |"
+    assert [line.count(" | ") for line in table if "---" not in line] == [5] * 4
+    assert table[3].endswith(r"| ok | a/b\|c \<script\> \*x\* |")
+
+
+def test_wandb_captions_name_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unittest.mock import Mock
+
+    wandb, run = Mock(), Mock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    wandb_logger(run)(with_names())
+    captions = [call.kwargs.get("caption", "") for call in wandb.Image.call_args_list]
+    assert captions[0].startswith("directions:fc:7, golden retriever, score ")
+    assert captions[1].startswith("directions:fc:8, a/b|c <script> *x*, score ")
+    assert captions[2] == "directions:fc:9, score -inf, nonfinite"
+    entry = run.log.call_args.args[0]
+    assert "featvis/directions:fc/score/7_golden_retriever" in entry
+    assert wandb.plot.line_series.call_args.kwargs["keys"][1] == "8_a_b_c_script_x"

@@ -12,7 +12,7 @@
     });
   }
 
-  function facts(filter) {
+  function facts(layer, filter) {
     const [, score, bestStep, steps, status, convergedStep] = filter;
     const pairs = [["Score", formatNumber(score)], ["Best step", bestStep], ["Steps", steps],
       ["Converged at step", convergedStep], ["Status", status]];
@@ -20,25 +20,26 @@
       const text = value === -1 ? "none" : String(value);
       return createElement("div", {}, createElement("dt", {}, key), createElement("dd", {}, text));
     });
-    return createElement("dl", { class: "facts" }, ...rows);
+    return createElement("dl", { class: "facts" }, ...rows, ...featvis.columnFacts(layer, filter));
   }
 
   function filterCard(name, folder, layer, filter) {
     const n = filter[0];
-    const title = `${name}:${n}`;
+    const [title, own] = [`${name}:${n}`, featvis.nameOf(filter)];
     const [width, height] = layer.size;
     const pinButton = createElement("button", {
       type: "button", class: "pin", "data-n": n, "data-folder": folder, "aria-pressed": "true",
-      "aria-label": `Unpin ${title}`,
+      "aria-label": `Unpin ${title}${own && ", " + own}`,
     }, "★");
     const heading = createElement("h2", {}, createElement("a", { href: `${layerUrl(folder)}${n}.html` }, title));
-    const image = { width, height, alt: `Feature visualisation of filter ${n} of ${name}` };
+    const image = { width, height, alt: `Feature visualisation of filter ${n}${own && ", " + own + ","} of ${name}` };
     const still = `${layerUrl(folder)}images/${n}.webp`;
     const moving = `${layerUrl(folder)}videos/${n}.${layer.video}`;
     const parts = [
       createElement("div", { class: "heading" }, heading, pinButton),
+      ...(own ? [createElement("p", { class: "name" }, own)] : []),
       layer.video ? featvis.createVideo(title, moving, still, image) : createElement("img", { ...image, src: still }),
-      facts(filter),
+      facts(layer, filter),
     ];
     if (layer.map) {
       const [mapWidth, mapHeight] = layer.map;
@@ -52,6 +53,7 @@
     const names = Object.fromEntries(featvis.allLayers().map((layer) => [layer.folder, layer.name]));
     const pairs = featvis.pins().map((name) => name.split(":")).filter(([folder]) => names[folder]);
     await Promise.all([...new Set(pairs.map(([folder]) => folder))].map(fetchLayer));
+    featvis.rememberPins();
     const items = [];
     for (const [folder, n] of pairs) {
       const layer = featvis.layer(folder);

@@ -1,7 +1,45 @@
 "use strict";
-// Filter page: links to the previous and next filter in the URL's sort order, snapshot slider, copy buttons.
+// Filter page: links to the previous and next filter in the URL's sort order and to related members of a family, the
+// user's own columns, snapshot slider, copy buttons.
 ((featvis) => {
-  const { byId, pageData, follow, listedFilters } = featvis;
+  const { byId, pageData, createElement, follow, listedFilters, ownLayer, nameOf } = featvis;
+
+  // --- what depends on the other filters, or on the user's own file, is in scripts, so that the page need not change --
+
+  // A link with a thumbnail to a filter of the same layer, captioned with its number, a value and its name.
+  function relatedItem(filter, value) {
+    const [n, name] = [filter[0], nameOf(filter)];
+    const [width, height] = ownLayer().thumb;
+    const alt = `Filter ${n}${name && ", " + name}${value && ", cosine " + value}`;
+    const image = createElement("img", { src: `thumbs/${n}.webp`, width, height, loading: "lazy", decoding: "async", alt });
+    const label = createElement("span", { "aria-hidden": "true" }, createElement("b", {}, String(n)), " ",
+      createElement("i", {}, value));
+    const anchor = createElement("a", { href: `${n}.html`, ...(name ? { title: name } : {}) }, image, label);
+    if (name) anchor.append(createElement("span", { class: "name", "aria-hidden": "true" }, name));
+    return createElement("li", { "data-n": n }, anchor);
+  }
+
+  function fill(id, items) {
+    const section = byId(id);
+    if (!section || !items.length) return;
+    section.querySelector("ul").replaceChildren(...items);
+    section.hidden = false;
+  }
+
+  function showRelated() {
+    const layer = ownLayer();
+    if (!layer) return;
+    const [number, copies] = [Number(pageData().number), layer.copies || 1];
+    const member = Math.floor(number / copies);
+    const others = layer.filters.filter((f) => Math.floor(f[0] / copies) === member && f[0] !== number);
+    fill("facets", others.map((f) => relatedItem(f, "")));
+    const nearest = (featvis.neighbours || {})[member] || [];
+    const known = new Map(nearest.length ? layer.filters.map((f) => [f[0], f]) : []);
+    const found = nearest.filter(([n]) => known.has(n));
+    fill("near", found.map(([n, cosine]) => relatedItem(known.get(n), cosine.toFixed(3))));
+    const own = layer.filters.find((f) => f[0] === number);
+    if (own) byId("facts").append(...featvis.columnFacts(layer, own));
+  }
 
   function show() {
     const filters = listedFilters();
@@ -15,6 +53,8 @@
         continue;
       }
       anchor.setAttribute("href", `${other[0]}.html`);
+      if (nameOf(other)) anchor.title = nameOf(other);
+      else anchor.removeAttribute("title");
       anchor.textContent = id === "before" ? `← ${other[0]}` : `${other[0]} →`;
     }
   }
@@ -67,7 +107,9 @@
   }
 
   function search(text) {
-    if (featvis.openIfSingle(text).length === 1) return;
+    const { length } = featvis.openIfSingle(text);
+    if (length > 1) location.href = `index.html${featvis.carriedHash({ q: text })}`;
+    if (length) return;
     byId("q").setCustomValidity(`This layer has no filter ${text}`);
     byId("q").reportValidity();
   }
@@ -92,6 +134,7 @@
   function start() {
     document.querySelectorAll(".film").forEach(startSnapshots);
     document.querySelectorAll(".video").forEach(featvis.startVideo);
+    showRelated();
     startSwipe(document.querySelector(".views"));
   }
 

@@ -1,13 +1,13 @@
 "use strict";
 // Layer page: a grid of its filters as the URL says, the pager, and keyboard navigation.
 ((featvis) => {
-  const { byId, pageData, createElement, setStatus, ownLayer, isDescending, listedFilters, parseNumbers } = featvis;
+  const { byId, pageData, createElement, setStatus, ownLayer, isDescending, listedFilters, parseSearch } = featvis;
   const PAGE = 500;
   const file = (page) => (page === 1 ? "index.html" : `page-${page}.html`);
 
   function showTools() {
     const { sort, dead, q = "" } = featvis.state;
-    byId("sort").value = ["score", "converged"].includes(sort) ? sort : "number";
+    byId("sort").value = ["score", "converged"].includes(sort) || featvis.sortColumn() ? sort : "number";
     byId("order").textContent = isDescending() ? "↓" : "↑";
     byId("order").setAttribute("aria-label", `Order: ${isDescending() ? "descending" : "ascending"}`);
     byId("dead").checked = dead !== "hide";
@@ -29,7 +29,7 @@
     return hidden ? `${hidden} flat or dead filter${hidden === 1 ? "" : "s"} hidden` : "";
   }
 
-  // Contents of the grid as JSON: filter numbers, and whether their steps of convergence are displayed.
+  // Contents of the grid as JSON: filter numbers, and the value that is displayed instead of the score, if one is.
   let renderedKey = null;
 
   function show() {
@@ -37,9 +37,9 @@
     if (!layer) return;
     const { state } = featvis;
     showTools();
-    const test = parseNumbers(state.q);
+    const test = parseSearch(state.q);
     const visible = listedFilters();
-    const matches = test ? visible.filter((f) => test(f[0])) : test === undefined ? [] : visible;
+    const matches = test ? visible.filter(test) : test === undefined ? [] : visible;
     const pages = Math.max(1, Math.ceil(matches.length / PAGE));
     let page = Number(pageData().number);
     if (state.f !== undefined) {
@@ -52,9 +52,10 @@
     }
     if (page > pages) page = state.q ? 1 : pages; // fewer pages than in the HTML: a search starts on the first page
     const slice = matches.slice((page - 1) * PAGE, page * PAGE);
-    const key = JSON.stringify([slice.map((f) => f[0]), state.sort === "converged"]);
+    const shown = state.sort === "converged" || featvis.sortColumn() ? state.sort : "";
+    const key = JSON.stringify([slice.map((f) => f[0]), shown]);
     const numbersInHtml = () => [...byId("grid").children].map((li) => Number(li.dataset.n));
-    const currentKey = renderedKey ?? JSON.stringify([numbersInHtml(), false]);
+    const currentKey = renderedKey ?? JSON.stringify([numbersInHtml(), ""]);
     if (key !== currentKey) byId("grid").replaceChildren(...slice.map(featvis.thumb));
     renderedKey = key;
     showPager(page, pages);
@@ -133,6 +134,8 @@
 
   function start() {
     const [sort, dead] = [byId("sort"), byId("dead")];
+    const columns = ownLayer() ? featvis.columnsOf(ownLayer()) : [];
+    for (const { name } of columns) sort.append(createElement("option", { value: featvis.COLUMN + name }, name));
     sort.addEventListener("change", () => {
       featvis.setState({ sort: sort.value === "number" ? "" : sort.value, order: "" });
     });

@@ -38,9 +38,22 @@
       !featvis.allLayers().some((other) => other.folder === folder && other.filters.includes(Number(n)));
   }
 
+  // Names of members are in the data of their layer, which only some pages load; the session remembers them.
+  function rememberPins() {
+    const known = {};
+    for (const name of pins()) {
+      const [folder, n] = name.split(":");
+      const filter = featvis.layer(folder)?.filters.find((f) => f[0] === Number(n));
+      const own = filter ? featvis.nameOf(filter) : featvis.rememberedName(name);
+      if (own) known[name] = own;
+    }
+    featvis.rememberNames(known);
+  }
+
   function pinItem(name) {
     const [folder, n] = name.split(":");
-    const title = `${featvis.layerName(folder)}:${n}`;
+    const own = featvis.rememberedName(name);
+    const title = `${featvis.layerName(folder)}:${n}${own && ", " + own}`;
     const text = createElement("span", { title: `${title} is not in this gallery` }, title);
     if (isMissing(name)) return createElement("li", {}, text);
     const image = createElement("img", { src: `${layerUrl(folder)}thumbs/${n}.webp`, alt: title });
@@ -54,6 +67,7 @@
 
   function showPins() {
     const current = pins();
+    rememberPins();
     const items = pageData().page === "compare" ? [] : current; // which shows the filters themselves
     byId("pins").hidden = items.length === 0;
     byId("compare").textContent = `Compare ${current.length}`;
@@ -63,5 +77,5 @@
     }
   }
 
-  Object.assign(featvis, { pins, pin, pinName, showPins });
+  Object.assign(featvis, { pins, pin, pinName, rememberPins, showPins });
 })(window.featvis);

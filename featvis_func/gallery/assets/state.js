@@ -67,6 +67,22 @@
     replaceAddress();
   }
 
+  // --- names of pinned members, for pages that do not load the data of their layer -----------------------------------
+
+  let pinNames = {};
+  try {
+    pinNames = JSON.parse(sessionStorage.getItem(`${STORAGE_KEY} names`)) || {};
+  } catch { /* storage is not allowed, as above */ }
+
+  const rememberedName = (pin) => (Object.hasOwn(pinNames, pin) ? pinNames[pin] : "");
+
+  function rememberNames(names) {
+    pinNames = names;
+    try {
+      sessionStorage.setItem(`${STORAGE_KEY} names`, JSON.stringify(names));
+    } catch { /* storage is not allowed, as above */ }
+  }
+
   if (performance.getEntriesByType("navigation").some((entry) => entry.type === "back_forward")) restoreSession();
   else saveSession();
 
@@ -102,5 +118,6 @@
   applyTheme();
   Object.assign(featvis, {
     toHash, replaceAddress, setState, reloadState, restoreSession, carriedHash, carryState, applyTheme, isDark,
+    rememberedName, rememberNames,
   });
 })(window.featvis ||= {});

@@ -42,17 +42,22 @@
   function thumb(filter) {
     const [n, score, , , status, convergedStep] = filter;
     const [width, height] = ownLayer().thumb;
-    const alt = `Filter ${n}, score ${formatNumber(score)}${status === "ok" ? "" : ", " + status}`;
+    const name = featvis.nameOf(filter);
+    const which = `${n}${name && ", " + name}`;
+    const alt = `Filter ${which}, score ${formatNumber(score)}${status === "ok" ? "" : ", " + status}`;
     const src = `thumbs/${n}.webp`;
     const image = createElement("img", { src, width, height, loading: "lazy", decoding: "async", alt });
     defer(image);
     const step = convergedStep < 0 ? "none" : convergedStep;
+    const column = featvis.sortColumn();
     const value = featvis.state.sort === "converged" ? `step ${step}` : formatNumber(score);
-    const caption = createElement("i", {}, status === "ok" ? value : status);
+    const text = column ? featvis.columnText(column, featvis.indexOf(filter)) ?? "none" : status === "ok" ? value : status;
+    const caption = createElement("i", {}, text);
     const label = createElement("span", { "aria-hidden": "true" }, createElement("b", {}, String(n)), " ", caption);
-    const pinAttributes = { type: "button", class: "pin", "aria-pressed": "false", "aria-label": `Pin filter ${n}` };
+    const pinAttributes = { type: "button", class: "pin", "aria-pressed": "false", "aria-label": `Pin filter ${which}` };
     const itemAttributes = { "data-n": n, ...(["dead", "flat"].includes(status) ? { class: status } : {}) };
-    const anchor = createElement("a", { href: `${n}.html` }, image, label);
+    const anchor = createElement("a", { href: `${n}.html`, ...(name ? { title: name } : {}) }, image, label);
+    if (name) anchor.append(createElement("span", { class: "name", "aria-hidden": "true" }, name));
     return createElement("li", itemAttributes, anchor, createElement("button", pinAttributes, "★"));
   }
 

@@ -23,7 +23,8 @@
 
   // --- layers whose data this page has loaded ------------------------------------------------------------------------
 
-  // A filter is an array: number, score, best step, steps, status, and the step of convergence or -1.
+  // A filter is an array: number, score, best step, steps, status, the step of convergence or -1, and, if it is a
+  // member of a family that has a name, this name.
   const layer = (folder) => (featvis.layers || {})[folder];
   const ownLayer = () => layer(pageData().folder);
   // All layers of the gallery: names, folders and filter numbers.
@@ -41,6 +42,30 @@
     }
   }
 
+  const nameOf = (filter) => filter[6] || "";
+
+  // The columns of the user's own file, and the value of one for a filter as text; null if it has none.
+  const columnsOf = (layer) => layer.columns || [];
+
+  function columnText(column, index) {
+    const value = column.values[index];
+    if (value === null) return null;
+    return column.numeric ? formatNumber(value) : value;
+  }
+
+  // Descriptions of a filter: the values of the user's columns.
+  function columnFacts(layer, filter) {
+    const index = layer.filters.indexOf(filter);
+    const facts = [];
+    for (const column of columnsOf(layer)) {
+      const text = columnText(column, index);
+      if (text === null) continue;
+      const attribute = { class: text.length > 24 ? "column long" : "column" };
+      facts.push(createElement("div", attribute, createElement("dt", {}, column.name), createElement("dd", {}, text)));
+    }
+    return facts;
+  }
+
   // Format a number with four significant digits, like `format_number` in manifest.py.
   function formatNumber(value) {
     if (value === null) return "none";
@@ -51,5 +76,6 @@
 
   Object.assign(featvis, {
     byId, pageData, createElement, setStatus, follow, layer, ownLayer, allLayers, layerUrl, layerName, formatNumber,
+    nameOf, columnsOf, columnText, columnFacts,
   });
 })(window.featvis);

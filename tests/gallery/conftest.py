@@ -1,0 +1,33 @@
+"""The browser of the gallery's tests, and the folder of the sites that it visits."""
+
+import importlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        api = importlib.import_module("playwright.sync_api")
+    except ImportError:
+        pytest.skip("no playwright: pip install 'featvis-func[test]'")
+    path = os.environ.get("FEATVIS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: neither FEATVIS_CHROMIUM nor one of {', '.join(BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parent folder of all sites. Depends on the browser, so that no site is built when the tests are skipped."""
+    return tmp_path_factory.mktemp("sites") / "sub folder é#"
