@@ -48,9 +48,11 @@ def reproduce(
     weights = weights_file(config)
     lines = ["import featvis_func as fv"]
     stated: dict[str, Any] = {} if weights is None else {"weights": weights}
-    if made_by_code or not named:  # no preset tells what the model takes
-        names = (("mean", "mean"), ("std", "std"), ("size", "input_size"))
-        stated |= {name: tuple(config[key]) for name, key in names if key in config}
+    # Without a name, no preset tells what the model takes.
+    all_stated = ("normalisation", "size") if made_by_code or not named else tuple(config.get("stated", ()))
+    kinds = {"normalisation": (("mean", "mean"), ("std", "std")), "size": (("size", "input_size"),)}
+    for kind in all_stated:
+        stated |= {name: tuple(config[key]) for name, key in kinds.get(kind, ()) if key in config}
     if not named:
         stated.pop("weights", None)
         lines.append(f"# module: your {model}, which is not recorded")

@@ -40,6 +40,8 @@ class Model(NamedTuple):
     assumed: tuple[str, ...] = ()
     """What is not known and was assumed instead, among ``"size"``, ``"channels"``, ``"normalisation"`` and
     ``"inputs"``."""
+    stated: tuple[str, ...] = ()
+    """What the caller stated, in place of a preset: ``"normalisation"``, ``"size"``."""
 
     @property
     def channels(self) -> int:

@@ -151,6 +151,8 @@ def load_model(
         loaded = loaded._replace(module=with_inputs(loaded.module, inputs), assumed=assumed)
     if stated_size is not None:
         loaded = _with_size(loaded, stated_size)
+    given = {"normalisation": stated.any, "size": size is not None}
+    loaded = loaded._replace(stated=tuple(name for name, new in given.items() if new or name in loaded.stated))
     return with_normalisation(loaded, stated)
 
 

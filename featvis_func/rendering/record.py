@@ -41,6 +41,7 @@ def make_config(
         "std": list(model.std),
         "precision": precision,
         "device": device,
+        **({"stated": list(model.stated)} if model.stated else {}),
         **({"alpha": True} if alpha else {}),
     }
 

@@ -230,6 +230,7 @@ def _configure(
         "input_size": [int(side) for side in model.size],
         "mean": list(model.mean),
         "std": list(model.std),
+        **({"stated": list(model.stated)} if model.stated else {}),
         "layers": {plan.layer: ranges(plan.filters) for plan in plans},
         "batch_size": batch_size if batch_size == "auto" else int(batch_size),
         "unit_size": unit_size if unit_size is None else int(unit_size),

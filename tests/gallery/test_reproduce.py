@@ -189,3 +189,16 @@ def test_a_family_of_your_own_is_named(tmp_path: Path) -> None:
     compile(reproduction.call, "call", "exec")
     assert "# own_objective: your own objective 'mine', which is not recorded" in reproduction.call
     assert "load_file" not in reproduction.call
+
+
+def test_what_is_stated_of_a_model_with_a_preset_is_repeated() -> None:
+    model = fv.load_model(fv.load_model("texturenet", mean=[0.4] * 3, std=[0.2] * 3), size=48)
+    result = fv.render(model, "head", [3], steps=1, progress=False)
+    again = reproduce(result.config, "head", 3, 0)
+    command = "featvis render texturenet --mean 0.4,0.4,0.4 --std 0.2,0.2,0.2 --input-size 48x48 --layer head"
+    assert again.command is not None
+    assert again.command.startswith(command)
+    assert "size=(48, 48)" in again.call
+    plain = reproduce(fv.render("texturenet", "head", [3], steps=1, progress=False).config, "head", 3, 0)
+    assert plain.command is not None
+    assert plain.command.startswith("featvis render texturenet --layer head --filters 3 --steps 1")
