@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.backbone.hardware import specialization
-from featvis_func.engine.device import InitFilters, is_out_of_memory
+from featvis_func.engine.memory import InitFilters, is_out_of_memory
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
 from featvis_func.engine.step import Step, run
 from featvis_func.tree import tree_map

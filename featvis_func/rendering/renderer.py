@@ -20,9 +20,9 @@ from featvis_func.engine.device import (
     CPU_BATCH_SIZE,
     FIXED_BATCH_SIZE,
     algorithms,
-    probe_batch_size,
     select_step,
 )
+from featvis_func.engine.memory import probe_batch_size
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.models import Model
 from featvis_func.objective import Objective

@@ -266,9 +266,8 @@ class LayerRenderers:
     def _make_group(self, group: Group) -> GroupRenderer:
         features = self._features(group.layers)
         assert features is not None
-        compile = "cudagraphs" if self._options["compile"] == "cudagraphs" else "yes"
         plans = [self._plans[layer] for layer in group.layers]
-        return GroupRenderer(self._model, plans, features, {**self._options, "compile": compile})
+        return GroupRenderer(self._model, plans, features, {**self._options, "compile": "yes"})
 
     def _choose_groups(self) -> dict[str, Group]:
         """Layer -> its group; empty where each layer decides for itself whether its step is compiled."""
@@ -279,7 +278,8 @@ class LayerRenderers:
         batches = [math.ceil(remaining[plan.layer] / plan.batch_size) for plan in plans]
         device = device_for(self._model, self._options["device"])
         pixels = sum(remaining.values()) * options.steps * math.prod(image_size(options.size, self._model))
-        if len(plans) < 2 or (wanted == "auto" and not compiling_pays(device, pixels)):
+        captured = wanted == "cudagraphs" and device.type == "cuda"  # which takes no longer for each layer by itself
+        if len(plans) < 2 or captured or (wanted == "auto" and not compiling_pays(device, pixels)):
             return {}
         features = self._features([plans[-1].layer])
         if features is None or not features.exported:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from featvis_func.engine.device import is_out_of_memory
+from featvis_func.engine.memory import is_out_of_memory
 from featvis_func.rendering.renderer import Renderer
 from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import DamagedError, Folder, log_event, set_aside

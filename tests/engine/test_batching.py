@@ -16,7 +16,9 @@ import featvis_func as fv
 from featvis_func.engine import batching
 from featvis_func.engine import device as device_module
 from featvis_func.engine.batching import RunResult, run_batched
-from featvis_func.engine.device import algorithms, is_out_of_memory, plan_batch_size
+from featvis_func.engine.capture import CapturedStep
+from featvis_func.engine.device import algorithms
+from featvis_func.engine.memory import is_out_of_memory, plan_batch_size, probe_batch_size
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.result import Result
@@ -401,10 +403,10 @@ def test_probe_batch_size_measures_steps_of_2_and_of_6_filters(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.batch_sizes[-1])
     device = torch.device("cuda")
-    assert device_module.probe_batch_size(toy, {}, toy_init, [1], device=device) == 80
+    assert probe_batch_size(toy, {}, toy_init, [1], device=device) == 80
     assert toy.batch_sizes == [2, 2, 6]
-    assert device_module.probe_batch_size(Toy(1), {}, toy_init, [1], device=device) == 1
-    assert device_module.probe_batch_size(toy, {}, toy_init, [1], device=device, most=24) == 24
+    assert probe_batch_size(Toy(1), {}, toy_init, [1], device=device) == 1
+    assert probe_batch_size(toy, {}, toy_init, [1], device=device, most=24) == 24
 
 
 def test_is_out_of_memory_recognises_the_errors_of_torch_and_of_python() -> None:
@@ -491,23 +493,19 @@ def selected_step(compile: str, *, pixels: int = 1, exported: bool = True, devic
 
 
 def test_select_step_compiles_automatically_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    cudagraphs_of_calls: list[bool] = []
-
-    def compile_step(step: Any, *, cudagraphs: bool) -> Any:
-        cudagraphs_of_calls.append(cudagraphs)
-        return step
-
-    monkeypatch.setattr(device_module, "compile_step", compile_step)
+    compiled: list[Any] = []
+    monkeypatch.setattr(device_module, "compile_step", compiled.append)
     assert isinstance(selected_step("auto"), Toy)
     assert isinstance(selected_step("no", pixels=10**12), Toy)
     assert isinstance(selected_step("auto", pixels=10**12, exported=False), Toy)
-    assert cudagraphs_of_calls == []
+    assert isinstance(selected_step("cudagraphs", device="cuda"), CapturedStep)
+    assert isinstance(selected_step("cudagraphs", device="cuda", exported=False), CapturedStep)
+    assert compiled == []
     selected_step("auto", pixels=10**12)
     selected_step("auto", device="cuda")
     selected_step("yes")
-    assert cudagraphs_of_calls == [False] * 3
     selected_step("cudagraphs")
-    assert cudagraphs_of_calls[3:] == [True]
+    assert len(compiled) == 4
     with pytest.raises(ValueError, match="Net cannot be exported and therefore not be compiled; use compile=False"):
         selected_step("yes", exported=False)
 
