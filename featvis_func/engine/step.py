@@ -114,8 +114,11 @@ def make_ascent(
     forward = make_forward(features, transform, objective, redirect=redirect)
 
     def init(keys: Tensor) -> State:
-        params = vmap(lambda k: image.init(fold_in(k, 0, stream=_INIT)))(keys)
-        opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
+        # Both streams in one call of the generator, which is many small operations.
+        streams = torch.arange(2, device=keys.device)
+        own = vmap(lambda k: vmap(lambda stream: fold_in(k, 0, stream=stream))(streams))(keys)
+        params = vmap(image.init)(own[:, _INIT])
+        opt = vmap(optimizer.init)(params, own[:, _OPTIMIZER])
         decoded = vmap(image.decode)(params)
         count = keys.shape[0]
         best = Best(
@@ -265,8 +268,9 @@ def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.
     >>> filter_keys(0, "conv", [3, 5]).shape
     torch.Size([2, 2])
     """
-    layer_key = fold_in(key(seed, device=device), zlib.crc32(layer.encode()))
-    return vmap(fold_in, (None, 0))(layer_key, torch.tensor(list(filters), dtype=torch.int64, device=device))
+    # On the CPU: for so few numbers a device would take as many launches as for an image.
+    layer_key = fold_in(key(seed), zlib.crc32(layer.encode()))
+    return vmap(fold_in, (None, 0))(layer_key, torch.tensor(list(filters), dtype=torch.int64)).to(device)
 
 
 def compile_step(step: Step, **options: Any) -> Step:
