@@ -27,7 +27,7 @@ Finish: TypeAlias = Callable[[Weights, State, Target], State]
 
 
 class RunResult(NamedTuple):
-    """The results of a run, per filter, on the CPU and in the requested order."""
+    """The results of a run, per filter, on the CPU (images: as they were taken) and in the requested order."""
 
     best: Best
     info: Info
@@ -68,6 +68,7 @@ class _Settings(NamedTuple):
     """Numbers of steps, the last one ``steps``, after which an image is kept if there is ``decode``."""
     decode: Callable[[State], Tensor] | None
     finish: Finish | None
+    take_images: Callable[[Tensor], Tensor]
 
 
 def run_batched(
@@ -86,6 +87,7 @@ def run_batched(
     snapshots: int = 0,
     decode: Callable[[State], Tensor] | None = None,
     finish: Finish | None = None,
+    take_images: Callable[[Tensor], Tensor] = Tensor.cpu,
     retain_memory: bool = False,
 ) -> RunResult:
     """Run every filter to its last step, ``batch_size`` at a time.
@@ -110,6 +112,7 @@ def run_batched(
         snapshots: number of images of each filter to keep over its run, see :func:`~featvis_func.snapshot_steps`.
         decode: of the :class:`~featvis_func.engine.step.Ascent`; needed for snapshots.
         finish: of the :class:`~featvis_func.engine.step.Ascent`.
+        take_images: images of some filters that have ended, on their device -> those of the result.
         retain_memory: whether the process keeps, during the run, the memory that a step frees; see
             :func:`~featvis_func.kept_memory`. The setting is the process's; only CPUs gain from it.
 
@@ -153,6 +156,7 @@ def run_batched(
         kept_steps or (steps,),
         decode if kept_steps else None,
         finish,
+        take_images,
     )
     results: dict[int, _FilterResult] = {}
     batch_size = batch_size if pad else min(batch_size, len(filters))
@@ -232,7 +236,10 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
         # Of all rows, so that the rounding does not depend on which of them end together.
         finished = state if settings.finish is None else settings.finish(settings.weights, state, target)
         shown = (finished.best, finished.saliency)
-        best, saliency = tree_map(lambda leaf, index=index: leaf[index].cpu(), shown)
+        best, saliency = tree_map(lambda leaf, index=index: leaf[index], shown)
+        taken = settings.take_images(best.image)
+        best, saliency = tree_map(Tensor.cpu, (best._replace(image=best.score), saliency))
+        best = best._replace(image=taken)
         last_images = _images(settings, state, ended)
         for i, row in enumerate(ended):
             settings.progress(steps - age[row])

@@ -1,12 +1,13 @@
-"""How a run uses its device: compiled or not, deterministic algorithms."""
+"""How a run uses its device: compiled, captured or neither, deterministic algorithms, copies that nobody waits for."""
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.memory import is_out_of_memory
@@ -73,6 +74,21 @@ def select_step(
     if not exported:
         raise ValueError(f"{name} cannot be exported and therefore not be compiled; use compile=False")
     return _compiled(step)
+
+
+def begin_copy(values: Tensor) -> tuple[Tensor, Callable[[], object]]:
+    """Begin to copy a tensor to the CPU, without waiting for its device.
+
+    Returns:
+        The copy, and a function that returns when its values have arrived.
+    """
+    if values.device.type != "cuda":
+        return values.cpu(), lambda: None
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(values.device))
+    return copy, event.synchronize
 
 
 @contextmanager

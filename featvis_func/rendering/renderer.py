@@ -38,6 +38,11 @@ from featvis_func.types import Image, State, Target, Transform, Weights
 from featvis_func.validation import check_filters, check_seed
 
 
+def float_images(images: Tensor) -> Tensor:
+    """Images as a :class:`~featvis_func.Result` holds them."""
+    return images.cpu().float()
+
+
 class Renderer(NamedTuple):
     """Renders the filters of one layer. Make one with :func:`featvis_func.make_renderer`."""
 
@@ -59,6 +64,8 @@ class Renderer(NamedTuple):
     """The state of filters -> their images, for snapshots."""
     finish: Finish | None = None
     """To be called after the last step, see :class:`~featvis_func.engine.step.Ascent`."""
+    take_images: Callable[[Tensor], Tensor] = float_images
+    """Images of filters that have ended, on the device -> those of the result."""
 
     def __call__(
         self,
@@ -115,6 +122,7 @@ class Renderer(NamedTuple):
                 snapshots=options.snapshots,
                 decode=self.decode,
                 finish=self.finish,
+                take_images=self.take_images,
                 retain_memory=options.retain_memory,
             )
         return _result(run, numbers, {**self.config, "seed": start, "batch_size_used": run.batch_size})
@@ -322,7 +330,7 @@ def _result(run: RunResult, filters: Sequence[int], config: dict[str, Any]) -> R
         for f, a, r in zip(finite, alive, rose, strict=True)
     )
     return Result(
-        images=best.image.float(),
+        images=best.image,
         activations=best.activation.float(),
         scores=best.score.float(),
         best_step=best.step,
