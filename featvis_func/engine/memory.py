@@ -1,11 +1,12 @@
 """The batch size that a device's memory holds, and what says that it ran out."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 
-from featvis_func.engine.step import Step
+from featvis_func.engine.step import Step, run
 from featvis_func.types import State, Target, Weights
 
 InitFilters: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]
@@ -13,9 +14,15 @@ InitFilters: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]
 
 # The fraction of a device's free memory that a batch is planned to fill; the rest is for what the plan does not see.
 _MEMORY_FRACTION = 0.8
+# The fraction that may be reserved when a batch is tried.
+_TRIED_FRACTION = 0.9
+# By which a batch is reduced that did not fit when it was tried.
+_SHRINK = 0.85
+# In the second step a run also holds the state that it began with.
+_PROBE_STEPS = 2
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 # A larger batch is no faster: it only waits for its slowest image.
-_MAX_BATCH_SIZE = 256
+MAX_BATCH_SIZE = 256
 
 
 def probe_batch_size(
@@ -25,36 +32,62 @@ def probe_batch_size(
     filters: Sequence[int],
     *,
     device: torch.device,
-    most: int = _MAX_BATCH_SIZE,
+    most: int = MAX_BATCH_SIZE,
 ) -> int:
-    """Measure how many filters at a time the memory of a CUDA device holds, from steps of 2 and of 6 filters.
+    """Find how many filters at a time the memory of a CUDA device holds.
+
+    Steps of 2 and of 6 filters say where to begin; steps of that many are then tried, and of fewer where they take more
+    than they may: small batches do not show how large ones fragment the memory.
 
     Args:
-        step, weights, init: as for :func:`~featvis_func.engine.batching.run_batched`; the step not compiled.
+        step, weights, init: as for :func:`~featvis_func.engine.batching.run_batched`; the step not compiled, since
+            each size would be compiled.
         filters: any filter numbers, at least 1.
         device: a CUDA device.
         most: upper bound.
 
     Returns:
-        At least 1; from 8 on a multiple of 8.
+        At least 1; from 8 on a multiple of 8, unless it is the upper bound.
     """
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    peaks: list[float] = []
-    for count in (2, 2, 6):  # the first one allocates what all have in common
+    before = torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
+
+    def peaks(count: int) -> tuple[float, float]:
+        """The most bytes that a batch allocates and reserves; infinite if there are not as many."""
+        chosen = [filters[i % len(filters)] for i in range(count)]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
         try:
-            step(weights, *init([filters[i % len(filters)] for i in range(count)]))
+            state, target = init(chosen)
+            ended = run(step, weights, state, target, steps=_PROBE_STEPS)
+            state, target = init(chosen)  # others begin, while the results of these are still there
+            del ended
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            return math.inf, math.inf
+        return torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device) - before
+
+    measured: list[float] = []
+    for count in (2, 2, 6):  # the first one allocates what all have in common
+        allocated, _ = peaks(count)
+        if allocated == math.inf:
             return max(1, count // 2)  # run_batched halves it again if it must
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    return plan_batch_size(peaks[1], peaks[2], free, most=most)
+        measured.append(allocated)
+    count = plan_batch_size(measured[1], measured[2], free, most=most)
+    while count > 6:
+        _, reserved = peaks(count)
+        if reserved <= _TRIED_FRACTION * free:
+            break
+        count = _round_down(count * (_SHRINK if reserved == math.inf else _TRIED_FRACTION * free / reserved))
+    return count
 
 
-def plan_batch_size(two: float, six: float, free: float, *, most: int = _MAX_BATCH_SIZE) -> int:
+def _round_down(count: float) -> int:
+    return int(count) - int(count) % 8 if count > 8 else int(count)
+
+
+def plan_batch_size(two: float, six: float, free: float, *, most: int = MAX_BATCH_SIZE) -> int:
     """The batch size that fills a memory, by a line through the bytes that 2 and 6 filters take.
 
     Args:
@@ -63,14 +96,14 @@ def plan_batch_size(two: float, six: float, free: float, *, most: int = _MAX_BAT
         most: upper bound.
 
     Returns:
-        At least 1; from 8 on a multiple of 8.
+        At least 1; from 8 on a multiple of 8, unless it is the upper bound.
 
     >>> plan_batch_size(3e8, 7e8, 10.2e9)
     80
     """
     each = max((six - two) / 4, 1.0)
-    count = int(max(1.0, min(most, (_MEMORY_FRACTION * free - (two - 2 * each)) / each)))
-    return count - count % 8 if count > 8 else count
+    count = (_MEMORY_FRACTION * free - (two - 2 * each)) / each
+    return most if count >= most else _round_down(max(1.0, count))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,13 +16,14 @@ from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
 from featvis_func.engine.batching import Finish, RunResult, run_batched
+from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.device import (
     CPU_BATCH_SIZE,
     FIXED_BATCH_SIZE,
     algorithms,
     select_step,
 )
-from featvis_func.engine.memory import probe_batch_size
+from featvis_func.engine.memory import MAX_BATCH_SIZE, probe_batch_size
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.models import Model
 from featvis_func.objective import Objective
@@ -264,11 +265,12 @@ def plan(
         batch_size = len(filters)
     elif options.batch_size == "auto" and device.type == "cuda" and not options.deterministic:
         batch_size = probe_batch_size(
-            composed.ascent.step,
+            step if isinstance(step, CapturedStep) else composed.ascent.step,
             features.weights,
             lambda chosen: init(chosen, options.seed),
             filters,
             device=device,
+            most=min(MAX_BATCH_SIZE, len(filters)),
         )
     return Renderer(
         tuple(filters),
