@@ -26,7 +26,7 @@ MAX_BATCH_SIZE = 256
 
 
 def probe_batch_size(
-    step: Step,
+    make_step: Callable[[], Step],
     weights: Weights,
     init: InitFilters,
     filters: Sequence[int],
@@ -40,8 +40,9 @@ def probe_batch_size(
     than they may: small batches do not show how large ones fragment the memory.
 
     Args:
-        step, weights, init: as for :func:`~featvis_func.engine.batching.run_batched`; the step not compiled, since
-            each size would be compiled.
+        make_step: returns the step, for each size anew, since a captured one keeps its memory. Not a compiled one,
+            since each size would be compiled.
+        weights, init: as for :func:`~featvis_func.engine.batching.run_batched`.
         filters: any filter numbers, at least 1.
         device: a CUDA device.
         most: upper bound.
@@ -58,6 +59,7 @@ def probe_batch_size(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
+            step = make_step()
             state, target = init(chosen)
             ended = run(step, weights, state, target, steps=_PROBE_STEPS)
             state, target = init(chosen)  # others begin, while the results of these are still there

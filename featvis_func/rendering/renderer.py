@@ -265,7 +265,7 @@ def plan(
         batch_size = len(filters)
     elif options.batch_size == "auto" and device.type == "cuda" and not options.deterministic:
         batch_size = probe_batch_size(
-            step if isinstance(step, CapturedStep) else composed.ascent.step,
+            lambda: CapturedStep(composed.ascent.step) if isinstance(step, CapturedStep) else composed.ascent.step,
             features.weights,
             lambda chosen: init(chosen, options.seed),
             filters,

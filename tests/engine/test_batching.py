@@ -451,22 +451,22 @@ def test_probe_batch_size_plans_by_2_and_6_filters_and_tries_what_it_planned(mem
     for most, expected in ((256, 80), (24, 24), (17, 17)):
         toy = Toy()
         memory_of(toy, 1.1)
-        assert probe_batch_size(toy, {}, toy_init, [1], device=device, most=most) == expected
+        assert probe_batch_size(lambda toy=toy: toy, {}, toy_init, [1], device=device, most=most) == expected
         assert tried(toy) == [2, 2, 6, expected]
 
 
 def test_probe_batch_size_shrinks_what_takes_more_than_was_planned(memory_of: Any) -> None:
     toy = Toy()
     memory_of(toy, 1.5)  # 9,180 of 10,200 hold 6,120 bytes of tensors
-    assert probe_batch_size(toy, {}, toy_init, [1], device=torch.device("cuda")) == 56
+    assert probe_batch_size(lambda: toy, {}, toy_init, [1], device=torch.device("cuda")) == 56
     assert tried(toy) == [2, 2, 6, 80, 56]
 
 
 def test_probe_batch_size_shrinks_what_does_not_fit(memory_of: Any) -> None:
     toy = Toy(max_batch_size=70)
     memory_of(toy, 1.0)
-    assert probe_batch_size(toy, {}, toy_init, [1], device=torch.device("cuda")) == 64
-    assert probe_batch_size(Toy(1), {}, toy_init, [1], device=torch.device("cuda")) == 1
+    assert probe_batch_size(lambda: toy, {}, toy_init, [1], device=torch.device("cuda")) == 64
+    assert probe_batch_size(lambda: Toy(1), {}, toy_init, [1], device=torch.device("cuda")) == 1
 
 
 def test_is_out_of_memory_recognises_the_errors_of_torch_and_of_python() -> None:
