@@ -23,13 +23,16 @@ from benchmarks.overhead import forbid_synchronization
 from benchmarks.reference import make_reference_step
 from benchmarks.sweep import run_sweep
 from featvis_func.backbone.verify import float32_precision
-from featvis_func.engine.device import compile_step
+from featvis_func.engine.capture import CapturedStep
+from featvis_func.engine.step import compile_step, run
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
 from featvis_func.rendering.renderer import Renderer
 
 MODEL, LAYER, BATCH = "torchvision:googlenet@none", "inception4c.branch4.1.conv", 64
+WIDE_LAYER, WIDTH = "inception4c.branch2.1.conv", 256  # as many filters as the largest batch
 SWEPT = ("torchvision:googlenet@none", "torchvision:resnet50@none")
 _ROUNDS = 9
+_STEPS = 4  # between two readings of the clock
 _TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
 
 
@@ -95,20 +98,30 @@ def _one_step(made: Renderer) -> tuple[Tensor, Tensor]:
 
 
 def reruns(device: str) -> dict[str, Any]:
-    """Whether two runs with ``deterministic=True`` are equal bit by bit, also behind an adaptive pool (VGG)."""
+    """Whether two runs with ``deterministic=True`` are equal bit by bit, also behind an adaptive pool (VGG).
+
+    And whether a step that is captured as a CUDA graph has the images of the eager one.
+    """
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d((6, 5)))
     pooled = fv.load_model(net.eval(), size=64, mean=[0.5] * 3, std=[0.25] * 3)
     equal = {}
     for name, model, layer in (("texturenet", "texturenet", "block6.conv"), ("adaptive pool", pooled, "2")):
         runs = [fv.render(model, layer, range(4), steps=8, device=device, deterministic=True) for _ in range(2)]
         equal[name] = torch.equal(runs[0].images, runs[1].images)
+    if device != "cpu":
+        # In two batches, so that a captured state is replaced.
+        options: dict[str, Any] = {"steps": 8, "batch_size": 2, "device": device, "deterministic": True}
+        eager, captured = (
+            fv.render("texturenet", "block6.conv", range(4), compile=c, **options) for c in ("no", "cudagraphs")
+        )
+        equal["captured and eager"] = torch.equal(captured.images, eager.images)
     return equal
 
 
 def host_waits(device: str) -> dict[str, Any]:
-    """Steps under ``torch.cuda.set_sync_debug_mode("error")``: eager and compiled."""
+    """Steps under ``torch.cuda.set_sync_debug_mode("error")``: eager, compiled and captured."""
     taken = {}
-    for compile in ("no", "yes"):
+    for compile in ("no", "yes", "cudagraphs"):
         made = renderer(device, compile=compile)
         state, target = made.init(list(made.filters), 0)
         state, _ = made.step(made.weights, state, target)
@@ -126,7 +139,7 @@ def speed(device: str) -> dict[str, Any]:
     calls: dict[str, Callable[[], object]] = {}
     for compile in ("no", "yes", "cudagraphs") if device != "cpu" else ("no",):
         made = fv.make_renderer(model, LAYER, range(batch), batch_size=batch, device=device, compile=compile)
-        calls[f"compile={compile}"] = _stepping(made)
+        calls[f"compile={compile}"] = _stepping(made, _STEPS if device != "cpu" else 1)
     features = fv.make_features(model, [LAYER], device=device)
     images = torch.rand(batch, 3, *model.size, device=device)
     floor = grad_and_value(lambda x, w: features.apply(w, x)[LAYER].float().sum())
@@ -139,8 +152,10 @@ def speed(device: str) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     first: dict[str, float] = {}
     for name, call in calls.items():
+        steps = _STEPS if device != "cpu" and name.startswith("compile=") else 1
         first[name] = _seconds(call, device)
-        seconds[name] = timing([_seconds(call, device) for _ in range(_ROUNDS if device != "cpu" else 1)]).median
+        samples = [_seconds(call, device) / steps for _ in range(_ROUNDS if device != "cpu" else 1)]
+        seconds[name] = timing(samples).median
     with FlopCounterMode(display=False) as counter:
         floor(images, features.weights)
     step = min(value for name, value in seconds.items() if name.startswith("compile="))
@@ -158,12 +173,12 @@ def speed(device: str) -> dict[str, Any]:
     }
 
 
-def _stepping(made: Renderer) -> Callable[[], object]:
+def _stepping(made: Renderer, steps: int) -> Callable[[], object]:
     state, target = made.init(list(made.filters), 0)
     held = [state]
 
     def call() -> None:
-        held[0], _ = made.step(made.weights, held[0], target)
+        held[0], _ = run(made.step, made.weights, held[0], target, steps=steps)
 
     return call
 
@@ -179,14 +194,16 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 
 def memory(device: str) -> dict[str, Any]:
-    """The batch size that the memory probe plans, and the peak that a step of it takes, eager and compiled."""
-    made = fv.make_renderer(fv.load_model(MODEL), LAYER, range(832), device=device, compile="no")
+    """The batch size that the memory probe plans, and the peak that steps of it take: eager, compiled and captured."""
+    made = fv.make_renderer(fv.load_model(MODEL), WIDE_LAYER, range(WIDTH), device=device, compile="no")
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0]
     peaks = {}
-    state, target = made.init(list(range(made.batch_size)), 0)
-    for name, step in (("eager", made.step), ("compiled", compile_step(made.step))):
+    for name, wrap in (("eager", lambda step: step), ("compiled", compile_step), ("captured", CapturedStep)):
+        state, target = made.init(list(range(made.batch_size)), 0)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        step(made.weights, state, target)
+        run(wrap(made.step), made.weights, state, target, steps=2)
         peaks[f"peak/free, {name}"] = torch.cuda.max_memory_allocated(device) / free
     return {"batch size": made.batch_size, **peaks}
 

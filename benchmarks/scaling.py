@@ -16,7 +16,8 @@ import torch
 import featvis_func as fv
 from benchmarks.common import cases, peak_memory, report
 from benchmarks.step import LibraryStep
-from featvis_func.engine.device import CPU_BATCH_SIZE, is_out_of_memory
+from featvis_func.engine.device import CPU_BATCH_SIZE
+from featvis_func.engine.memory import is_out_of_memory
 
 MODEL = "squeezenet1_0"
 FILTERS = (1, 8, 32, 128)

@@ -4,7 +4,8 @@ The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random n
 A key identifies a stream and is never advanced, so equal keys give equal numbers on every device, eager, under
 ``torch.func.vmap`` and under ``torch.compile``. :func:`bits`, and :func:`uniform` on the unit interval, are bit-equal;
 :func:`normal` depends on the device's ``log`` and ``cos``. Use a key either to draw numbers or to derive keys, not for
-both. 32-bit words are stored in int64 and masked, so that no operation overflows.
+both. The rounds run on int32, whose additions and shifts wrap around as those of unsigned words do; words are given and
+returned in int64.
 
 >>> k = key(0)
 >>> bool((uniform(k, (3,)) == uniform(k, (3,))).all())
@@ -43,18 +44,25 @@ def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> 
     >>> [hex(int(word)) for word in threefry2x32((zero, zero), (zero, zero))]
     ['0x6b200159', '0x99ba4efe']
     """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
-    x, y = counter[0] + schedule[0], (counter[1] + schedule[1]) & _MASK
+    x, y = _rounds(key, counter)
+    return x.long() & _MASK, y.long() & _MASK
+
+
+def _rounds(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The two words as int32, with the bits of the unsigned words."""
+    k0, k1, x, y = (word.int() for word in (*key, *counter))
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x, y = x + k0, y + k1
     for i in range(_ROUNDS):
-        # y is rotated and must be masked in every round. x grows by less than 2**33 a round and is masked at the end.
         r = _ROTATIONS[i % len(_ROTATIONS)]
         x = x + y
-        y = (((y << r) | (y >> (32 - r))) ^ x) & _MASK
+        # Rotated: the bits that leave on the left, without copies of the sign, come in on the right.
+        y = torch.add((y >> (32 - r)) & ((1 << r) - 1), y, alpha=1 << r) ^ x
         if i % 4 == 3:
             j = i // 4 + 1
             x = x + schedule[j % 3]
-            y = (y + (schedule[(j + 1) % 3] + j)) & _MASK
-    return x & _MASK, y
+            y = y + (schedule[(j + 1) % 3] + j)
+    return x, y
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Key:
@@ -77,13 +85,13 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Key:
     return torch.tensor([seed >> 32, seed & _MASK], dtype=torch.int64, device=device)
 
 
-def fold_in(key: Key, data: int | Tensor, *, stream: int = 0) -> Key:
+def fold_in(key: Key, data: int | Tensor, *, stream: int | Tensor = 0) -> Key:
     """Derive a key from a key and a number. Distinct numbers or streams give independent keys.
 
     Args:
         key: int64 ``(2,)``.
         data: an integer, or an int64 tensor ``()``, taken modulo ``2**32``.
-        stream: a second number in ``[0, 2**32)``, a Python integer.
+        stream: a second number in ``[0, 2**32)``, an integer, or an int64 tensor ``()``.
 
     Returns:
         int64 ``(2,)``.
@@ -125,10 +133,20 @@ def bits(key: Key, shape: Sequence[int]) -> Tensor:
     >>> bits(key(1), (2, 3)).shape
     torch.Size([2, 3])
     """
+    return _words(key, shape).long() & _MASK
+
+
+def _words(key: Key, shape: Sequence[int]) -> Tensor:
+    """:func:`bits` as int32, with the bits of the unsigned words."""
     count = math.prod(shape)
-    counter = torch.arange((count + 1) // 2, dtype=torch.int64, device=key.device)
-    words = torch.cat(threefry2x32((key[0], key[1]), (torch.zeros_like(counter), counter)))
+    counter = torch.arange((count + 1) // 2, dtype=torch.int32, device=key.device)
+    words = torch.cat(_rounds((key[0], key[1]), (torch.zeros_like(counter), counter)))
     return words[:count].reshape(tuple(shape))
+
+
+def _uniform24(key: Key, shape: Sequence[int]) -> Tensor:
+    """Float32 whole numbers in ``[0, 2**24)``: the upper 24 bits of :func:`bits`."""
+    return ((_words(key, shape) >> 8) & (_MASK >> 8)).to(torch.float32)
 
 
 def uniform(key: Key, shape: Sequence[int] = (), *, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -146,7 +164,7 @@ def uniform(key: Key, shape: Sequence[int] = (), *, low: float = 0.0, high: floa
     >>> bool(x.min() >= -1), bool(x.max() <= 1), bool(x.mean().abs() < 0.1)
     (True, True, True)
     """
-    unit = (bits(key, shape) >> 8).to(torch.float32) * 2.0**-24
+    unit = _uniform24(key, shape) * 2.0**-24
     return unit * (high - low) + low
 
 
@@ -165,7 +183,7 @@ def normal(key: Key, shape: Sequence[int] = ()) -> Tensor:
     (True, True)
     """
     count = math.prod(shape)
-    pairs = (bits(key, (2, (count + 1) // 2)) >> 8).to(torch.float32)
+    pairs = _uniform24(key, (2, (count + 1) // 2))
     # The logarithm takes a number in (0, 1], the angle one in [0, 1).
     radius = torch.sqrt(-2.0 * torch.log((pairs[0] + 1.0) * 2.0**-24))
     angle = pairs[1] * (2.0 * math.pi * 2.0**-24)

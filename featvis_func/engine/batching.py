@@ -10,24 +10,25 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from featvis_func.backbone.hardware import specialization
-from featvis_func.engine.device import InitFilters, is_out_of_memory
+from featvis_func.engine.memory import InitFilters, is_out_of_memory
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
 from featvis_func.engine.step import Step, run
-from featvis_func.tree import tree_map
+from featvis_func.tree import tree_leaves, tree_map
 from featvis_func.types import Best, Info, State, Target, Weights
 from featvis_func.validation import check_float, check_int
 
+T = TypeVar("T")
 Finish: TypeAlias = Callable[[Weights, State, Target], State]
 
 
 class RunResult(NamedTuple):
-    """The results of a run, per filter, on the CPU and in the requested order."""
+    """The results of a run, per filter, on the CPU (images: as they were taken) and in the requested order."""
 
     best: Best
     info: Info
@@ -68,6 +69,7 @@ class _Settings(NamedTuple):
     """Numbers of steps, the last one ``steps``, after which an image is kept if there is ``decode``."""
     decode: Callable[[State], Tensor] | None
     finish: Finish | None
+    take_images: Callable[[Tensor], Tensor]
 
 
 def run_batched(
@@ -86,6 +88,7 @@ def run_batched(
     snapshots: int = 0,
     decode: Callable[[State], Tensor] | None = None,
     finish: Finish | None = None,
+    take_images: Callable[[Tensor], Tensor] = Tensor.cpu,
     retain_memory: bool = False,
 ) -> RunResult:
     """Run every filter to its last step, ``batch_size`` at a time.
@@ -110,6 +113,7 @@ def run_batched(
         snapshots: number of images of each filter to keep over its run, see :func:`~featvis_func.snapshot_steps`.
         decode: of the :class:`~featvis_func.engine.step.Ascent`; needed for snapshots.
         finish: of the :class:`~featvis_func.engine.step.Ascent`.
+        take_images: images of some filters that have ended, on their device -> those of the result.
         retain_memory: whether the process keeps, during the run, the memory that a step frees; see
             :func:`~featvis_func.kept_memory`. The setting is the process's; only CPUs gain from it.
 
@@ -153,6 +157,7 @@ def run_batched(
         kept_steps or (steps,),
         decode if kept_steps else None,
         finish,
+        take_images,
     )
     results: dict[int, _FilterResult] = {}
     batch_size = batch_size if pad else min(batch_size, len(filters))
@@ -228,11 +233,7 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
                 ended.append(row)
         if not ended:
             continue
-        index = torch.tensor(ended, device=state.step.device)
-        # Of all rows, so that the rounding does not depend on which of them end together.
-        finished = state if settings.finish is None else settings.finish(settings.weights, state, target)
-        shown = (finished.best, finished.saliency)
-        best, saliency = tree_map(lambda leaf, index=index: leaf[index].cpu(), shown)
+        best, saliency = _shown(settings, state, target, ended)
         last_images = _images(settings, state, ended)
         for i, row in enumerate(ended):
             settings.progress(steps - age[row])
@@ -249,8 +250,26 @@ def _run_pass(settings: _Settings, indices: Sequence[int], batch_size: int) -> I
                 infos[rows[row]], images[rows[row]] = [], []
             active |= set(refilled)
             fresh = settings.init([rows[row] for row in refilled])
-            index = torch.tensor(refilled, device=state.step.device)
-            state, target = tree_map(lambda old, new, at=index: old.index_copy(0, at, new), (state, target), fresh)
+            everything = len(refilled) == batch_size
+            state, target = fresh if everything else _replace_rows((state, target), refilled, fresh)
+            del fresh  # which would take memory during the next steps
+
+
+def _shown(settings: _Settings, state: State, target: Target, rows: Sequence[int]) -> tuple[Best, Any]:
+    """What is to be shown of rows that have ended, and their saliency."""
+    # Of all rows, so that the rounding does not depend on which of them end together.
+    finished = state if settings.finish is None else settings.finish(settings.weights, state, target)
+    index = torch.tensor(rows, device=state.step.device)
+    best, saliency = tree_map(lambda leaf: leaf[index], (finished.best, finished.saliency))
+    images = settings.take_images(best.image)
+    best, saliency = tree_map(Tensor.cpu, (best._replace(image=best.score), saliency))
+    return best._replace(image=images), saliency
+
+
+def _replace_rows(batch: T, rows: Sequence[int], new: T) -> T:
+    """Put what begins into rows of a batch, a pytree."""
+    index = torch.tensor(rows, device=tree_leaves(batch)[0].device)
+    return tree_map(lambda old, fresh: old.index_copy(0, index, fresh), batch, new)
 
 
 def _images(settings: _Settings, state: State, rows: Sequence[int]) -> Sequence[Tensor]:

@@ -1,19 +1,19 @@
-"""How a run uses its device: compiled or not, the batch size that its memory holds, deterministic algorithms."""
+"""How a run uses its device: compiled, captured or neither, deterministic algorithms, copies that nobody waits for."""
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from featvis_func.engine.capture import CapturedStep
+from featvis_func.engine.memory import is_out_of_memory
 from featvis_func.engine.step import Step, compile_step
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
-
-InitFilters: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]
-"""filter numbers -> their state before the first step, and their targets."""
 
 # On a CPU, compiling takes some 50 s and then saves some 25 to 120 ms of a step of 8 images of 224 x 224 pixels: it
 # pays from about this many pixels (filters x steps x h x w).
@@ -25,11 +25,6 @@ CPU_BATCH_SIZE = 8
 # Filters at a time on an accelerator where memory does not decide: with deterministic algorithms, since the rounding
 # depends on the batch size, and in a unit of a sweep.
 FIXED_BATCH_SIZE = 64
-# The fraction of a device's free memory that a batch is planned to fill; the rest is for what the plan does not see.
-_MEMORY_FRACTION = 0.8
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
-# A larger batch is no faster: it only waits for its slowest image.
-_MAX_BATCH_SIZE = 256
 _deterministic_lock = threading.Lock()
 
 
@@ -54,7 +49,7 @@ def compiling_pays(device: torch.device, pixels: int) -> bool:
 def select_step(
     step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
 ) -> Step:
-    """The step as it will run: compiled or not.
+    """The step as it will run: as it is, compiled, or captured as a CUDA graph.
 
     Args:
         step: of an :class:`~featvis_func.engine.step.Ascent`.
@@ -65,7 +60,7 @@ def select_step(
         name: of the model, for the error message.
 
     Returns:
-        A step that compiles at its first call, or the given one.
+        A step that compiles or is captured at its first call, or the given one.
 
     Raises:
         ValueError: compiling was requested, and the backbone is not an exported graph.
@@ -74,69 +69,26 @@ def select_step(
         return _compiled(step, fallback=step) if exported and compiling_pays(device, pixels) else step
     if compile == "no":
         return step
+    if compile == "cudagraphs" and device.type == "cuda":
+        return CapturedStep(step)
     if not exported:
         raise ValueError(f"{name} cannot be exported and therefore not be compiled; use compile=False")
-    return _compiled(step, cudagraphs=compile == "cudagraphs")
+    return _compiled(step)
 
 
-def probe_batch_size(
-    step: Step,
-    weights: Weights,
-    init: InitFilters,
-    filters: Sequence[int],
-    *,
-    device: torch.device,
-    most: int = _MAX_BATCH_SIZE,
-) -> int:
-    """Measure how many filters at a time the memory of a CUDA device holds, from steps of 2 and of 6 filters.
-
-    Args:
-        step, weights, init: as for :func:`~featvis_func.engine.batching.run_batched`; the step not compiled.
-        filters: any filter numbers, at least 1.
-        device: a CUDA device.
-        most: upper bound.
+def begin_copy(values: Tensor) -> tuple[Tensor, Callable[[], object]]:
+    """Begin to copy a tensor to the CPU, without waiting for its device.
 
     Returns:
-        At least 1; from 8 on a multiple of 8.
+        The copy, and a function that returns when its values have arrived.
     """
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    peaks: list[float] = []
-    for count in (2, 2, 6):  # the first one allocates what all have in common
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        try:
-            step(weights, *init([filters[i % len(filters)] for i in range(count)]))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return max(1, count // 2)  # run_batched halves it again if it must
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    return plan_batch_size(peaks[1], peaks[2], free, most=most)
-
-
-def plan_batch_size(two: float, six: float, free: float, *, most: int = _MAX_BATCH_SIZE) -> int:
-    """The batch size that fills a memory, by a line through the bytes that 2 and 6 filters take.
-
-    Args:
-        two, six: peak bytes of a step of 2 and of 6 filters.
-        free: bytes to fill; four fifths of them are planned with.
-        most: upper bound.
-
-    Returns:
-        At least 1; from 8 on a multiple of 8.
-
-    >>> plan_batch_size(3e8, 7e8, 10.2e9)
-    80
-    """
-    each = max((six - two) / 4, 1.0)
-    count = int(max(1.0, min(most, (_MEMORY_FRACTION * free - (two - 2 * each)) / each)))
-    return count - count % 8 if count > 8 else count
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's own, or one of a device or library."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in _OUT_OF_MEMORY)
+    if values.device.type != "cuda":
+        return values.cpu(), lambda: None
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(values.device))
+    return copy, event.synchronize
 
 
 @contextmanager
@@ -175,9 +127,9 @@ def _deterministic() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _compiled(step: Step, *, cudagraphs: bool = False, fallback: Step | None = None) -> Step:
+def _compiled(step: Step, *, fallback: Step | None = None) -> Step:
     """A step that compiles without warnings, once per batch size; if that fails, it warns and runs the fallback."""
-    current = compile_step(step, cudagraphs=cudagraphs)
+    current = compile_step(step)
     compiled_sizes: set[int] = set()
 
     def call(weights: Weights, state: State, target: Target) -> tuple[State, Info]:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,24 @@ from featvis_func.types import (
 
 Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
 """(weights, state, target) -> (state, info): a pure function over a batch of filters."""
+
+
+@runtime_checkable
+class RepeatableStep(Protocol):
+    """A step that has a faster way of being repeated than one call after the other."""
+
+    def repeat(
+        self,
+        weights: Weights,
+        state: State,
+        target: Target,
+        *,
+        steps: int,
+        callback: Callable[[Info], object] | None = None,
+    ) -> tuple[State, list[Info]]:
+        """Do what :func:`repeat_step` does with the step."""
+        ...
+
 
 # The streams of a filter's key.
 _INIT, _OPTIMIZER, _TRANSFORM = 0, 1, 2
@@ -96,8 +114,11 @@ def make_ascent(
     forward = make_forward(features, transform, objective, redirect=redirect)
 
     def init(keys: Tensor) -> State:
-        params = vmap(lambda k: image.init(fold_in(k, 0, stream=_INIT)))(keys)
-        opt = vmap(lambda p, k: optimizer.init(p, fold_in(k, 0, stream=_OPTIMIZER)))(params, keys)
+        # Both streams in one call of the generator, which is many small operations.
+        streams = torch.arange(2, device=keys.device)
+        own = vmap(lambda k: vmap(lambda stream: fold_in(k, 0, stream=stream))(streams))(keys)
+        params = vmap(image.init)(own[:, _INIT])
+        opt = vmap(optimizer.init)(params, own[:, _OPTIMIZER])
         decoded = vmap(image.decode)(params)
         count = keys.shape[0]
         best = Best(
@@ -247,17 +268,16 @@ def filter_keys(seed: int, layer: str, filters: Sequence[int], *, device: torch.
     >>> filter_keys(0, "conv", [3, 5]).shape
     torch.Size([2, 2])
     """
-    layer_key = fold_in(key(seed, device=device), zlib.crc32(layer.encode()))
-    return vmap(fold_in, (None, 0))(layer_key, torch.tensor(list(filters), dtype=torch.int64, device=device))
+    # On the CPU: for so few numbers a device would take as many launches as for an image.
+    layer_key = fold_in(key(seed), zlib.crc32(layer.encode()))
+    return vmap(fold_in, (None, 0))(layer_key, torch.tensor(list(filters), dtype=torch.int64)).to(device)
 
 
-def compile_step(step: Step, *, cudagraphs: bool = False, **options: Any) -> Step:
+def compile_step(step: Step, **options: Any) -> Step:
     """``torch.compile(step, fullgraph=True, dynamic=False)``, with the Inductor settings of the device that it runs on.
 
     Args:
         step: of an :class:`Ascent`.
-        cudagraphs: on CUDA, replay the step as a CUDA graph, in one launch; its outputs are copied out of the graph's
-            own memory.
         options: further options of Inductor, as for ``torch.compile(options=...)``.
 
     Returns:
@@ -269,11 +289,7 @@ def compile_step(step: Step, *, cudagraphs: bool = False, **options: Any) -> Ste
     copy = FunctionType(
         plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
     )
-    settings = {**({"triton.cudagraphs": True} if cudagraphs else {}), **options}
-    compiled = torch.compile(copy, fullgraph=True, dynamic=False, backend=partial(compile_graph, settings=settings))
-    if not cudagraphs:
-        return compiled
-    return lambda weights, state, target: tree_map(torch.clone, compiled(weights, state, target))
+    return torch.compile(copy, fullgraph=True, dynamic=False, backend=partial(compile_graph, settings=options))
 
 
 def run(
@@ -301,13 +317,28 @@ def run(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    repeat = step.repeat if isinstance(step, RepeatableStep) else partial(repeat_step, step)
+    state, infos = repeat(weights, state, target, steps=steps, callback=callback)
+    return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
+
+
+def repeat_step(
+    step: Step,
+    weights: Weights,
+    state: State,
+    target: Target,
+    *,
+    steps: int,
+    callback: Callable[[Info], object] | None = None,
+) -> tuple[State, list[Info]]:
+    """Repeat a step as :func:`run` does; returns the last state, and the report of each step."""
     infos = []
     for _ in range(steps):
         state, info = step(weights, state, target)
         infos.append(info)
         if callback is not None:
             callback(info)
-    return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
+    return state, infos
 
 
 def select_rows(condition: Tensor, new: Tensor, old: Tensor | float) -> Tensor:

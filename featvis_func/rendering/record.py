@@ -122,7 +122,7 @@ def make_result(run: RunResult, filters: Sequence[int], config: dict[str, Any], 
         for f, a, r in zip(finite, alive, rose, strict=True)
     )
     return Result(
-        images=best.image.float(),
+        images=best.image,
         activations=best.activation.float(),
         scores=best.score.float(),
         best_step=best.step,

@@ -16,14 +16,15 @@ from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
 from featvis_func.engine.batching import Finish, run_batched
+from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.device import (
     CPU_BATCH_SIZE,
     FIXED_BATCH_SIZE,
     algorithms,
-    probe_batch_size,
     select_step,
 )
 from featvis_func.engine.grouped import run_groups
+from featvis_func.engine.memory import MAX_BATCH_SIZE, probe_batch_size
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
 from featvis_func.models import Model
 from featvis_func.objective import Family, Objective
@@ -38,6 +39,11 @@ from featvis_func.rendering.result import Result
 from featvis_func.tree import tree_map
 from featvis_func.types import Image, State, Target, Transform, Weights
 from featvis_func.validation import check_filters, check_seed
+
+
+def float_images(images: Tensor) -> Tensor:
+    """Images as a :class:`~featvis_func.Result` holds them."""
+    return images.cpu().float()
 
 
 class Renderer(NamedTuple):
@@ -65,6 +71,8 @@ class Renderer(NamedTuple):
     """The number of successive filters that depend on each other, which are rendered in one batch."""
     family: Family | None = None
     """Of the objective, if its target picks a member of a family."""
+    take_images: Callable[[Tensor], Tensor] = float_images
+    """Images of filters that have ended, on the device -> those of the result."""
 
     def __call__(
         self,
@@ -126,6 +134,7 @@ class Renderer(NamedTuple):
                 snapshots=options.snapshots,
                 decode=self.decode,
                 finish=self.finish,
+                take_images=self.take_images,
                 retain_memory=options.retain_memory,
                 **batching,
             )
@@ -270,11 +279,12 @@ def plan(
         batch_size = len(filters)
     elif options.batch_size == "auto" and device.type == "cuda" and not options.deterministic:
         batch_size = probe_batch_size(
-            composed.ascent.step,
+            lambda: CapturedStep(composed.ascent.step) if isinstance(step, CapturedStep) else composed.ascent.step,
             features.weights,
             lambda chosen: init(chosen, options.seed),
             filters,
             device=device,
+            most=min(MAX_BATCH_SIZE, len(filters)),
         )
     group = 1 if composed.single_batch else resolved.objective.group
     if group > 1:

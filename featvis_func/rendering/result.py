@@ -253,7 +253,7 @@ def select_filters(result: Result, rows: Sequence[int]) -> Result:
     index = torch.tensor(list(rows))
 
     def take(values: Tensor | None, axis: int = 0) -> Any:
-        return None if values is None else values.index_select(axis, index)
+        return None if values is None else values.index_select(axis, index.to(values.device))
 
     return replace(
         result,

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +18,12 @@ from featvis_func.models import Model, device_for
 from featvis_func.objective import Objective, any_channel, channel, feature_axis
 from featvis_func.rendering.input_size import image_size
 from featvis_func.rendering.options import DEFAULTS, RenderOptions
-from featvis_func.rendering.renderer import Renderer, compose, make_renderer, plan
+from featvis_func.rendering.renderer import Renderer, compose, float_images, make_renderer, plan
 from featvis_func.rendering.resolve import resolve
 from featvis_func.rendering.result import Result, select_filters
 from featvis_func.sweep.groups import COSTS, Group, choose_groups, measure_steps
 from featvis_func.sweep.plan import LayerPlan, Unit
+from featvis_func.sweep.shard import stored_images
 from featvis_func.validation import first_line, warn_caller
 
 
@@ -33,10 +35,16 @@ class GroupRenderer:
         plans: of the layers.
         features: with these layers.
         options: with ``compile`` on. The batch size is theirs, whatever the units.
+        take_images: as for :class:`~featvis_func.Renderer`. The images stay on the device until their maps are there.
     """
 
     def __init__(
-        self, model: Model, plans: Sequence[LayerPlan], features: Features, options: Mapping[str, Any]
+        self,
+        model: Model,
+        plans: Sequence[LayerPlan],
+        features: Features,
+        options: Mapping[str, Any],
+        take_images: Callable[[Tensor], Tensor] = float_images,
     ) -> None:
         shapes = features.shapes
         self.layers = tuple(plan.layer for plan in plans)
@@ -46,7 +54,8 @@ class GroupRenderer:
         checked = RenderOptions.of(options, function="sweep")
         self._resolved = resolve(model, any_channel(*widths.items()), filters, checked, features)
         self._composed = compose(self._resolved)
-        self._renderer = plan(self._resolved, self._composed, self._keys)
+        self._renderer = plan(self._resolved, self._composed, self._keys)._replace(take_images=lambda images: images)
+        self._take_images = take_images
 
     @property
     def batch_size(self) -> int:
@@ -74,7 +83,8 @@ class GroupRenderer:
             start += len(filters)
             config = {**whole.config, "layer": layer, "objective": repr(channel(layer)), "objective_code": None}
             maps = self._maps(layer, filters, own, used)
-            results.append(replace(own, activations=maps, filters=tuple(filters), config=config))
+            images = self._take_images(own.images)
+            results.append(replace(own, images=images, activations=maps, filters=tuple(filters), config=config))
         return results
 
     def _maps(self, layer: str, filters: Sequence[int], result: Result, size: int) -> Tensor:
@@ -143,7 +153,11 @@ def renderers(
     """
     batch_size = config.get("batch_size", "auto")
     options = {**DEFAULTS, **config["render"], "batch_size": batch_size, "retain_memory": retain_memory}
-    return LayerRenderers(model, options, plans, objectives=objectives, device=device, remaining=remaining)
+    on_device = device_for(model, device).type != "cpu"
+    take_images = partial(stored_images, dtype=config["image_dtype"]) if on_device else float_images
+    return LayerRenderers(
+        model, options, plans, objectives=objectives, device=device, remaining=remaining, take_images=take_images
+    )
 
 
 class LayerRenderers:
@@ -160,6 +174,7 @@ class LayerRenderers:
         device: device to compute on. Default: the device of the model.
         remaining: returns layer -> number of its filters that are not done, which decides whether compiling pays.
             Default: all filters.
+        take_images: as for :class:`~featvis_func.Renderer`.
     """
 
     def __init__(
@@ -171,7 +186,9 @@ class LayerRenderers:
         objectives: Mapping[str, Objective] | None = None,
         device: torch.device | str | None = None,
         remaining: Callable[[], Mapping[str, int]] | None = None,
+        take_images: Callable[[Tensor], Tensor] = float_images,
     ) -> None:
+        self._take_images = take_images
         self._model = model
         self._families = dict(objectives or {})
         self._options = {**options, "device": device}
@@ -225,7 +242,8 @@ class LayerRenderers:
             options["compile"] = compile
         objective = self._families.get(plan.layer) or channel(plan.layer)
         features = self._features(objective.layers)
-        return make_renderer(self._model, objective, plan.filters, features=features, **options)
+        made = make_renderer(self._model, objective, plan.filters, features=features, **options)
+        return made._replace(take_images=self._take_images)
 
     def batches(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
         """The units, those together that :meth:`render_together` can render in one batch."""
@@ -273,9 +291,8 @@ class LayerRenderers:
     def _make_group(self, group: Group) -> GroupRenderer:
         features = self._features(group.layers)
         assert features is not None
-        compile = "cudagraphs" if self._options["compile"] == "cudagraphs" else "yes"
         plans = [self._plans[layer] for layer in group.layers]
-        return GroupRenderer(self._model, plans, features, {**self._options, "compile": compile})
+        return GroupRenderer(self._model, plans, features, {**self._options, "compile": "yes"}, self._take_images)
 
     def _choose_groups(self) -> dict[str, Group]:
         """Layer -> its group; empty where each layer decides for itself whether its step is compiled."""
@@ -286,12 +303,10 @@ class LayerRenderers:
         plans = [plan for plan in layers if remaining.get(plan.layer)]
         batches = [math.ceil(remaining[plan.layer] / plan.batch_size) for plan in plans]
         device = device_for(self._model, self._options["device"])
-        pixels = (
-            sum(remaining[plan.layer] for plan in plans)
-            * options.steps
-            * math.prod(image_size(options.size, self._model))
-        )
-        if len(plans) < 2 or (wanted == "auto" and not compiling_pays(device, pixels)):
+        images = sum(remaining[plan.layer] for plan in plans)
+        pixels = images * options.steps * math.prod(image_size(options.size, self._model))
+        captured = wanted == "cudagraphs" and device.type == "cuda"  # which takes no longer for each layer by itself
+        if len(plans) < 2 or captured or (wanted == "auto" and not compiling_pays(device, pixels)):
             return {}
         features = self._features([plans[-1].layer])
         if features is None or not features.exported:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from featvis_func.io.atomic import make_folder, write_file
 from featvis_func.io.pil import to_uint8
@@ -33,19 +34,33 @@ class Commit(NamedTuple):
     """One dictionary per filter: its number, score, best step, number of steps, status and seed."""
 
 
+def stored_images(images: Tensor, dtype: str) -> Tensor:
+    """Convert images, on their device, to the type in which they are stored; as they are if they have it.
+
+    Args:
+        images: Float in ``[0, 1]``, or of the stored type.
+        dtype: A name of :data:`DTYPES`.
+
+    >>> stored_images(torch.tensor([-0.1, 0.5, 1.0]), "uint8").tolist()
+    [0, 128, 255]
+    """
+    if images.dtype == torch.uint8:
+        return images
+    return to_uint8(images) if dtype == "uint8" else images.clamp(0, 1).to(DTYPES[dtype])
+
+
 def pack(folder: Folder, unit: Unit, result: Result, seeds: list[int]) -> bytes:
     """Serialise a unit to the bytes of a safetensors file; equal results give equal bytes.
 
     Args:
         folder: The sweep's folder.
         unit: The unit.
-        result: Results of the unit's filters, in the unit's order.
+        result: Results of the unit's filters, in the unit's order; the images may be :func:`stored_images`.
         seeds: Seed of each filter.
     """
-    dtype, config = folder.run.config["image_dtype"], folder.run.hash
-    images = result.images.clamp(0, 1)
+    config = folder.run.hash
     tensors = {
-        "images": to_uint8(images) if dtype == "uint8" else images.to(DTYPES[dtype]),
+        "images": stored_images(result.images, folder.run.config["image_dtype"]).cpu(),
         "activations": result.activations.float(),
         "scores": result.scores.float(),
         "history": result.history.float().T,

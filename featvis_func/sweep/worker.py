@@ -4,17 +4,19 @@ import errno
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from featvis_func.engine.device import is_out_of_memory
+from featvis_func.engine.device import begin_copy
+from featvis_func.engine.memory import is_out_of_memory
 from featvis_func.rendering.renderer import Renderer
 from featvis_func.rendering.result import Result
 from featvis_func.sweep.layout import DamagedError, Folder, log_event, set_aside
 from featvis_func.sweep.plan import LayerPlan, Unit
 from featvis_func.sweep.renderers import LayerRenderers
-from featvis_func.sweep.shard import Commit, commit, pack, read_commit, record_failure
+from featvis_func.sweep.shard import Commit, commit, pack, read_commit, record_failure, stored_images
 from featvis_func.validation import first_line
 
 T = TypeVar("T")
@@ -76,12 +78,11 @@ class Worker:
             for batch in self._batches(units):
                 start, error = time.monotonic(), None
                 found: list[Unit] = []
-                rendered: list[tuple[Unit, Result, list[int], bytes]] = []
+                rendered: list[tuple[Unit, Result, list[int], Callable[[], bytes]]] = []
                 try:
                     found = [unit for unit in batch if self._read_commit(unit) is not None]
                     results = self._render_together([unit for unit in batch if unit not in found])
-                    # Here and not in the thread: torch would start a second set of threads there.
-                    rendered = [(*result, pack(self._folder, *result)) for result in results]
+                    rendered = [(*result, self._packing(*result)) for result in results]
                 except Exception as raised:
                     error = raised
                 yield from self._settle(committing)
@@ -96,17 +97,36 @@ class Worker:
                         yield self(unit, attempts=1 if failure else 0, failure=failure)
                 submit = committer.submit if self._background else _run_now
                 committing = [
-                    (unit, submit(self._commit, seconds, unit, result, seeds, packed))
-                    for unit, result, seeds, packed in rendered
+                    (unit, submit(self._commit, seconds, unit, result, seeds, packing))
+                    for unit, result, seeds, packing in rendered
                 ]
                 if not self._background:
                     yield from self._settle(committing)
                     committing = []
             yield from self._settle(committing)
 
-    def _commit(self, seconds: float, unit: Unit, result: Result, seeds: list[int], packed: bytes) -> float:
+    def _packing(self, unit: Unit, result: Result, seeds: list[int]) -> Callable[[], bytes]:
+        """A function that packs a unit.
+
+        Images on the CPU are packed at once: in the thread that commits, torch would start a second set of threads.
+        Others begin to leave their device, and are packed when they have arrived, while the next batch is rendered.
+        """
+        if result.images.device.type == "cpu":
+            packed = pack(self._folder, unit, result, seeds)
+            return lambda: packed
+        images, wait = begin_copy(stored_images(result.images, self._folder.run.config["image_dtype"]))
+
+        def pack_arrived() -> bytes:
+            wait()
+            return pack(self._folder, unit, replace(result, images=images), seeds)
+
+        return pack_arrived
+
+    def _commit(
+        self, seconds: float, unit: Unit, result: Result, seeds: list[int], packing: Callable[[], bytes]
+    ) -> float:
         start = time.monotonic()
-        commit(self._folder, unit, result, seeds, seconds=seconds, packed=packed)
+        commit(self._folder, unit, result, seeds, seconds=seconds, packed=packing())
         return seconds + time.monotonic() - start
 
     def _settle(self, committing: Sequence[tuple[Unit, Future[float]]]) -> Iterator[Done]:
@@ -273,8 +293,8 @@ def _replace_rows(result: Result, rows: list[int], source: Result, source_rows: 
 
     def put(name: str, axis: int = 0) -> torch.Tensor:
         new = getattr(result, name).clone()
-        values = getattr(source, name).index_select(axis, torch.tensor(source_rows, dtype=torch.int64))
-        return new.index_copy_(axis, torch.tensor(rows, dtype=torch.int64), values)
+        index, source_index = (torch.tensor(r, dtype=torch.int64, device=new.device) for r in (rows, source_rows))
+        return new.index_copy_(axis, index, getattr(source, name).index_select(axis, source_index))
 
     status = list(result.status)
     for row, source_row in zip(rows, source_rows, strict=True):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featvis_func import random
+from featvis_func.tree import tree_leaves
 
 COUNT = 100_000
 # As in compile_step: without this option inductor compiles the rounds slowly.
@@ -228,3 +230,24 @@ def test_global_random_state_is_neither_read_nor_changed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
         assert torch.equal(random.normal(random.fold_in(random.key(0), 1), (5,)), first)
+
+
+def test_stream_may_be_a_tensor() -> None:
+    key, streams = random.key(5), torch.tensor([0, 1, 2**31, 2**32 - 1])
+    together = vmap(lambda stream: random.fold_in(key, 3, stream=stream))(streams)
+    assert torch.equal(together, torch.stack([random.fold_in(key, 3, stream=int(s)) for s in streams]))
+
+
+def test_numbers_are_drawn_in_few_operations_on_words_of_32_bits() -> None:
+    seen: list[Tensor] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = func(*args, **(kwargs or {}))
+            seen.extend(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            return output
+
+    with Seen():
+        random.normal(random.key(0), (10, 100))
+    assert len(seen) < 150
+    assert all(tensor.dtype != torch.int64 for tensor in seen if tensor.numel() >= 500)

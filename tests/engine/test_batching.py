@@ -5,7 +5,8 @@ Most tests run a toy step that counts, so that the score, the image and the numb
 
 import itertools
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ import featvis_func as fv
 from featvis_func.engine import batching
 from featvis_func.engine import device as device_module
 from featvis_func.engine.batching import RunResult, run_batched
-from featvis_func.engine.device import algorithms, is_out_of_memory, plan_batch_size
+from featvis_func.engine.capture import CapturedStep
+from featvis_func.engine.device import algorithms
+from featvis_func.engine.memory import is_out_of_memory, plan_batch_size, probe_batch_size
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.result import Result
@@ -376,6 +379,34 @@ def test_images_are_the_same_if_memory_runs_out(tiny: Model, monkeypatch: pytest
         assert_results_close(render(tiny, "5", steps=4), reference)
 
 
+@pytest.mark.parametrize("tolerance", [None, 0.0])
+def test_nothing_of_filters_that_ended_is_kept_on_the_device_during_the_next_steps(tolerance: float | None) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def init(filters: Sequence[int]) -> tuple[State, Tensor]:
+        state, target = toy_init(filters)
+        if made:  # the first one is held by what runs
+            made.append(weakref.ref(state.params))
+        return state, target
+
+    def finish(_: Any, state: State, __: Any) -> State:
+        made.append(weakref.ref(state.best.image))
+        finished = state._replace(best=state.best._replace(image=state.best.image + 1))
+        made.append(weakref.ref(finished.best.image))
+        return finished
+
+    class Watching(Toy):
+        def __call__(self, weights: Any, state: State, target: Tensor) -> tuple[State, Info]:
+            own = {id(leaf) for leaf in tree_leaves(state)}
+            assert all(ref() is None or id(ref()) in own for ref in made)
+            made.clear()
+            made.append(weakref.ref(torch.zeros(1)))
+            return super().__call__(weights, state, target)
+
+    options: dict[str, Any] = {"steps": 6, "batch_size": 2, "tolerance": tolerance, "patience": 2, "finish": finish}
+    run_batched(Watching(), {}, init, [1, 9, 2, 7, 3], **options)
+
+
 # --- device ---------------------------------------------------------------------------------------------------------
 
 
@@ -393,18 +424,49 @@ def test_plan_batch_size_fills_four_fifths_of_the_memory(two: float, six: float,
     assert plan_batch_size(two, six, free) == batch_size
 
 
-def test_probe_batch_size_measures_steps_of_2_and_of_6_filters(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = Toy()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9_000, 20_000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_300)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 200 + 100 * toy.batch_sizes[-1])
+@pytest.fixture
+def memory_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Toy, float], None]:
+    """A function that makes a toy's batches take 100 bytes, and 100 more for each filter, of 10,200 that are free."""
+
+    def memory_of(toy: Toy, reserved_share: float) -> None:
+        taken = lambda: 100 + 100 * toy.batch_sizes[-1]  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9_000, 20_000))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_300)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 100 + taken())
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 100 + reserved_share * taken())
+
+    return memory_of
+
+
+def tried(toy: Toy) -> list[int]:
+    """The batch sizes that a toy ran with, each for two steps."""
+    assert toy.batch_sizes[::2] == toy.batch_sizes[1::2]
+    return toy.batch_sizes[::2]
+
+
+def test_probe_batch_size_plans_by_2_and_6_filters_and_tries_what_it_planned(memory_of: Any) -> None:
     device = torch.device("cuda")
-    assert device_module.probe_batch_size(toy, {}, toy_init, [1], device=device) == 80
-    assert toy.batch_sizes == [2, 2, 6]
-    assert device_module.probe_batch_size(Toy(1), {}, toy_init, [1], device=device) == 1
-    assert device_module.probe_batch_size(toy, {}, toy_init, [1], device=device, most=24) == 24
+    for most, expected in ((256, 80), (24, 24), (17, 17)):
+        toy = Toy()
+        memory_of(toy, 1.1)
+        assert probe_batch_size(lambda toy=toy: toy, {}, toy_init, [1], device=device, most=most) == expected
+        assert tried(toy) == [2, 2, 6, expected]
+
+
+def test_probe_batch_size_shrinks_what_takes_more_than_was_planned(memory_of: Any) -> None:
+    toy = Toy()
+    memory_of(toy, 1.5)  # 9,180 of 10,200 hold 6,120 bytes of tensors
+    assert probe_batch_size(lambda: toy, {}, toy_init, [1], device=torch.device("cuda")) == 56
+    assert tried(toy) == [2, 2, 6, 80, 56]
+
+
+def test_probe_batch_size_shrinks_what_does_not_fit(memory_of: Any) -> None:
+    toy = Toy(max_batch_size=70)
+    memory_of(toy, 1.0)
+    assert probe_batch_size(lambda: toy, {}, toy_init, [1], device=torch.device("cuda")) == 64
+    assert probe_batch_size(lambda: Toy(1), {}, toy_init, [1], device=torch.device("cuda")) == 1
 
 
 def test_is_out_of_memory_recognises_the_errors_of_torch_and_of_python() -> None:
@@ -491,23 +553,19 @@ def selected_step(compile: str, *, pixels: int = 1, exported: bool = True, devic
 
 
 def test_select_step_compiles_automatically_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    cudagraphs_of_calls: list[bool] = []
-
-    def compile_step(step: Any, *, cudagraphs: bool) -> Any:
-        cudagraphs_of_calls.append(cudagraphs)
-        return step
-
-    monkeypatch.setattr(device_module, "compile_step", compile_step)
+    compiled: list[Any] = []
+    monkeypatch.setattr(device_module, "compile_step", compiled.append)
     assert isinstance(selected_step("auto"), Toy)
     assert isinstance(selected_step("no", pixels=10**12), Toy)
     assert isinstance(selected_step("auto", pixels=10**12, exported=False), Toy)
-    assert cudagraphs_of_calls == []
+    assert isinstance(selected_step("cudagraphs", device="cuda"), CapturedStep)
+    assert isinstance(selected_step("cudagraphs", device="cuda", exported=False), CapturedStep)
+    assert compiled == []
     selected_step("auto", pixels=10**12)
     selected_step("auto", device="cuda")
     selected_step("yes")
-    assert cudagraphs_of_calls == [False] * 3
     selected_step("cudagraphs")
-    assert cudagraphs_of_calls[3:] == [True]
+    assert len(compiled) == 4
     with pytest.raises(ValueError, match="Net cannot be exported and therefore not be compiled; use compile=False"):
         selected_step("yes", exported=False)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from featvis_func.sweep.launchers import Rank, share
 from featvis_func.sweep.layout import Folder, start_folder
 from featvis_func.sweep.plan import plan_layers
 from featvis_func.sweep.renderers import GroupRenderer, LayerRenderers
+from featvis_func.sweep.shard import stored_images
 from featvis_func.sweep.worker import Worker
 from tests.sweep_toys import Toy, toy_result, toy_run
 from tests.toys import TINY_SIZE, OneConv, load_toy, make_tiny
@@ -355,6 +357,68 @@ def test_a_commit_that_fails_is_tried_again(background: bool, tmp_path: Path, mo
     worker_of_units = Worker(folder, Toy(), seed=7, background=background)
     outcomes = [done.outcome for done in worker_of_units.run(folder.run.units)]
     assert outcomes == ["rendered"] * len(folder.run.units)
+
+
+@pytest.mark.usefixtures("eager_groups")
+@pytest.mark.parametrize("compile", ["yes", "no"])
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_images_that_are_converted_on_their_device_give_the_same_files(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, compile: str
+) -> None:
+    def files(name: str) -> dict[str, bytes]:
+        status = sweep(tiny, LAYERS[:2], out=tmp_path / name, image_dtype=dtype, compile=compile, **QUICK)
+        assert status.complete
+        return {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.safetensors")}
+
+    expected, taken = files("converted last"), []
+
+    def take(images: Tensor) -> Tensor:
+        taken.append(len(images))
+        return stored_images(images, dtype)
+
+    monkeypatch.setattr(renderers, "float_images", take)  # what a sweep on the CPU takes
+    assert files("converted first") == expected
+    assert sum(taken) == 20
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_images_on_a_device_are_packed_when_they_have_arrived(
+    background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images of each unit leave the device "meta"; what arrives are those that the toy has."""
+    originals: dict[tuple[int, ...], Tensor] = {}
+    threads, begun = [], []
+
+    def make(plan: Any) -> Any:
+        def render(filters: Any, /, *, seed: int | None = None) -> Result:
+            result = Toy()(plan)(filters, seed=seed)
+            originals[result.filters] = result.images
+            begun.append(result.filters)
+            return replace(result, images=result.images.to("meta"))
+
+        return render
+
+    def begin_copy(images: Tensor) -> Any:
+        assert (images.device.type, images.dtype) == ("meta", torch.uint8)
+        return originals[begun[-1]], lambda: threads.append(threading.current_thread())
+
+    monkeypatch.setattr(worker, "begin_copy", begin_copy)
+    files = []
+    for name, maker in (("meta", make), ("cpu", Toy())):
+        folder = start_folder(tmp_path / name, toy_run())
+        done = list(Worker(folder, maker, seed=7, background=background).run(folder.run.units))
+        assert [d.outcome for d in done] == ["rendered"] * len(folder.run.units)
+        files.append({path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.safetensors")})
+    assert files[0] == files[1]
+    assert len(threads) == len(folder.run.units)
+    assert (threading.main_thread() in threads) != background
+
+
+def test_rows_of_stored_images_are_replaced() -> None:
+    first, second = toy_result("a", range(3), 7), toy_result("a", [2], 8)
+    first, second = (replace(r, images=stored_images(r.images, "uint8")) for r in (first, second))
+    replaced = worker._replace_rows(first, [2], second, [0])
+    assert torch.equal(replaced.images, torch.cat([first.images[:2], second.images]))
 
 
 def test_select_filters_takes_rows_of_every_tensor() -> None:
