@@ -982,7 +982,7 @@ class FakeRay:
         return result()
 
     def run(self, folder: Folder, model: Model, **options: Any) -> None:
-        arguments = {"device": None, "workers": None, "threads": 1, "progress": False, **options}
+        arguments = {"objectives": {}, "device": None, "workers": None, "threads": 1, "progress": False, **options}
         cluster._run_actors(self, LostError, folder, model, **arguments)
 
 
@@ -1000,8 +1000,8 @@ def test_each_actor_has_one_gpu_and_gets_the_model_on_the_cpu(folder: Folder, ti
     ray = FakeRay(make_worker(folder), nodes=[[{"CPU": 9, "GPU": 2}, {"CPU": 9}]])
     ray.run(folder, tiny, device=device, threads=None, workers=9)
     assert (ray.options["num_cpus"], ray.options["num_gpus"], ray.max_pending) == (1, 1, 2)
-    _, (model,), _, device, threads = ray.actors[0]
-    assert (device, threads) == ("cuda", 1)
+    _, ((model, objectives),), _, device, threads = ray.actors[0]
+    assert (device, threads, objectives) == ("cuda", 1, {})
     assert model.module is not tiny.module
     assert {p.device.type for p in model.module.parameters()} == {"cpu"}
 

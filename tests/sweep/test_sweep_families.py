@@ -162,6 +162,18 @@ def test_a_family_of_ones_own_is_swept_but_not_made_again(texturenet: Model, tmp
         open_store(tmp_path).objective("two sides")
 
 
+@pytest.mark.parametrize("family", [
+    fv.sae("a", random(6, 4), random(6), activation="topk", k=2) - 0.5 * fv.channel("a", 1),
+    fv.facets(fv.neurons("a", range(2), [(0, 0), (1, 1)]), 2),
+], ids=str)  # fmt: skip
+def test_a_family_reaches_the_actors_of_a_cluster(family: objectives.Objective) -> None:
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    sent = cloudpickle.loads(cloudpickle.dumps(family))
+    values = {"a": random(4, 2, 2)}
+    for number in range(4):
+        assert torch.equal(sent(values, torch.tensor(number)), family(values, torch.tensor(number)))
+
+
 def sweep_and_die(connection: Connection, out: Path, commits: int) -> None:
     """Sweep in a child process that kills itself after some commits."""
     ready(connection)
@@ -210,7 +222,7 @@ class TestCommandLine:
         words += ["--precision", "float32", "--compile", "no", "--device", "cpu"]
         for _ in range(2):
             assert cli.main(words) == 0
-            assert "38 of 38 filters" in capsys.readouterr().out
+            assert "38 of 38 images" in capsys.readouterr().out
         store = open_store(out)
         assert store.layers == ("head", "directions:block2.conv", "block1.conv")
         assert store.filters("directions:block2.conv") == (0, 1, 2, 3)
