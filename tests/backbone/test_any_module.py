@@ -574,6 +574,7 @@ class KeepsSecond(Reused):
         return super().forward(_Clipped.apply(x))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_calls_inputs_and_outputs_in_the_fallback() -> None:
     module = KeepsSecond()
     names = [name for name in compute(module, torch.rand(1, 3, *SIZE)) if "/" not in name]

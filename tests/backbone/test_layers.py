@@ -175,6 +175,7 @@ def test_unknown_names_are_errors_that_list_what_exists(name: str, message: str)
         fv.make_features(toy(Tokens), [name])
 
 
+@pytest.mark.slow
 def test_ambiguous_axes_must_be_stated() -> None:
     model = toy(LastChannels)
     with pytest.raises(ValueError, match=r"layer 'even' gives \(8, 8, 8\) .*'even@chw' or 'even@hwc'"):

@@ -147,6 +147,7 @@ class FlexAttention(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:FlexAttention runs with a")
 @pytest.mark.parametrize("module", [Conditional(), FlexAttention()], ids=["cond", "flex_attention"])
+@pytest.mark.slow
 def test_modules_with_operators_of_higher_order_have_features(module: nn.Module) -> None:
     model = load_toy(module.eval(), size=8)
     images = torch.rand(2, 3, 8, 8)

@@ -93,6 +93,7 @@ def folded(model: Model) -> bool:
     return not any("running" in name for name in weights)
 
 
+@pytest.mark.slow
 def test_tf32_does_not_hide_that_the_changed_graph_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     model = deep()
     with emulated_tf32(), warnings.catch_warnings():

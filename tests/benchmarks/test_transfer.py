@@ -71,6 +71,7 @@ def test_spectrum_finds_the_exponent_of_a_power_law(decay: float, size: tuple[in
         assert grain < 0.35
 
 
+@pytest.mark.slow
 def test_rows_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texturenet: Model) -> None:
     """Two rows, one of them the published script; a second run measures only what is missing."""
     made: list[str] = []

@@ -17,6 +17,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 VECTOR, OTHER_VECTOR = noise(4, seed=1), noise(4, seed=2)
+MATRIX = noise(3, 4, seed=11)
 REFERENCE = {"a": noise(4, 6, 5, seed=3)}
 REFERENCES = {**REFERENCE, "b": noise(7, 4, seed=4)}
 PHOTOGRAPH = noise(3, 9, 8, seed=5).sigmoid()
@@ -93,6 +94,23 @@ CASES: list[tuple[Objective, dict[str, Any]]] = [
         o.channel_weights("a", VECTOR) + o.style(REFERENCE) - o.inversion(REFERENCES) - o.departure("a", PHOTOGRAPH),
         {"weights": VECTOR, "reference": REFERENCE, "reference_2": REFERENCES, "picture": PHOTOGRAPH},
     ),
+    # Families.
+    (o.directions("a", MATRIX), {"matrix": MATRIX}),
+    (o.directions("b", MATRIX, similarity="dot_cosine", power=1, position=3), {"matrix": MATRIX}),
+    (o.sae("a", MATRIX), {"encoder": MATRIX}),
+    (
+        o.sae("a", MATRIX, VECTOR[:3], center=VECTOR, normalize="layer_norm", activation="jumprelu", threshold=0.5),
+        {"encoder": MATRIX, "bias": VECTOR[:3], "center": VECTOR, "threshold": torch.full((3,), 0.5).double()},
+    ),
+    (o.sae("a", MATRIX, activation="topk", k=2, position=(1, 2)), {"encoder": MATRIX}),
+    (o.neurons("a", [2, 0], [(1, 2), (5, 4)]), {}),
+    (o.logits("fc", [3, "dog", 1], categories=["dog", "cat"]), {}),
+    (o.facets(o.channel("a"), 3, weight=0.5), {}),
+    (
+        o.facets(o.directions("a", MATRIX) - o.directions("b", MATRIX), 2, layer="a"),
+        {"matrix": MATRIX, "matrix_2": MATRIX},
+    ),
+    (o.member(o.directions("a", MATRIX), 1) + o.member(o.channel("a"), 3), {"matrix": MATRIX}),
     # A user's own objectives.
     (OWN, {"own_objective": OWN}),
     (2 * OWN - o.layer("b"), {"own_objective": OWN}),
@@ -130,9 +148,10 @@ def test_code_makes_an_equal_objective(objective: Objective, variables: dict[str
 
 def test_cases_cover_every_objective_function() -> None:
     called = {name for objective, _ in CASES for name in code_of(objective).functions}
-    # `deepdream` returns `layer(..., power=2)`; the others in the module make no objective.
+    # `deepdream` returns `layer(..., power=2)`, and `family` a user's own; the others in the module make no objective.
     assert called == {name for name in vars(o) if name[0].islower() and callable(getattr(o, name))} - {
         "deepdream",
+        "family",
         "feature_axis",
     }
 

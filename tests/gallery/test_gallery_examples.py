@@ -109,6 +109,7 @@ def test_a_damaged_family_leaves_its_photographs_out(model: Model, photographs: 
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["live", "saved"])
+@pytest.mark.slow
 def test_photographs_of_a_result_of_a_family(model: Model, photographs: Path, tmp_path: Path, saved: bool) -> None:
     def gallery_of(objective: str | Objective, filters: Any) -> Gallery:
         result = fv.render(model, objective, filters, **STEPS)

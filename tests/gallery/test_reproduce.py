@@ -74,6 +74,7 @@ def test_an_objective_of_your_own_is_named(tiny: Model) -> None:
     torch.testing.assert_close(other.images, result.images)
 
 
+@pytest.mark.slow
 def test_parts_of_your_own_are_named(tiny: Model) -> None:
     def shift(images: Tensor, draw: Tensor) -> Tensor:
         return images.roll(1, -1)
@@ -115,6 +116,7 @@ def test_axes_that_the_user_states_are_recorded() -> None:
 MATRIX = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_a_sweeps_family_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = o.directions("head", MATRIX) - 0.5 * o.sae("head", MATRIX.flip(0), torch.arange(6.0))
     layers = {"mine": objective, "pairs": o.facets(o.directions("head", MATRIX[:2]), 2), "negative": -o.channel("head")}
@@ -162,6 +164,7 @@ def test_the_command_of_a_family_renders_the_image_again(tmp_path: Path) -> None
         torch.testing.assert_close(result.images[1], expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_results_family_names_the_tensor_and_its_checksum() -> None:
     result = fv.render("texturenet", o.directions("head", MATRIX), [1, 4], size=32, **QUICK)
     reproduction = reproduce(result.config, result.config["layer"], 4, 0, filters=result.filters)
@@ -191,6 +194,7 @@ def test_a_family_of_your_own_is_named(tmp_path: Path) -> None:
     assert "load_file" not in reproduction.call
 
 
+@pytest.mark.slow
 def test_what_is_stated_of_a_model_with_a_preset_is_repeated() -> None:
     model = fv.load_model(fv.load_model("texturenet", mean=[0.4] * 3, std=[0.2] * 3), size=48)
     result = fv.render(model, "head", [3], steps=1, progress=False)

@@ -65,6 +65,7 @@ def test_first_image_of_every_filter_is_the_picture(photograph: Tensor) -> None:
     assert "departure('block2.conv', <picture>)" in result.config["objective"]
 
 
+@pytest.mark.slow
 def test_picture_file_is_cropped_to_the_size(photograph: Tensor, tmp_path: Path) -> None:
     as_picture(photograph).save(tmp_path / "photograph.png")
     from_file = accentuated(tmp_path / "photograph.png", steps=1)
@@ -74,6 +75,7 @@ def test_picture_file_is_cropped_to_the_size(photograph: Tensor, tmp_path: Path)
     assert read_image(tmp_path / "photograph.png", 12, channels=1).shape == (1, 12, 12)
 
 
+@pytest.mark.slow
 def test_saliency_becomes_the_opacity(photograph: Tensor, tmp_path: Path) -> None:
     result = accentuated(photograph, steps=4)
     assert result.saliency is not None

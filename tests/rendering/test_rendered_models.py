@@ -34,6 +34,7 @@ def test_model_that_cannot_be_exported_is_not_compiled() -> None:
         render(model, "conv", steps=1, compile=True)
 
 
+@pytest.mark.slow
 def test_module_is_left_unchanged() -> None:
     module = make_tiny().train()
     module[1].eval()
@@ -83,6 +84,7 @@ def test_renderings_leave_no_tensors_and_hooks_behind(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.slow
 def test_module_of_another_precision(dtype: torch.dtype) -> None:
     result = render(load_toy(make_tiny().to(dtype), size=TINY_SIZE), "3", [0, 1], steps=8)
     assert result.status == ("ok", "ok")

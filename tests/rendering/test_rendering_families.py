@@ -48,6 +48,7 @@ def test_no_member_is_compiled_anew() -> None:
 
 
 class TestFacets:
+    @pytest.mark.slow
     def test_units_in_one_batch_have_the_images_they_have_alone(self) -> None:
         family = fv.facets(fv.channel("block2.conv"), 3, weight=5.0)
         together = fv.render("texturenet", family, [*range(6), *range(30, 36)], batch_size=6, **FEW)
@@ -64,6 +65,7 @@ class TestFacets:
         torch.testing.assert_close(part.images, whole.images[6:8], atol=2e-3, rtol=0)
         assert len(renderer([8, 9, 0, 1]).images) == 4
 
+    @pytest.mark.slow
     def test_facets_of_one_unit_differ_more_than_without_the_term(self) -> None:
         images = {
             weight: fv.render("texturenet", fv.facets(fv.channel("block3.conv"), 3, weight=weight), range(3), steps=12,

@@ -80,6 +80,7 @@ def test_layer_that_cannot_be_rendered_is_one_failure_with_a_reason(tmp_path: Pa
     assert open_store(tmp_path / "run")["conv", 2].image.shape == (3, 10, 10)
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(loading, "by_name", lambda name, *_, **__: make(rounded="round" in name))
     common = ["--steps", "2", "--device", "cpu"]

@@ -37,6 +37,7 @@ def texturenet(cached_tracing: None) -> Model:
     return fv.load_model("texturenet")
 
 
+@pytest.mark.slow
 def test_families_and_layers_share_a_folder(texturenet: Model, tmp_path: Path) -> None:
     several = [rows(), "head", fv.facets(fv.channel("head"), 2), fv.logits("output", [4, 2])]
     status = sweep(texturenet, several, out=tmp_path, **QUICK)
@@ -115,6 +116,7 @@ def test_a_damaged_or_missing_members_file_is_reported_and_written_again(texture
     assert validate(tmp_path).orphans == ("members/other.safetensors",)
 
 
+@pytest.mark.slow
 def test_groups_of_facets_are_never_divided(texturenet: Model, tmp_path: Path) -> None:
     family = fv.facets(fv.channel("head"), 3)
     plan = dry_run(texturenet, family, **{k: v for k, v in QUICK.items() if k != "progress"}).plans[0]

@@ -142,6 +142,7 @@ def assert_close(actual: Result, expected: Result) -> None:
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_group_renders_what_each_layer_renders(tiny: Model, options: dict[str, Any]) -> None:
     """Maps and vectors, filters of several layers in one batch, more of them than a batch holds."""
     plans = plan_layers(tiny, LAYERS, batch_size=4)

@@ -114,6 +114,7 @@ def test_bands_that_do_not_exist_start_no_sweep(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
     """Its run.json lacks the option, which now has its default."""
     assert sweep(six_channels(), "0", [0, 1], out=tmp_path, **QUICK).complete

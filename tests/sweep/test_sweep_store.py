@@ -448,6 +448,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_run_which_can_be_resumed_with_more_space(tmp_path: Path, small_disk: Path) -> None:
     run = toy_run({"a": 60, "b": 60})
     fill(tmp_path / "undisturbed", run, Toy(side=64))

@@ -88,6 +88,7 @@ def test_size_of_images_is_recorded_with_both_sides(tiny: Model, tmp_path: Path)
 
 
 @by_kind
+@pytest.mark.slow
 def test_estimate_counts_the_values_of_images_and_maps(model: Model) -> None:
     image = model.channels * math.prod(model.size)
     for layer, filters in (("0", 6), ("2", 4), ("5", 5)):
