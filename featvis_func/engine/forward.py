@@ -74,7 +74,8 @@ def check_shapes(objective: Objective, shapes: Mapping[str, Sequence[int]]) -> N
     if not all(name in shapes for name in objective.layers) or objective.picture is not None:
         return
     zeros = {name: torch.zeros(tuple(shapes[name])) for name in objective.layers}
-    with torch.no_grad(), suppress(KeyError):  # of the image itself
+    # It may read the image itself, or hold tensors on another device: then the first step tells.
+    with torch.no_grad(), suppress(KeyError, RuntimeError):
         for function in (objective.activation_map, objective.score):
             function(zeros, torch.tensor(0))
 
