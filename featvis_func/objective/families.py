@@ -16,6 +16,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from featvis_func.constants import device_constant
 from featvis_func.objective.base import (
@@ -192,17 +193,18 @@ def logits(layer: str, chosen: Sequence[int | str], *, categories: Sequence[str]
     )
 
 
-def facets(objective: Objective, count: int, *, weight: float = 1.0, layer: str | None = None) -> Objective:
+def facets(objective: Objective, count: int, *, weight: float = 0.2, layer: str | None = None) -> Objective:
     """Show each member of a family, or each channel of a layer, in several images that differ in style.
 
     The facets of member ``m`` are the images ``count * m`` to ``count * m + count - 1``, rendered in one batch. Each
-    image's score is reduced by ``weight`` times the mean of ``cos(G(x_i), G(x_j))`` with the member's other
-    images, see :func:`diversity`.
+    image's score is reduced by ``weight`` times its magnitude times the mean of ``cos(G(x_i), G(x_j))`` over the
+    member's other images, see :func:`diversity`; the magnitude counts as a constant in the gradient, so that a weight
+    means the same in every layer.
 
     Args:
         objective: whose target picks a channel or a member; or one that describes a single image.
         count: images per member, at least 2.
-        weight: of the similarity, at least 0, in units of the objective.
+        weight: of the similarity, at least 0.
         layer: the layer whose activations are compared. Default: the objective's own.
 
     Raises:
@@ -229,7 +231,8 @@ def facets(objective: Objective, count: int, *, weight: float = 1.0, layer: str 
         cosines = style_cosines(activations[compared])
         members, number = member(target), torch.arange(len(target), device=target.device)
         others = (members[:, None] == members) & (number[:, None] != number)
-        return -weight * (cosines * others).sum(1) / (count - 1)
+        size = vmap(objective.score)(activations, members).detach().abs()
+        return -weight * size * (cosines * others).sum(1) / (count - 1)
 
     known = objective.family or Family(str(objective.layers[0]), {})
     scores = known.all_scores
@@ -238,7 +241,7 @@ def facets(objective: Objective, count: int, *, weight: float = 1.0, layer: str 
         "facets",
         objective.expression_or_name,
         count,
-        weight=None if weight == 1.0 else weight,
+        weight=None if weight == 0.2 else weight,
         layer=layer,
     )
     return replace(

@@ -107,8 +107,8 @@ CASES: list[tuple[Objective, dict[str, Any]]] = [
     (o.logits("fc", [3, "dog", 1], categories=["dog", "cat"]), {}),
     (o.facets(o.channel("a"), 3, weight=0.5), {}),
     (
-        o.facets(o.directions("a", MATRIX) - o.directions("b", MATRIX), 2, layer="a"),
-        {"matrix": MATRIX, "matrix_2": MATRIX},
+        o.facets(o.directions("a", MATRIX) - o.sae("a", MATRIX), 2, layer="a"),
+        {"matrix": MATRIX, "encoder": MATRIX},
     ),
     (o.member(o.directions("a", MATRIX), 1) + o.member(o.channel("a"), 3), {"matrix": MATRIX}),
     # A user's own objectives.

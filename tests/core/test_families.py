@@ -217,7 +217,8 @@ class TestFacets:
             torch.testing.assert_close(together[start : start + 3], alone)
             assert objectives.diversity("a").batch_score is not None
             style = objectives.diversity("a").batch_score({"a": self.GRAMS[start : start + 3]}, targets[:3])  # type: ignore[misc]
-            torch.testing.assert_close(alone, -2.0 * style)
+            size = self.GRAMS[start : start + 3, int(targets[start]) // 3].mean((1, 2)).abs()
+            torch.testing.assert_close(alone, -2.0 * size * style)
 
     def test_the_images_of_a_unit_are_scored_as_the_unit(self) -> None:
         objective = facets(directions("a", MATRIX), 2)
