@@ -146,7 +146,7 @@ def join_negative_numbers(argv: Sequence[str]) -> list[str]:
     """
     joined: list[str] = []
     for word in argv:
-        if joined and joined[-1] in ("--mean", "--std", "--value-range") and re.match(r"-[\d.]", word):
+        if joined and joined[-1] in ("--mean", "--std", "--value-range", "--minus") and re.match(r"-[\d.]", word):
             joined[-1] += f"={word}"
         else:
             joined.append(word)

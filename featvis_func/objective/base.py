@@ -127,6 +127,8 @@ class Objective:
         groups = {objective.group for objective in (self, other) if objective.batch_score is not None}
         if len(groups) > 1:
             raise ValueError(f"{self} and {other} divide the images into different groups: of {sorted(groups)}")
+        if self.group != other.group and all(o.targeted or o.variants is not None for o in (self, other)):
+            raise ValueError(f"{self} and {other} pair images of different members; take the facets of the sum instead")
         expression = Combined(self.expression_or_name, "+" if sign > 0 else "-", other.expression_or_name)
         return Objective(
             lambda a, t: self.score(a, t) + sign * other.score(a, t),

@@ -93,13 +93,23 @@ def to_code(expression: Expression) -> Code:
 
 
 def tensors_of(expression: Expression) -> dict[str, Tensor]:
-    """The tensors that an expression refers to, by the variables that :func:`to_code` writes for them.
+    """The tensors that an expression refers to, by the variables that :func:`to_code` writes for them; those of a
+    mapping by variable and key.
 
     >>> import torch
     >>> tensors_of(call("direction", "conv", torch.ones(2)))
     {'vector': tensor([1., 1.])}
     """
     return _collect(expression)[1]
+
+
+def has_user_objective(expression: Expression) -> bool:
+    """Whether an expression refers to an objective of the user's own, of which only the name is known.
+
+    >>> has_user_objective(Scaled(2.0, UserObjective("mine")))
+    True
+    """
+    return any(meaning.startswith("your own objective") for meaning in _collect(expression)[0].values.values())
 
 
 def _collect(expression: Expression) -> tuple[Code, dict[str, Tensor]]:
@@ -124,7 +134,9 @@ def _collect(expression: Expression) -> tuple[Code, dict[str, Tensor]]:
             return variable
         if isinstance(value, Mapping):
             layers = ", ".join(repr(layer) for layer in value)
-            return new_variable(parameter, f"the activations of {layers} for an image, by fv.activations_of")
+            variable = new_variable(parameter, f"the activations of {layers} for an image, by fv.activations_of")
+            tensors.update({f"{variable}[{layer!r}]": values for layer, values in value.items()})
+            return variable
         return repr(_builtin(value))
 
     def write_user_objective(name: str) -> str:

@@ -10,7 +10,7 @@ sweep and a gallery take a family as they take the channels of a layer. Families
 (4, ('12 at 3,4', '12 at 0,0', '40 at 3,4', '40 at 0,0'))
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -75,14 +75,20 @@ def family(
     if not layers or not counts or min(counts.values()) < 1 or len(set(counts.values())) > 1:
         raise ValueError(f"{label}: expected a layer, and tensors with a row for each member, got rows {counts}")
     count = next(iter(counts.values()))
+    if vectors is not None and (vectors not in rows or rows[vectors].ndim != 2):
+        shapes = {name: tuple(values.shape) for name, values in rows.items()}
+        raise ValueError(f"{label}: vectors must name a matrix among the rows, got {vectors!r} of {shapes}")
+    if expression is None:
+        rows = {name: torch.as_tensor(values).detach().clone() for name, values in rows.items()}
     if names is not None and (isinstance(names, str) or len(names) != count):
         given = repr(names) if isinstance(names, str) else len(names)
         raise ValueError(f"{label}: expected {count} names, one for each member, got {given}")
-    constants = {name: device_constant(v.detach(), cast=v.is_floating_point()) for name, v in rows.items()}
+    constants = {name: device_constant(values, cast=False) for name, values in rows.items()}
 
     def rows_of(activations: Activations, target: Target) -> dict[str, Tensor]:
         like, index = activations[layers[0]], target.reshape(1)
-        return {name: values(like).index_select(0, index).squeeze(0) for name, values in constants.items()}
+        own = {name: values(like).index_select(0, index).squeeze(0) for name, values in constants.items()}
+        return {name: row.to(like.dtype) if row.is_floating_point() else row for name, row in own.items()}
 
     shown = score if activation_map is None else activation_map
     return Objective(
@@ -115,8 +121,13 @@ def neurons(
     >>> [float(objective({"a": torch.arange(8.0).reshape(2, 2, 2)}, torch.tensor(i))) for i in (0, 1)]
     [4.0, 7.0]
     """
-    numbers = [check_int("neurons: channel", c, 0) for c in ([channels] if isinstance(channels, int) else channels)]
-    places = [p if isinstance(p, tuple) else (p,) for p in positions]
+    several = isinstance(channels, Iterable)
+    numbers = [check_int("neurons: channel", c, 0) for c in (channels if several else [channels])]
+    if not isinstance(positions, Iterable):
+        raise ValueError(f"neurons: expected a list of positions, such as [(3, 4)], got {positions!r}")
+    places = [
+        tuple(check_int("neurons: position", i) for i in (p if isinstance(p, Iterable) else (p,))) for p in positions
+    ]
     if not numbers or not places:
         raise ValueError(f"neurons: expected at least one channel and one position, got {channels!r}, {positions!r}")
     if len({len(place) for place in places}) > 1 or min(min(place, default=-1) for place in places) < 0:
@@ -281,10 +292,21 @@ def member(objective: Objective, number: int) -> Objective:
     if objective.variants is not None and number >= objective.variants:
         raise ValueError(f"{objective} has members 0 to {objective.variants - 1}, got {number}")
     expression = call("member", objective.expression_or_name, number)
+
+    def chosen(function: Callable[[Activations, Target], Tensor]) -> Callable[[Activations, Target], Tensor]:
+        def of_member(activations: Activations, target: Target) -> Tensor:
+            for layer in objective.targeted:
+                shape = activations[layer].shape
+                if number >= shape[feature_axis(shape)]:
+                    raise ValueError(f"no channel {number} in layer {layer!r}, which has {shape[feature_axis(shape)]}")
+            return function(activations, torch.full_like(target, number))
+
+        return of_member
+
     return replace(
         objective,
-        score=lambda a, t: objective.score(a, torch.full_like(t, number)),
-        activation_map=lambda a, t: objective.activation_map(a, torch.full_like(t, number)),
+        score=chosen(objective.score),
+        activation_map=chosen(objective.activation_map),
         targeted=(),
         name=str(expression),
         variants=None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from featvis_func.engine.batching import RunResult
 from featvis_func.models import Model
 from featvis_func.objective import Family, Objective
-from featvis_func.objective.expression import Call, call, tensors_of, to_code
+from featvis_func.objective.expression import Call, call, has_user_objective, tensors_of, to_code
 from featvis_func.rendering.options import RenderOptions
 from featvis_func.rendering.result import Result
 
@@ -58,10 +58,18 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
     family = objective.family
     if family is None:
         return described
-    tensors = describe_tensors(member_tensors(objective))
-    command = {} if family.command is None else {"command": list(family.command)}
-    members = {"layers": list(objective.layers), "group": objective.group, "tensors": tensors, **command}
-    return {**described, "layer": family.label, "family": members}
+    return {**described, "layer": family.label, "family": describe_members(objective)}
+
+
+def describe_members(objective: Objective) -> dict[str, Any]:
+    """What the images of an objective depend on, beside its code."""
+    command = None if objective.family is None else objective.family.command
+    return {
+        "layers": list(objective.layers),
+        "group": objective.group,
+        "tensors": describe_tensors(member_tensors(objective)),
+        **({} if command is None else {"command": list(command)}),
+    }
 
 
 def label_of(objective: Objective) -> str:
@@ -85,9 +93,13 @@ def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]
 def member_tensors(objective: Objective) -> dict[str, Tensor]:
     """The tensors from which a family can be made again: those that its code refers to, or the rows of a family of the
     user's own."""
-    if objective.expression is not None:
-        return tensors_of(objective.expression)
-    return {} if objective.family is None else dict(objective.family.rows)
+    rows = {} if objective.family is None else dict(objective.family.rows)
+    if objective.expression is None:
+        return rows
+    tensors = tensors_of(objective.expression)
+    if has_user_objective(objective.expression):  # whose rows the code does not tell
+        tensors |= {f"rows of {name}": values for name, values in rows.items()}
+    return tensors
 
 
 def _objective_code(objective: Objective) -> dict[str, Any] | None:

@@ -88,15 +88,21 @@ def parse_spec(
     words = ["--objective", _without_numbers(text, numbers)]
     if similarity is not None:
         words += ["--similarity", similarity]
+    objectives = (text, (minus or "").partition("*")[2] or minus or "")
+    if similarity is not None and not any(part.strip().startswith("directions:") for part in objectives):
+        raise ValueError(f"--similarity goes with directions, got {text!r}")
     if minus is not None:
-        factor, star, rest = minus.partition("*")
-        weight = check_float("--minus: factor", factor) if star and not factor.startswith(KINDS) else 1.0
-        other, which = _read(rest if star and not factor.startswith(KINDS) else minus, model, similarity)
+        factor, star, rest = (part.strip() for part in minus.partition("*"))
+        has_factor = bool(star) and not factor.startswith(KINDS)
+        weight = check_float("--minus: factor", factor) if has_factor else 1.0
+        other, which = _read(rest if has_factor else minus.strip(), model, similarity)
+        if which is None and other.variants == 1:
+            which = [0]
         if which is not None and len(which) > 1:
             raise ValueError(f"--minus takes one number, or none for a member each, got {minus!r}")
         other = other if which is None else member(other, which[0])
         objective = objective - (other if weight == 1.0 else weight * other)
-        words += ["--minus", minus]
+        words += [f"--minus={minus}"] if minus.startswith("-") else ["--minus", minus]
     if copies is not None:
         objective = facets(objective, copies)
         words += ["--facets", str(copies)]
@@ -111,7 +117,9 @@ def parse_spec(
 def _read(text: str, model: Model, similarity: str | None) -> tuple[Objective, list[int] | None]:
     kind, colon, rest = text.partition(":")
     if not colon or kind not in KINDS:
-        hint = suggest(kind, KINDS) or f"; expected one of {', '.join(f'{k}:...' for k in KINDS)}"
+        hint = (
+            suggest(kind, KINDS) if kind not in KINDS else f"; expected {kind}:..."
+        ) or f"; expected one of {', '.join(f'{k}:...' for k in KINDS)}"
         raise ValueError(f"objective {text!r} has no kind {kind!r}{hint}")
     if similarity is not None:
         check_name("similarity", similarity, ("dot", "cosine", "dot_cosine"))
@@ -125,7 +133,11 @@ def _read(text: str, model: Model, similarity: str | None) -> tuple[Objective, l
         positions = places.split(";")
         if not at or not all(re.fullmatch(_POSITION, place) for place in positions):
             raise ValueError(f"objective {text!r} must be neuron:LAYER:CHANNELS@POSITION, such as neuron:conv:12@3,4")
-        return neurons(layer, _numbers(text, channels) or [], [_position(place) for place in positions]), None
+        numbers = _numbers(text, channels)
+        if numbers is None:
+            shape = layer_shapes(model, [layer])[layer]
+            numbers = list(range(shape[feature_axis(shape)]))
+        return neurons(layer, numbers, [_position(place) for place in positions]), None
     head, colon, tail = rest.rpartition(":")
     numbers = _numbers(text, tail) if colon and _NUMBERS.fullmatch(tail.strip()) else None
     parts = _FILE.fullmatch(head if colon and _NUMBERS.fullmatch(tail.strip()) else rest)
@@ -176,8 +188,9 @@ def _read_logits(rest: str, model: Model) -> Objective:
         return logits(layer, [classes], categories=model.categories)
     if _NUMBERS.fullmatch(classes.strip()) and classes.strip() not in ("all", "*"):
         return logits(layer, _numbers(rest, classes) or [], categories=model.categories)
-    names = [name.strip() for name in classes.split(",")]
-    if not model.categories:
+    words = [word.strip() for word in classes.split(",")]
+    names = [int(word) if word.isdecimal() and word not in model.categories else word for word in words]
+    if not model.categories and not all(isinstance(name, int) for name in names):
         raise ValueError(f"{model.name} has no names of classes; give their numbers, got {classes!r}")
     return logits(layer, names, categories=model.categories)
 

@@ -218,6 +218,11 @@ def _configure(
             continue
         if any(label == plan.layer for plan in plans):
             raise ValueError(f"a layer and a family are both called {label!r}; give the family another label")
+        if family.objective.group > 1 and options.tolerance is not None:
+            raise ValueError(f"the images of {label!r} depend on each other and take no tolerance")
+        known = family.objective.variants
+        if filters is not None and known is not None and len(families) + bool(names) > 1:
+            chosen = [number for number in filters if number < known] or filters  # as far as it has them
         plans = (*plans, plan_family(label, family.objective, shapes, chosen, **sizes))
     objectives = {label: family.objective for label, family in families.items() if not is_layer(family.objective)}
     if len({plan.layer for plan in plans}) < len(plans):

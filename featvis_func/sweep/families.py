@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from featvis_func.io.atomic import make_folder, write_file
 from featvis_func.models import Model
-from featvis_func.objective import Objective
+from featvis_func.objective import Family, Objective
 from featvis_func.objective.expression import call
 from featvis_func.objective.rebuild import from_code
-from featvis_func.rendering.record import describe_objective, label_of, member_tensors
+from featvis_func.rendering.record import describe_members, describe_objective, label_of, member_tensors
 from featvis_func.rendering.spec import Selection, is_spec, parse_spec
 from featvis_func.sweep.layout import DamagedError, Folder
 from featvis_func.sweep.plan import folder_of
@@ -89,7 +90,7 @@ def describe_families(families: Mapping[str, Objective]) -> dict[str, dict[str, 
     described = {}
     for label, objective in families.items():
         record = describe_objective(objective)
-        family = record.pop("family", {"layers": list(objective.layers), "group": objective.group, "tensors": {}})
+        family = record.pop("family", None) or describe_members(objective)
         record.pop("layer", None)
         data = member_file(objective)
         if data is not None:
@@ -101,15 +102,26 @@ def describe_families(families: Mapping[str, Objective]) -> dict[str, dict[str, 
 
 def member_file(objective: Objective) -> bytes | None:
     """A family's names and tensors as a safetensors file; ``None`` where it has none. Equal families, equal bytes."""
-    family = objective.family
+    family = objective.family or Family("", {})
     tensors = member_tensors(objective)
-    if family is None or (not tensors and family.names is None):
+    if not tensors and family.names is None:
         return None
     directions = None if family.vectors is None else family.rows[family.vectors]
     vectors = next((name for name, values in tensors.items() if values is directions), None)
-    about = {"names": family.names, "vectors": vectors, "copies": family.copies}
-    data = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    data: dict[str, Tensor] = {}
+    same: dict[str, str] = {}  # variables of equal tensors, which are stored once
+    for name, values in tensors.items():
+        twin = next((n for n, other in data.items() if _equal(values, other)), None)
+        if twin is None:
+            data[name] = values.detach().to("cpu", copy=True).contiguous()
+        else:
+            same[name] = twin
+    about = {"names": family.names, "vectors": vectors, "copies": family.copies, "same": same}
     return safetensors.torch.save(data, {"featvis": json.dumps(about)})
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one.detach().cpu(), other)
 
 
 def write_members(folder: Folder, families: Mapping[str, Objective]) -> None:
@@ -171,10 +183,13 @@ def read_members(folder: Folder, label: str) -> Members | None:
     path = member_path(folder, label)
     if path is None:
         return None
+    if not is_sound(folder, label):
+        raise DamagedError(f"{path.name} is missing or damaged; run the sweep again to write it")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["featvis"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors |= {name: tensors[twin] for name, twin in about["same"].items()}
         names = None if about["names"] is None else tuple(about["names"])
         return Members(names, tensors, about["vectors"], about["copies"])
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:

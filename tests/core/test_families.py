@@ -311,6 +311,9 @@ NOT_FINITE[3, 2], NOT_FINITE[7] = torch.nan, torch.inf
         (lambda: neurons("a", [0], [(0, 0), 3]), "positions of one form"),
         (lambda: neurons("a", [6], [(0, 0)])({"a": random(6, 2, 2)}, torch.tensor(0)), "no channel 6 .* has 6"),
         (lambda: neurons("a", [0], [(0, 2)])({"a": random(6, 2, 2)}, torch.tensor(0)), r"no position \(0, 2\)"),
+        (lambda: neurons("a", [0], 5), "expected a list of positions"),  # type: ignore[arg-type]
+        (lambda: neurons("a", [0], [(1.5, 0)]), "position must be a whole number"),  # type: ignore[list-item]
+        (lambda: member(channel("a"), 6)({"a": random(6, 2, 2)}, torch.tensor(0)), "no channel 6 in layer 'a'"),
         (lambda: logits("a", ["tabbi"], categories=["tabby"]), "no category 'tabbi'; did you mean 'tabby'"),
         (lambda: logits("a", []), "at least one class"),
         (lambda: logits("a", [6])({"a": random(6)}, torch.tensor(0)), "no class 6 in layer 'a', which has 6"),
@@ -322,6 +325,31 @@ def test_bad_input_gets_one_clear_error(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [channel("a"), directions("a", MATRIX), facets(channel("a"), 3)], ids=str)
+def test_facets_do_not_add_to_what_pairs_other_images(other: Objective) -> None:
+    for one, two in ((facets(channel("a"), 2), other), (other, facets(channel("a"), 2))):
+        with pytest.raises(ValueError, match=r"pair images of different members|different groups|numbers of images"):
+            _ = one - two
+    assert (facets(channel("a"), 2) - channel("b", 7) - objectives.l2()).group == 2  # the same for every image
+
+
+@pytest.mark.parametrize("vectors", ["nope", "number", "cube"])
+def test_vectors_are_a_matrix_among_the_rows(vectors: str) -> None:
+    rows = {"matrix": MATRIX, "number": BIAS, "cube": random(9, 2, 3)}
+    with pytest.raises(ValueError, match=f"vectors must name a matrix among the rows, got '{vectors}'"):
+        family("own", "a", rows, lambda a, row: a["a"].mean(), vectors=vectors)
+
+
+def test_rows_of_ones_own_are_copied_and_need_no_gradient() -> None:
+    matrix = torch.nn.Parameter(MATRIX.clone())
+    own = family("own", "a", {"m": matrix}, lambda a, row: a["a"] @ row["m"], vectors="m")
+    before = of_all(own, LAYOUTS["vector"])
+    matrix.data.zero_()
+    assert torch.equal(of_all(own, LAYOUTS["vector"]), before)
+    assert own.family is not None
+    assert not own.family.rows["m"].requires_grad
 
 
 def test_some_zero_directions_are_said() -> None:

@@ -136,6 +136,8 @@ class TestSpec:
         ("neuron:block2.conv:3@4,5", "neurons('block2.conv', (3,), ((4, 5),))", None),
         ("neuron:block2.conv:3-4,9@4,5;0,1", "neurons('block2.conv', (3, 4, 9), ((4, 5), (0, 1)))", None),
         ("logit:3", "logits('output', (3,))", None),
+        ("logit:3,spirals", "logits('output', (3, 14))", None),
+        ("neuron:head:all@0", "neurons('head', <32 channels>, ((0,),))", None),
         ("logit:head:3,5-6", "logits('head', (3, 5, 6))", None),
     ])  # fmt: skip
     def test_objectives_without_a_file(self, text: str, expected: str, numbers: list[int] | None) -> None:
@@ -167,6 +169,20 @@ class TestSpec:
             torch.testing.assert_close(fixed(values, number), expected)
             assert paired(values, number) == 0
 
+    @pytest.mark.parametrize(("minus", "expected"), [
+        ("logit:head:3", "channel('head') - member(logits('head', (3,)), 0)"),
+        (" 0.5 * neuron:head:7@0", None),
+        ("-2*channel:head:1", "channel('head') - -2 * member(channel('head'), 1)"),
+    ])  # fmt: skip
+    def test_one_member_is_subtracted_from_all(self, minus: str, expected: str | None) -> None:
+        objective = parse_spec("channel:head:0-3", self.MODEL, minus=minus).objective
+        assert objective.targeted == ("head",)
+        assert expected is None or str(objective) == expected
+        if minus.startswith("-"):
+            assert objective.family is not None
+            assert objective.family.command is not None
+            assert objective.family.command[-1] == "--minus=-2*channel:head:1"  # not taken for a flag
+
     def test_facets_take_whole_units(self) -> None:
         selection = parse_spec("channel:head:2,5", self.MODEL, copies=3)
         assert selection.filters == [6, 7, 8, 15, 16, 17]
@@ -185,7 +201,9 @@ class TestSpec:
         ("channel:head", {"minus": "channel:head:1-3"}, "--minus takes one number"),
         ("channel:head", {"minus": "x*channel:head:1"}, "--minus: factor must be a number"),
         ("channel:head", {"copies": 1}, "facets: count must be at least 2"),
-        ("channel:head", {"similarity": "near"}, "unknown similarity 'near'"),
+        ("directions:head:x.npy", {"similarity": "near"}, "unknown similarity 'near'"),
+        ("channel:head", {"similarity": "cosine"}, "--similarity goes with directions"),
+        ("channel", {}, "no kind 'channel'; expected channel:..."),
     ])  # fmt: skip
     def test_other_text_gets_one_clear_error(self, text: str, options: dict[str, Any], words: str) -> None:
         with pytest.raises(ValueError, match=words) as caught:

@@ -16,6 +16,7 @@ from featvis_func.models import Model
 from featvis_func.rendering.spec import Selection
 from featvis_func.sweep import dry_run, open_store, sweep, validate
 from featvis_func.sweep import worker as workers
+from featvis_func.sweep.layout import DamagedError
 from tests.sweep_toys import join, kill_self, ready, start
 
 QUICK: dict[str, Any] = {"steps": 2, "size": 16, "precision": "float32", "compile": "no", "progress": False}
@@ -100,6 +101,59 @@ def test_another_matrix_names_or_objective_is_another_sweep(texturenet: Model, t
     assert sweep(texturenet, {"mine": rows()}, [0], out=tmp_path, **QUICK).complete
 
 
+def own(matrix: torch.Tensor) -> objectives.Objective:
+    def score(activations: Any, row: Any) -> torch.Tensor:
+        return activations["block2.conv"].mean((-2, -1)) @ row["rows"]
+
+    return objectives.family("own", "block2.conv", {"rows": matrix}, score)
+
+
+@pytest.mark.parametrize("make", [
+    lambda rows: objectives.direction("block2.conv", rows[0]),
+    lambda rows: objectives.member(fv.directions("block2.conv", rows), 1),
+    lambda rows: fv.channel("block2.conv") - 0.5 * objectives.direction("block2.conv", rows[0]),
+    own,
+    lambda rows: 0.5 * own(rows),
+    lambda rows: own(rows) - fv.channel("block2.conv", 3),
+    lambda rows: fv.facets(own(rows), 2),
+    lambda rows: own(rows) + fv.directions("block2.conv", random(3, WIDTH)),
+], ids=["direction", "member", "difference", "own", "scaled", "own less a channel", "facets", "sum"])  # fmt: skip
+def test_tensors_of_any_objective_are_part_of_the_configuration(make: Any, texturenet: Model, tmp_path: Path) -> None:
+    sweep(texturenet, make(random(3, WIDTH)), [0, 1], out=tmp_path, **QUICK)
+    assert sweep(texturenet, make(random(3, WIDTH)), [0, 1], out=tmp_path, **QUICK).complete
+    with pytest.raises(ValueError, match="holds a sweep with other options"):
+        sweep(texturenet, make(random(3, WIDTH, seed=1)), [0, 1], out=tmp_path, **QUICK)
+
+
+def test_equal_tensors_are_stored_once_under_all_their_names(texturenet: Model, tmp_path: Path) -> None:
+    family = rows(names=False)
+    mixed = family - 0.1 * objectives.member(rows(names=False), 0)
+    sweep(texturenet, {"mixed": mixed}, [1], out=tmp_path, **QUICK)
+    (path,) = (tmp_path / "members").iterdir()
+    assert path.read_bytes().count(random(10, WIDTH).numpy().tobytes()) == 1
+    made, values = open_store(tmp_path).objective("mixed"), {"block2.conv": random(WIDTH, 5, 5)}
+    assert torch.equal(made(values, torch.tensor(4)), mixed(values, torch.tensor(4)))
+
+
+def test_a_flipped_bit_of_the_members_is_noticed(texturenet: Model, tmp_path: Path) -> None:
+    sweep(texturenet, rows(), [0], out=tmp_path, **QUICK)
+    (path,) = (tmp_path / "members").iterdir()
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    store = open_store(tmp_path)
+    for read in (store.members, store.objective):
+        with pytest.raises(DamagedError, match="missing or damaged; run the sweep again"):
+            read("directions:block2.conv")
+
+
+def test_filters_count_as_far_as_each_layer_and_family_has_them(texturenet: Model, tmp_path: Path) -> None:
+    sweep(texturenet, ["head", rows(4)], range(6), out=tmp_path, **QUICK)
+    store = open_store(tmp_path)
+    assert store.filters("head") == tuple(range(6))
+    assert store.filters("directions:block2.conv") == tuple(range(4))
+
+
 def test_a_damaged_or_missing_members_file_is_reported_and_written_again(texturenet: Model, tmp_path: Path) -> None:
     sweep(texturenet, rows(), [0], out=tmp_path, **QUICK)
     (path,) = (tmp_path / "members").iterdir()
@@ -127,6 +181,8 @@ def test_groups_of_facets_are_never_divided(texturenet: Model, tmp_path: Path) -
             ValueError, match="come in groups of 3: batch_size must be at least 3 and unit_size a multiple"
         ):
             sweep(texturenet, family, out=tmp_path / "none", **QUICK, **sizes)
+    with pytest.raises(ValueError, match="depend on each other and take no tolerance"):
+        sweep(texturenet, family, out=tmp_path / "none", tolerance=0.1, **QUICK)
     assert not (tmp_path / "none").exists()
     assert sweep(texturenet, family, range(9), out=tmp_path, unit_size=6, **QUICK).complete
 
