@@ -138,6 +138,12 @@ def test_pinned_members_keep_their_names(visit: Visit) -> None:
     assert page.locator("#compared dt", has_text="density").count() == 1
     fresh = visit(f"compare.html#pins={folder_url(FAMILY)}:8")
     fresh.locator("#compared h2").wait_for()
+    fresh.wait_for_function("document.body.innerText.includes('golden retriever')")
+    page_of_pins = expected[1:]
+    for _ in range(100):
+        if pinned(fresh) == page_of_pins:
+            break
+        fresh.wait_for_timeout(100)
     fresh.get_by_role("link", name="torchvision").click()
     assert pinned(fresh) == expected[1:]
 
