@@ -143,6 +143,8 @@ def layer_shapes(model: Model, names: Iterable[str]) -> dict[str, tuple[int, ...
     {'head': (32,), 'output': (32,)}
     """
     names = list(names)
+    if not names:  # the listing takes a forward pass
+        return {}
     listed = list_layers(model, all=any(names_more_than_modules(model, name) for name in names))
     shapes = {}
     for name in names:

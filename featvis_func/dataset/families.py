@@ -31,8 +31,6 @@ class FamilySearch:
     objective: Objective
     targets: Tensor
     """int64 ``(F,)``: the target of each member."""
-    everyone: bool
-    """Whether these are all members, in order."""
     size: int
     """Numbers in the activations that the objective reads of one image."""
     sides: tuple[int, ...]
@@ -78,8 +76,7 @@ class FamilySearch:
         """The scores of one image, ``(F,)``."""
         all_scores = None if self.objective.family is None else self.objective.family.all_scores
         if all_scores is not None:
-            scores = all_scores(activations)
-            return scores if self.everyone else scores[self.targets]
+            return all_scores(activations)[self.targets]
         score = vmap(self.objective.score, (None, 0))
         return torch.cat([score(activations, targets) for targets in self.targets.split(self._at_once)])
 
@@ -159,7 +156,6 @@ def family_search(
     return FamilySearch(
         objective,
         torch.tensor(members, device=device) * copies,
-        copies == 1 and members == list(range(count)),
         sum(math.prod(shapes[name]) for name in objective.layers),
         sides,
         bool(sides) and sides == tuple(shapes[layer][:axis] + shapes[layer][axis + 1 :]),

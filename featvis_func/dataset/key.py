@@ -16,7 +16,7 @@ from featvis_func.io.image_files import find_images
 from featvis_func.models import Model, fingerprint, load_model
 from featvis_func.objective import Objective
 from featvis_func.objective.expression import tensors_of, to_code
-from featvis_func.rendering.record import describe_objective, describe_tensors, label_of, member_tensors
+from featvis_func.rendering.record import describe_code, describe_tensors, label_of, member_tensors
 from featvis_func.rendering.spec import Selection
 
 FORMAT = 1
@@ -80,14 +80,11 @@ def make_key(
 def _describe(selection: Selection) -> dict[str, Any]:
     """What the examples of a family depend on, as JSON holds it."""
     objective, filters = selection.objective, selection.filters
-    described = describe_objective(objective)
-    tensors = member_tensors(objective)
     code = to_code(objective.expression_or_name)
     record = {
-        "objective": described["objective"],
-        "objective_code": described["objective_code"],
+        **describe_code(objective),
         "layers": objective.layers,
-        "tensors": describe_tensors(tensors),
+        "tensors": describe_tensors(member_tensors(objective)),
         "members": None if filters is None else chosen_members(objective, filters),
         "copies": copies_of(objective),
         # Nothing tells whether code of the user's own has changed.

@@ -46,9 +46,9 @@ def run_groups(
     done = 0
     while done < len(filters):
         chosen = list(filters[done : done + batch_size])
-        spare = [f for f in (*others, *filters) if f not in chosen]
-        chosen += spare[: batch_size - len(chosen)]
-        wanted = min(batch_size, len(filters) - done)
+        wanted = len(chosen)
+        if wanted < batch_size:
+            chosen += [f for f in (*others, *filters) if f not in chosen][: batch_size - wanted]
 
         def count(number: int, share: float = wanted / len(chosen)) -> None:
             progress(round(number * share))

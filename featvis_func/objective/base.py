@@ -205,6 +205,20 @@ def features_last(values: Tensor) -> Tensor:
     return values.movedim(feature_axis(values.shape), -1)
 
 
+def take_channel(values: Tensor, number: Target) -> Tensor:
+    """Take the channel of one image's activations that a target picks, ``(*positions)``."""
+    axis = feature_axis(values.shape)
+    # Not `values[number]`, which copies a tensor index without axes to the host.
+    return values.index_select(axis, number.reshape(1)).squeeze(axis)
+
+
+def check_channel(layer: str, values: Tensor, number: int, *, kind: str = "channel") -> None:
+    """Raise ValueError if a layer's activations have no such channel."""
+    count = values.shape[feature_axis(values.shape)]
+    if not 0 <= number < count:
+        raise ValueError(f"no {kind} {number} in layer {layer!r}, which has {count}")
+
+
 def gram(values: Tensor) -> Tensor:
     """Compute the Gram matrix of the channels of one image: ``G_ab = mean_p x_ap x_bp``, ``(d, d)``."""
     flat = features_last(values)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featvis_func.constants import device_constant
 from featvis_func.objective.base import Objective, features_last, resolve_position
-from featvis_func.objective.directions import Similarity, check_width, from_dots, similarity_to
+from featvis_func.objective.directions import SIMILARITIES, Similarity, check_width, from_dots, similarity_to
 from featvis_func.objective.expression import call
 from featvis_func.objective.families import Rows, family
 from featvis_func.objective.units import Position
@@ -54,7 +54,7 @@ def directions(
     tensor(11.)
     """
     rows = _check_rows("directions", matrix)
-    check_name("similarity", similarity, ("dot", "cosine", "dot_cosine"))
+    check_name("similarity", similarity, SIMILARITIES)
     check_float("directions: power", power, 0)
     on_device = device_constant(rows)
 
@@ -65,12 +65,10 @@ def directions(
         values = features_last(activations[layer])
         check_width(layer, values.shape[-1], rows.shape[1])
         matrix = on_device(values)
-        if similarity == "dot" and position is None and values.ndim > 1:
-            return matrix @ values.flatten(0, -2).mean(0)
-        if position is not None:
-            values = values[resolve_position(layer, values.shape[:-1], position)]
-        flat = values.reshape(-1, values.shape[-1])
-        return from_dots(flat @ matrix.T, flat[:, None], matrix, similarity, power).mean(0)
+        shown = _shown(layer, values, position)
+        if similarity == "dot":
+            return matrix @ shown.mean(0)
+        return from_dots(shown @ matrix.T, shown[:, None], matrix, similarity, power).mean(0)
 
     expression = call(
         "directions",
@@ -168,26 +166,23 @@ def sae(
         least = features.topk(k or 1, -1).values[..., -1:]
         return torch.where(features >= least, features.relu(), 0.0)
 
+    def activate(features: Tensor, thresholds: Tensor | None) -> Tensor:
+        """Apply any activation but TopK, which depends on all features."""
+        if thresholds is not None:
+            return torch.where(features > thresholds, features.relu(), 0.0)
+        return features.relu() if activation == "relu" else features
+
     def activation_map(activations: Activations, row: Rows) -> Tensor:
         values = centered(activations)
         if activation == "topk":
             return only_largest(all_features(values)).index_select(-1, row["feature"].reshape(1)).squeeze(-1)
-        feature = (values * row["encoder"]).sum(-1) + row["bias"]
-        if activation == "jumprelu":
-            return torch.where(feature > row["threshold"], feature.relu(), 0.0)
-        return feature.relu() if activation == "relu" else feature
+        return activate((values * row["encoder"]).sum(-1) + row["bias"], row.get("threshold"))
 
     def all_scores(activations: Activations) -> Tensor:
-        features = all_features(centered(activations))
+        features = all_features(_shown(layer, centered(activations), position))
         if activation == "topk":
-            features = only_largest(features)
-        elif activation == "jumprelu":
-            features = torch.where(features > rows["threshold"].to(features), features.relu(), 0.0)
-        elif activation == "relu":
-            features = features.relu()
-        if position is None:
-            return features.flatten(0, -2).mean(0) if features.ndim > 1 else features
-        return features[resolve_position(layer, features.shape[:-1], position)]
+            return only_largest(features).mean(0)
+        return activate(features, rows["threshold"].to(features) if "threshold" in rows else None).mean(0)
 
     expression = call(
         "sae",
@@ -246,6 +241,13 @@ def _vector(name: str, value: Tensor, length: int, like: Tensor) -> Tensor:
             f" {tuple(values.shape)}"
         )
     return values
+
+
+def _shown(layer: str, values: Tensor, position: Position | None) -> Tensor:
+    """The activations that count, ``(positions, d)``: of all positions, or of one."""
+    if position is not None:
+        values = values[resolve_position(layer, values.shape[:-1], position)]
+    return values.reshape(-1, values.shape[-1])
 
 
 def _mean_or_at(layer: str, values: Tensor, position: Position | None) -> Tensor:

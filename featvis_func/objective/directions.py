@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from featvis_func.types import Activations, Target
 from featvis_func.validation import check_float, check_name
 
 Similarity = Literal["dot", "cosine", "dot_cosine"]
+SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 # Lower bound of the cosine that a dot product is multiplied by, as in Lucid.
 _MIN_COSINE = 0.1
@@ -122,7 +123,7 @@ def _check_direction(
         raise ValueError(
             f"{function}: expected one finite number per channel, not all zero, got a tensor {tuple(values.shape)}"
         )
-    check_name("similarity", similarity, ("dot", "cosine", "dot_cosine"))
+    check_name("similarity", similarity, SIMILARITIES)
     check_float(f"{function}: power", power, 0)
     return values, call(
         function,

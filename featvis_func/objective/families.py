@@ -22,9 +22,10 @@ from featvis_func.constants import device_constant
 from featvis_func.objective.base import (
     Family,
     Objective,
-    feature_axis,
+    check_channel,
     features_last,
     resolve_position,
+    take_channel,
 )
 from featvis_func.objective.expression import Expression, call
 from featvis_func.objective.together import style_cosines
@@ -136,12 +137,10 @@ def neurons(
 
     def activation_map(activations: Activations, row: Rows) -> Tensor:
         values = activations[layer]
-        axis = feature_axis(values.shape)
-        if max(numbers) >= values.shape[axis]:
-            raise ValueError(f"no channel {max(numbers)} in layer {layer!r}, which has {values.shape[axis]}")
+        check_channel(layer, values, max(numbers))
         for place in places:
             resolve_position(layer, features_last(values).shape[:-1], place)
-        return values.index_select(axis, row["channel"].reshape(1)).squeeze(axis)
+        return take_channel(values, row["channel"])
 
     def score(activations: Activations, row: Rows) -> Tensor:
         feature = activation_map(activations, row)
@@ -186,11 +185,8 @@ def logits(layer: str, chosen: Sequence[int | str], *, categories: Sequence[str]
         raise ValueError("logits: expected at least one class, got none")
 
     def activation_map(activations: Activations, row: Rows) -> Tensor:
-        values = activations[layer]
-        axis = feature_axis(values.shape)
-        if max(numbers) >= values.shape[axis]:
-            raise ValueError(f"no class {max(numbers)} in layer {layer!r}, which has {values.shape[axis]}")
-        return values.index_select(axis, row["category"].reshape(1)).squeeze(axis)
+        check_channel(layer, activations[layer], max(numbers), kind="class")
+        return take_channel(activations[layer], row["category"])
 
     names = [categories[n] if n < len(categories) else str(n) for n in numbers]
     return family(
@@ -296,9 +292,7 @@ def member(objective: Objective, number: int) -> Objective:
     def chosen(function: Callable[[Activations, Target], Tensor]) -> Callable[[Activations, Target], Tensor]:
         def of_member(activations: Activations, target: Target) -> Tensor:
             for layer in objective.targeted:
-                shape = activations[layer].shape
-                if number >= shape[feature_axis(shape)]:
-                    raise ValueError(f"no channel {number} in layer {layer!r}, which has {shape[feature_axis(shape)]}")
+                check_channel(layer, activations[layer], number)
             return function(activations, torch.full_like(target, number))
 
         return of_member

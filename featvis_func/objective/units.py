@@ -6,7 +6,14 @@ from typing import Literal
 
 import torch
 
-from featvis_func.objective.base import Objective, feature_axis, features_last, resolve_position
+from featvis_func.objective.base import (
+    Objective,
+    check_channel,
+    feature_axis,
+    features_last,
+    resolve_position,
+    take_channel,
+)
 from featvis_func.objective.expression import Call, call
 from featvis_func.types import Activations, Target
 from featvis_func.validation import suggest
@@ -135,13 +142,10 @@ def _channel_objective(
 
     def activation_map(activations: Activations, target: Target) -> torch.Tensor:
         values = activations[layer]
-        axis = feature_axis(values.shape)
         if index is None:
-            # Not `values[target]`, which copies a tensor index without axes to the host.
-            return values.index_select(axis, target.reshape(1)).squeeze(axis)
-        if not 0 <= index < values.shape[axis]:
-            raise ValueError(f"no channel {index} in layer {layer!r}, which has {values.shape[axis]}")
-        return values.select(axis, index)
+            return take_channel(values, target)
+        check_channel(layer, values, index)
+        return values.select(feature_axis(values.shape), index)
 
     return Objective(
         lambda a, t: reduce(activation_map(a, t)),

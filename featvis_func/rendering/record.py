@@ -54,11 +54,15 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
     >>> described["layer"], described["family"]["layers"], described["family"]["tensors"]
     ('logit:head', ['head'], {})
     """
-    described: dict[str, Any] = {"objective": repr(objective), "objective_code": _objective_code(objective)}
-    family = objective.family
+    described, family = describe_code(objective), objective.family
     if family is None:
         return described
     return {**described, "layer": family.label, "family": describe_members(objective)}
+
+
+def describe_code(objective: Objective) -> dict[str, Any]:
+    """An objective's name, and how it is written in Python; ``None`` for the code of the channels of a layer."""
+    return {"objective": repr(objective), "objective_code": _objective_code(objective)}
 
 
 def describe_members(objective: Objective) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class Renderer(NamedTuple):
             elif self.group > 1:
                 check_groups(numbers, self.group, self.config["objective"])
                 run_all = run_groups
-                others = [f for f in self.filters if f not in set(numbers)]
+                requested = set(numbers)
+                others = [f for f in self.filters if f not in requested]
                 batching = {"batch_size": self.batch_size, "group": self.group, "others": others}
             run = run_all(
                 self.step,

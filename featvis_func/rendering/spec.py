@@ -35,6 +35,7 @@ from featvis_func.objective import (
     neurons,
     sae,
 )
+from featvis_func.objective.directions import SIMILARITIES
 from featvis_func.validation import check_float, check_name, suggest
 
 KINDS = ("channel", "neuron", "logit", "directions", "sae")
@@ -84,18 +85,15 @@ def parse_spec(
     >>> parse_spec("neuron:head:3-4@0", load_model("texturenet")).objective.family.names
     ('3 at 0', '4 at 0')
     """
+    weight, subtracted = (1.0, "") if minus is None else _split_factor(minus)
     objective, numbers = _read(text, model, similarity)
     words = ["--objective", _without_numbers(text, numbers)]
     if similarity is not None:
+        if not any(spec.startswith("directions:") for spec in (text, subtracted)):
+            raise ValueError(f"--similarity goes with directions, got {text!r}")
         words += ["--similarity", similarity]
-    objectives = (text, (minus or "").partition("*")[2] or minus or "")
-    if similarity is not None and not any(part.strip().startswith("directions:") for part in objectives):
-        raise ValueError(f"--similarity goes with directions, got {text!r}")
     if minus is not None:
-        factor, star, rest = (part.strip() for part in minus.partition("*"))
-        has_factor = bool(star) and not factor.startswith(KINDS)
-        weight = check_float("--minus: factor", factor) if has_factor else 1.0
-        other, which = _read(rest if has_factor else minus.strip(), model, similarity)
+        other, which = _read(subtracted, model, similarity)
         if which is None and other.variants == 1:
             which = [0]
         if which is not None and len(which) > 1:
@@ -114,6 +112,23 @@ def parse_spec(
     return Selection(objective, numbers)
 
 
+def _split_factor(text: str) -> tuple[float, str]:
+    """The factor before an objective, or 1, and the objective.
+
+    >>> _split_factor("0.5*channel:conv:7"), _split_factor("channel:conv")
+    ((0.5, 'channel:conv:7'), (1.0, 'channel:conv'))
+    """
+    factor, star, rest = (part.strip() for part in text.partition("*"))
+    if not star or factor.startswith(KINDS):  # a star among the numbers
+        return 1.0, text.strip()
+    return check_float("--minus: factor", factor), rest
+
+
+def _width(layer: str, model: Model) -> int:
+    shape = layer_shapes(model, [layer])[layer]
+    return shape[feature_axis(shape)]
+
+
 def _read(text: str, model: Model, similarity: str | None) -> tuple[Objective, list[int] | None]:
     kind, colon, rest = text.partition(":")
     if not colon or kind not in KINDS:
@@ -122,7 +137,7 @@ def _read(text: str, model: Model, similarity: str | None) -> tuple[Objective, l
         ) or f"; expected one of {', '.join(f'{k}:...' for k in KINDS)}"
         raise ValueError(f"objective {text!r} has no kind {kind!r}{hint}")
     if similarity is not None:
-        check_name("similarity", similarity, ("dot", "cosine", "dot_cosine"))
+        check_name("similarity", similarity, SIMILARITIES)
     if kind == "logit":
         return _read_logits(rest, model), None
     layer, rest = _split_layer(rest, model)
@@ -134,20 +149,17 @@ def _read(text: str, model: Model, similarity: str | None) -> tuple[Objective, l
         if not at or not all(re.fullmatch(_POSITION, place) for place in positions):
             raise ValueError(f"objective {text!r} must be neuron:LAYER:CHANNELS@POSITION, such as neuron:conv:12@3,4")
         numbers = _numbers(text, channels)
-        if numbers is None:
-            shape = layer_shapes(model, [layer])[layer]
-            numbers = list(range(shape[feature_axis(shape)]))
+        numbers = range(_width(layer, model)) if numbers is None else numbers
         return neurons(layer, numbers, [_position(place) for place in positions]), None
     head, colon, tail = rest.rpartition(":")
-    numbers = _numbers(text, tail) if colon and _NUMBERS.fullmatch(tail.strip()) else None
-    parts = _FILE.fullmatch(head if colon and _NUMBERS.fullmatch(tail.strip()) else rest)
+    numbered = bool(colon) and _NUMBERS.fullmatch(tail.strip()) is not None
+    numbers = _numbers(text, tail) if numbered else None
+    parts = _FILE.fullmatch(head if numbered else rest)
     if parts is None:
         raise ValueError(
             f"objective {text!r} names no file; expected {kind}:LAYER:FILE, such as {kind}:conv:dict.safetensors"
         )
-    shape = layer_shapes(model, [layer])[layer]
-    width = shape[feature_axis(shape)]
-    dictionary = read_dictionary(parts["file"], parts["tensor"], width=width, layer=layer)
+    dictionary = read_dictionary(parts["file"], parts["tensor"], width=_width(layer, model), layer=layer)
     position = None if parts["position"] is None else _position(parts["position"])
     if kind == "sae":
         return sae_of(layer, dictionary, position=position), numbers

@@ -17,7 +17,7 @@ from featvis_func.models import Model
 from featvis_func.objective import Family, Objective
 from featvis_func.objective.expression import call
 from featvis_func.objective.rebuild import from_code
-from featvis_func.rendering.record import describe_members, describe_objective, label_of, member_tensors
+from featvis_func.rendering.record import describe_code, describe_members, label_of, member_tensors
 from featvis_func.rendering.spec import Selection, is_spec, parse_spec
 from featvis_func.sweep.layout import DamagedError, Folder
 from featvis_func.sweep.plan import folder_of
@@ -87,16 +87,13 @@ def is_layer(objective: Objective) -> bool:
 
 def describe_families(families: Mapping[str, Objective]) -> dict[str, dict[str, Any]]:
     """What a sweep's configuration records of its families, by label."""
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for label, objective in families.items():
-        record = describe_objective(objective)
-        family = record.pop("family", None) or describe_members(objective)
-        record.pop("layer", None)
+        described[label] = {**describe_code(objective), **describe_members(objective)}
         data = member_file(objective)
         if data is not None:
             digest = hashlib.sha256(data).hexdigest()
-            family |= {"file": f"members/{folder_of(label)}-{digest[:12]}.safetensors", "sha256": digest}
-        described[label] = {**record, **family}
+            described[label] |= {"file": f"members/{folder_of(label)}-{digest[:12]}.safetensors", "sha256": digest}
     return json.loads(json.dumps(described))  # as it is read back
 
 

@@ -1,4 +1,4 @@
-"""The browser of the gallery's tests, and the folder of the sites that it visits."""
+"""The browser of the gallery's tests, the folder of the sites that it visits, and a folder of photographs."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -31,3 +32,14 @@ def browser() -> Iterator[Any]:
 def folder(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parent folder of all sites. Depends on the browser, so that no site is built when the tests are skipped."""
     return tmp_path_factory.mktemp("sites") / "sub folder é#"
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Folder of twelve images of one colour each, from blue to red, and a text file."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(12):
+        PIL.Image.new("RGB", (20, 16), (20 * i, 10, 255 - 20 * i)).save(folder / f"image-{i:02d}.png")
+    (folder / "notes.txt").write_text("mine")
+    return folder

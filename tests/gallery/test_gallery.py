@@ -354,17 +354,6 @@ def test_full_disk_is_reported(
 # --- photographs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Folder of twelve images of one colour each, from blue to red, and a text file."""
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for i in range(12):
-        PIL.Image.new("RGB", (20, 16), (20 * i, 10, 255 - 20 * i)).save(folder / f"image-{i:02d}.png")
-    (folder / "notes.txt").write_text("mine")
-    return folder
-
-
 def red_and_blue() -> nn.Module:
     """Convolution with one filter that is the red channel and one that is the blue channel."""
     conv = nn.Conv2d(3, 2, 1, bias=False)

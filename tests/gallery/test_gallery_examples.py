@@ -25,16 +25,6 @@ STEPS: dict[str, Any] = {"steps": 2, "size": 12}
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """A folder of twelve images of one colour each, from blue to red."""
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for i in range(12):
-        PIL.Image.new("RGB", (20, 16), (20 * i, 10, 255 - 20 * i)).save(folder / f"image-{i:02d}.png")
-    return folder
-
-
-@pytest.fixture
 def model() -> Model:
     """A convolution with three filters: the red, the green and the blue channel."""
     conv = nn.Conv2d(3, 3, 1, bias=False)
