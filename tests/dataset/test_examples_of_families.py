@@ -174,7 +174,7 @@ def test_identity_equals_the_mean_of_each_channel(net: Model, folder: Path, batc
     assert torch.equal(maxima.positions[same, 0], means.positions[same, 0])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
+@pytest.mark.parametrize("batch_size", [1, 3, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("parts")
 def test_equal_scores_are_in_the_order_of_paths(net: Model, tmp_path: Path, batch_size: int) -> None:
     for name in ("d", "b", "c", "a"):
@@ -268,7 +268,7 @@ def test_facets_share_the_examples_of_their_member(net: Model, folder: Path) -> 
     assert result.of("d", 7) == result.of("d", 6)
 
 
-@pytest.mark.parametrize("label", ["dot", "own", "facets"])
+@pytest.mark.parametrize("label", ["dot", pytest.param("own", marks=pytest.mark.slow), "facets"])
 def test_some_members_are_searched_alone(net: Model, folder: Path, tmp_path: Path, label: str) -> None:
     objective = {**FAMILIES, "facets": ob.facets(FAMILIES["dot"], 2)}[label]
     chosen = [10, 11, 4, 5] if label == "facets" else [5, 2]

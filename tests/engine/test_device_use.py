@@ -5,7 +5,7 @@ of them would make the host wait.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -131,13 +131,18 @@ OBJECTIVES: dict[str, o.Objective] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+def some_quick(names: Iterable[str], *quick: str) -> list[Any]:
+    """The names as parameters, all but a few of them slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some_quick(OPTIONS, "default", "transforms maco", "optimizer adamw", "own cppn"))
 def test_step_stays_on_its_device_with_every_option(name: str) -> None:
     watch, same = step_on_meta(o.channel(LAYER), range(4), OPTIONS[name])
     assert_stays(watch, same)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", some_quick(OBJECTIVES, "any_channel", "direction", "style", "diversity"))
 def test_step_stays_on_its_device_with_every_objective(name: str) -> None:
     objective = OBJECTIVES[name]
     watch, same = step_on_meta(objective, None if objective.variants else range(4), {})

@@ -126,7 +126,8 @@ def test_compiled_step_equals_the_eager_step_and_compiles_once(parts: Parts) -> 
 
 
 @complex_numbers
-@pytest.mark.parametrize(("backend", "steps"), [("eager", 1), pytest.param("aot_eager", 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "steps"), [("eager", 1), ("aot_eager", 2)])
 def test_step_can_be_part_of_a_compiled_function(parts: Parts, backend: str, steps: int) -> None:
     def several_steps(weights: dict[str, Tensor], state: State, target: Tensor) -> tuple[State, Tensor]:
         state, first = parts.step(weights, state, target)

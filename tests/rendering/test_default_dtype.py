@@ -13,7 +13,7 @@ from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
 pytestmark = pytest.mark.usefixtures("cached_tracing")
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)
+@pytest.fixture(params=[torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str)
 def other_default(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     yield request.param
     torch.set_default_dtype(torch.float32)

@@ -11,6 +11,7 @@ import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func.rendering.spec import is_spec, parse_spec
 
+pytestmark = pytest.mark.usefixtures("cached_tracing")
 FEW: dict[str, Any] = {"steps": 3, "size": 32, "precision": "float32", "progress": False}
 
 

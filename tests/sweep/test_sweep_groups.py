@@ -361,8 +361,9 @@ def test_a_commit_that_fails_is_tried_again(background: bool, tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("eager_groups")
-@pytest.mark.parametrize("compile", ["yes", "no"])
-@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "compile"), [("uint8", "yes"), pytest.param("float16", "no", marks=pytest.mark.slow)]
+)
 def test_images_that_are_converted_on_their_device_give_the_same_files(
     tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, compile: str
 ) -> None:

@@ -311,7 +311,9 @@ def shard_of(folder: Folder, unit: Unit) -> Path:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-@pytest.mark.parametrize("scene", ["new", pytest.param("damaged", marks=pytest.mark.slow), "failing"])
+@pytest.mark.parametrize(
+    "scene", ["new", *(pytest.param(name, marks=pytest.mark.slow) for name in ("damaged", "failing"))]
+)
 @pytest.mark.usefixtures("gone", "unsynchronised")
 def test_error_at_each_file_system_call_commits_no_bad_unit(tmp_path: Path, scene: str, kind: Kind) -> None:
     """Let each call fail in turn: nothing bad is committed, nothing is lost, and the next run completes the folder."""
