@@ -51,7 +51,7 @@ class LibraryStep:
         case: Case,
         device: str,
         *,
-        steps: int = 64,
+        steps: int = 48,
         compiled: bool = False,
         transforms: str = "default",
         optimizer: str = "default",
@@ -65,7 +65,8 @@ class LibraryStep:
         )
         image = fv.fourier(model.size, device=device)
         rule = optimizer_for(optimizer, None, steps, image.groups)
-        ascent = fv.make_ascent(self.features, image, transform, objective, rule)
+        smooth = optimizer == "default"  # as with `smooth_pools="auto"`
+        ascent = fv.make_ascent(self.features, image, transform, objective, rule, smooth_pools=smooth)
         self.step, self.weights = ascent.step, self.features.weights
         if compiled:
             self.step, self.weights = fv.compile_step(self.step), fv.compiled_weights(self.features)

@@ -30,7 +30,7 @@ from featvis_func.sweep import renderers, sweep, worker
 
 # Model -> filters of each layer.
 FILTERS = {"squeezenet1_0": 16, "googlenet": 4}
-STEPS = 64
+STEPS = 48
 _SCRIPT_LAYERS, _SCRIPT_STEPS, _SCRIPT_BATCH = 3, 3, 8
 
 

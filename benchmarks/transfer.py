@@ -51,11 +51,13 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "published script": None,
     "default": {},
     "32 steps": {"steps": 32},
+    "64 steps": {"steps": 64},
     "128 steps": {"steps": 128},
     "256 steps": {"steps": 256},
     "published transforms": {"transforms": "published"},
     "lucid": {"transforms": "lucid"},
     "maco": {"transforms": "maco"},
+    "own gradients": {"smooth_pools": False},
 }
 
 

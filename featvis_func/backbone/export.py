@@ -18,6 +18,7 @@ from featvis_func.backbone.hardware import specialization
 from featvis_func.backbone.hooks import Backbone, catch
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.backbone.redirected_relu import redirect_graph
+from featvis_func.backbone.smoothed_pools import smooth_graph
 from featvis_func.types import Weights
 from featvis_func.validation import first_line, suggest
 
@@ -283,8 +284,11 @@ def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) ->
 
         return apply
 
-    redirected = backbone(redirect_graph(graph))  # of the optimised graph: both functions take the same weights
-    return Backbone(backbone(graph), weights, redirected, tuple(name for name in arguments if name not in weights))
+    # Of the optimised graph: all of them take the same weights.
+    redirected, smooth = redirect_graph(graph), redirect_graph(graph)
+    smoothed = backbone(smooth) if smooth_graph(smooth, specialization(traced.device_type)) else None
+    packed = tuple(name for name in arguments if name not in weights)
+    return Backbone(backbone(graph), weights, backbone(redirected), smoothed, packed)
 
 
 def release(traced: Traced) -> None:

@@ -34,6 +34,8 @@ class Backbone(NamedTuple):
     weights: Weights
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. ``None`` without a graph."""
+    smoothed: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
+    """As ``redirected``, with smoothed gradients of max pools. ``None`` without a graph, or without such pools."""
     packed: tuple[str, ...] = ()
     """Names of packed weights, which may be left out: see :func:`featvis_func.compiled_weights`."""
 

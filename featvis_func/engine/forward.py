@@ -17,30 +17,37 @@ Forward: TypeAlias = Callable[[Tensor, Tensor, Weights, Draw, Target], tuple[Ten
 redirected, weights, draws, targets) -> scores ``(n,)``, activation maps."""
 
 
-def make_forward(features: Features, transform: Transform, objective: Objective, *, redirect: int = 0) -> Forward:
+def make_forward(
+    features: Features, transform: Transform, objective: Objective, *, redirect: int = 0, smooth_pools: bool = False
+) -> Forward:
     """Compose transform, backbone and objective.
 
     Args: as for :func:`featvis_func.make_ascent`.
 
     Raises:
-        ValueError: the features lack a layer of the objective, or cannot redirect gradients.
+        ValueError: the features lack a layer of the objective, or cannot redirect or smooth gradients.
     """
     check_layers(objective, features)
-    redirected, plain = features.redirected, features.apply
+    plain, redirected = features.apply, features.redirected
+    special = redirected if redirect else None
+    if smooth_pools and features.smoothed is not None:
+        special = features.smoothed
     picture = None if objective.picture is None else objective.picture.to(device_of(features))
     if redirect and redirected is None:
         raise ValueError(
             f"redirect={redirect}: the model runs with a forward hook, where no gradient can be redirected"
         )
+    if smooth_pools and not features.exported:
+        raise ValueError("smooth_pools: the model runs with a forward hook, where no gradient can be smoothed")
 
     def forward(
         images: Tensor, redirect_mask: Tensor, weights: Weights, draws: Draw, target: Target
     ) -> tuple[Tensor, Tensor]:
         def backbone(batch: Tensor) -> dict[str, Tensor]:
-            if not redirect or redirected is None:
+            if special is None:
                 return plain(weights, batch)
             copies = len(batch) // len(redirect_mask)
-            return redirected(weights, batch, redirect_mask[:, None].expand(-1, copies).reshape(-1))
+            return special(weights, batch, redirect_mask[:, None].expand(-1, copies).reshape(-1))
 
         transformed = vmap(transform.apply)(images, draws)
         several = transformed.ndim > images.ndim  # copies (n, v, c, h, w) of images (n, c, h, w)

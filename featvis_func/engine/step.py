@@ -83,6 +83,7 @@ def make_ascent(
     optimizer: Optimizer,
     *,
     redirect: int = 0,
+    smooth_pools: bool = False,
     saliency: bool = False,
 ) -> Ascent:
     """Compose gradient ascent over a batch of independent filters.
@@ -101,6 +102,8 @@ def make_ascent(
         optimizer: turns gradients into updates.
         redirect: number of first steps of each filter in which gradients are redirected past activations that block
             them, see :mod:`featvis_func.backbone.redirected_relu`.
+        smooth_pools: whether max pools pass gradients to all values of a window, see
+            :mod:`featvis_func.backbone.smoothed_pools`.
         saliency: whether the state accumulates the magnitude of the score's gradient at each pixel.
 
     Returns:
@@ -109,9 +112,9 @@ def make_ascent(
         size compiles again, since ``vmap`` does not support symbolic sizes.
 
     Raises:
-        ValueError: the features lack a layer of the objective, or cannot redirect gradients.
+        ValueError: the features lack a layer of the objective, or cannot redirect or smooth gradients.
     """
-    forward = make_forward(features, transform, objective, redirect=redirect)
+    forward = make_forward(features, transform, objective, redirect=redirect, smooth_pools=smooth_pools)
 
     def init(keys: Tensor) -> State:
         # Both streams in one call of the generator, which is many small operations.

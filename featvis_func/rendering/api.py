@@ -20,7 +20,7 @@ def render(
     objective: str | Objective,
     filters: Iterable[int] | int | None = None,
     *,
-    steps: int = 64,
+    steps: int = 48,
     size: int | tuple[int, ...] | None = None,
     seed: int = 0,
     transforms: str | Transform = "default",
@@ -30,6 +30,7 @@ def render(
     batch_size: int | str = "auto",
     tolerance: float | None = None,
     redirect: int | None = None,
+    smooth_pools: bool | str = "auto",
     device: torch.device | str | None = None,
     precision: str = "auto",
     compile: bool | str = "auto",
@@ -84,6 +85,10 @@ def render(
         redirect: number of first steps in which gradients are redirected past rectifiers that block them, see
             :mod:`featvis_func.backbone.redirected_relu`; only for a model that can be exported. Default: 16 with the
             optimizers default and activation where that is possible, else 0.
+        smooth_pools: whether max pools pass gradients to all values of a window: auto, yes, no; also ``True`` and
+            ``False``. The images are smoother than where only the largest value gets the gradient, see
+            :mod:`featvis_func.backbone.smoothed_pools`. For pools over images, in a model that can be exported.
+            ``"auto"``: with the optimizer default.
         device: device to compute on, such as cuda. Default: for a model given by name cuda, if there is one; otherwise
             where the model is.
         precision: precision of the backbone: auto, float32, bfloat16. ``"auto"``: bfloat16 for a float32 model where

@@ -62,7 +62,7 @@ def optimizer_for(optimizer: str | Optimizer, lr: float | None, steps: int, grou
 
 
 def default_optimizer(
-    steps: int = 64, *, lr: float | None = None, drift: float = 1e-6, groups: Params | None = None
+    steps: int = 48, *, lr: float | None = None, drift: float = 1e-6, groups: Params | None = None
 ) -> Optimizer:
     """The default optimizer: unit gradient, normalised by octaves, a pull back to the start, and an average.
 
@@ -72,9 +72,9 @@ def default_optimizer(
     that large steps keep the image from fitting this network's details, and the image is the average of the run, mostly
     of its second half, which keeps of the steps what they agree on: see
     :func:`~featvis_func.optimizer.average_iterates`. All three make images that another network recognises more often
-    (``benchmarks/transfer.py``). Rate and pull are proportional to ``1 / steps``: the contrast is the same for any
-    number of steps, and more of them average over more random transforms. There is no momentum, which would keep
-    gradients of earlier random transforms.
+    (``benchmarks/transfer.py``). The pull is a fifth of the rate, so that the contrast is bounded alike for any number
+    of steps; more of them average over more random transforms. There is no momentum, which would keep gradients of
+    earlier random transforms.
 
     Without groups (all parameterisations but spectra), it is :func:`activation_optimizer`.
 
@@ -84,7 +84,9 @@ def default_optimizer(
 
     Args:
         steps: number of steps of the run, at least 1.
-        lr: learning rate, above 0: the root mean square of an octave's step. Default: ``10 / steps``, at most 1.25.
+        lr: learning rate, above 0: the root mean square of an octave's step. Default: ``10 / steps`` from 64 steps on;
+            from 32 to 64 steps as for 64, since larger steps make images that another network recognises less often;
+            below, where they would not get far, ``5 / steps``, at most 1.25.
         drift: size of the drift that moves filters without a gradient, see
             :func:`~featvis_func.optimizer.add_drift`; 0 for none.
         groups: octaves of the image's parameters, :attr:`featvis_func.Image.groups`.
@@ -96,7 +98,8 @@ def default_optimizer(
     if groups is None:
         return activation_optimizer(steps, lr=lr, drift=drift)
     revive = (add_drift(drift),) if drift else ()
-    pull = min(2.0 / steps, 0.25)
+    # As for 64 steps from 32 to 64 of them: see `lr`.
+    pull = min(sorted((1.0 / steps, 2.0 / 64, 2.0 / steps))[1], 0.25)
     rate = 5.0 * pull if lr is None else check_float("learning rate", lr, above=0)
     return chain(
         normalize_gradient(), *revive, normalize_groups(groups), sgd(rate), pull_to_start(pull), average_iterates()

@@ -26,6 +26,7 @@ IMAGES = ("fourier", "pixel", "phase", "laplacian_pyramid", "cppn", "alpha")
 OPTIMIZERS = ("default", "activation", "published", "adam", "adamw", "nadam", "sgd")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "yes", "no", "cudagraphs")
+SMOOTH_POOLS = ("auto", "yes", "no")
 
 
 class Option(NamedTuple):
@@ -74,9 +75,10 @@ def _check_precision(value: Any) -> str:
     return value
 
 
-def _check_compile(value: Any) -> str:
+def _check_choice(name: str, value: Any, words: tuple[str, ...]) -> str:
+    """Checks one of some words, two of which are also ``True`` and ``False``."""
     word = ("yes" if value else "no") if isinstance(value, bool) else value
-    check_name("compile", word, COMPILE)
+    check_name(name, word, words)
     return word
 
 
@@ -136,7 +138,7 @@ class RenderOptions:
     ValueError: unknown image 'fourrier'; expected one of fourier, pixel, phase, laplacian_pyramid, cppn, alpha
     """
 
-    steps: int = _option(64, "number of gradient ascent steps", lambda v: check_int("steps", v, 1), int)
+    steps: int = _option(48, "number of gradient ascent steps", lambda v: check_int("steps", v, 1), int)
     size: int | tuple[int, ...] | None = _option(
         None,
         "image size in pixels, one number for a square or height and width; frames, height and width of a video,"
@@ -192,11 +194,21 @@ class RenderOptions:
         metavar="STEPS",
         default_text="16 with the optimizers default and activation, else 0",
     )
+    smooth_pools: bool | str = _option(
+        "auto",
+        f"whether max pools pass gradients to all values of a window: {', '.join(SMOOTH_POOLS)}",
+        lambda v: _check_choice("smooth_pools", v, SMOOTH_POOLS),
+        default_text="auto: with the optimizer default",
+    )
     device: "torch.device | str | None" = _option(
         None, "device to compute on, such as cuda", lambda v: v, default_text="where the model is", in_sweep=False
     )
     precision: str = _option("auto", f"precision of the backbone: {', '.join(PRECISIONS)}", _check_precision)
-    compile: bool | str = _option("auto", f"whether the step is compiled: {', '.join(COMPILE)}", _check_compile)
+    compile: bool | str = _option(
+        "auto",
+        f"whether the step is compiled: {', '.join(COMPILE)}",
+        lambda v: _check_choice("compile", v, COMPILE),
+    )
     deterministic: bool = _option(False, "bit-equal reruns on CUDA, where they are slower", bool, None)
     saliency: bool = _option(
         False, "accumulate the magnitude of the score's gradient at each pixel", bool, None, in_sweep=False
@@ -319,7 +331,7 @@ def default_of(name: str) -> str:
     """An option's default, for people.
 
     >>> default_of("steps"), default_of("size")
-    ('64', "the model's input size")
+    ('48', "the model's input size")
     """
     default = DEFAULTS[name]
     words = ("on" if default else "off") if isinstance(default, bool) else str(default)

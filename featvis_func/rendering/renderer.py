@@ -229,11 +229,18 @@ def compose(resolved: Resolved) -> Composed:
         objective,
         optimizer_for(options.optimizer, options.lr, options.steps, groups),
         redirect=options.redirect or 0,
+        smooth_pools=_smooths(options, resolved.features),
         saliency=options.saliency,
     )
     depends = objective.batch_score is not None and objective.group == 1
     single_batch = depends or image.share_params is not None
     return Composed(ascent, image, tuple(sides), single_batch, transform, alpha=channels > model.channels)
+
+
+def _smooths(options: RenderOptions, features: Features) -> bool:
+    if options.smooth_pools == "auto":
+        return options.optimizer == "default" and features.exported
+    return options.smooth_pools == "yes"
 
 
 def plan(

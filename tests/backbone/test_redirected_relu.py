@@ -432,7 +432,7 @@ def test_all_transformed_copies_of_a_filter_are_redirected_alike() -> None:
         masks.append(redirect)
         return {"a": images}
 
-    features = Features(lambda weights, images: {}, {}, {"a": (3, 4, 4)}, {"a": "a"}, True, run)
+    features = Features(lambda weights, images: {}, {}, {"a": (3, 4, 4)}, {"a": "a"}, True, redirected=run)
     transform = Transform(lambda k: k, lambda image, draw: torch.stack([image, image]))
     forward = make_forward(features, transform, fv.layer("a"), redirect=2)
     forward(torch.zeros(3, 3, 4, 4), torch.tensor([1.0, 0.0, 1.0]), {}, torch.zeros(3, 2), torch.arange(3))

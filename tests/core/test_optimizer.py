@@ -600,6 +600,15 @@ def test_default_optimizer_moves_all_octaves_of_an_image_alike(make: Callable[..
         assert updates[labels == label].square().mean().sqrt().item() == pytest.approx(10 / 64, rel=1e-3)
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(10, 0.5), (32, 10 / 64), (48, 10 / 64), (64, 10 / 64), (200, 0.05)])
+def test_default_rate_depends_on_the_number_of_steps(steps: int, rate: float) -> None:
+    image = fourier(8, channels=1)
+    rule = default_optimizer(steps, groups=image.groups, drift=0.0)
+    params = torch.zeros_like(image.init(KEY))
+    updates, _ = rule.update(torch.randn(params.shape), rule.init(params, KEY), params)
+    assert updates.square().mean().sqrt().item() == pytest.approx(rate, rel=0.1)
+
+
 def test_default_optimizer_keeps_the_contrast_bounded_for_any_number_of_steps() -> None:
     image = fourier(8, channels=1)
     for steps in (1, 8, 64, 300):

@@ -251,6 +251,7 @@ VALUES: dict[str, list[str]] = {
     "batch_size": ["auto", "1", "17"],
     "tolerance": ["0", "0.05", "1e-3"],
     "redirect": ["0", "1", "16", "40"],
+    "smooth_pools": [*options.SMOOTH_POOLS],
     "precision": [*options.PRECISIONS],
     "compile": [*options.COMPILE],
     "deterministic": [""],
