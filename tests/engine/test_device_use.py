@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import featvis_func as fv
@@ -47,22 +47,31 @@ class Watch(TorchDispatchMode):
         return output
 
 
-@functools.cache
-def features(layers: tuple[str, ...]) -> Features:
+def features(model: fv.Model, layers: tuple[str, ...]) -> Features:
     """Features as on a device without a specialization, their weights on "meta"."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "specialization", lambda device_type: hardware.GENERIC)
-        made = fv.make_features(fv.load_model("texturenet"), layers, precision="float32")
+        made = fv.make_features(model, layers, precision="float32")
     return made._replace(weights={name: weight.to("meta") for name, weight in made.weights.items()})
 
 
-def step_on_meta(objective: o.Objective, filters: Sequence[int] | None, options: dict[str, Any]) -> tuple[Watch, bool]:
+@functools.cache
+def texturenet_features(layers: tuple[str, ...]) -> Features:
+    return features(fv.load_model("texturenet"), layers)
+
+
+def step_on_meta(
+    objective: o.Objective,
+    filters: Sequence[int] | None,
+    options: dict[str, Any],
+    model: fv.Model | None = None,
+) -> tuple[Watch, bool]:
     """Take a step; returns what was seen, and whether the state has the shapes, dtypes and strides of before."""
+    made = texturenet_features(objective.layers) if model is None else features(model, objective.layers)
     with Watch():  # while something is built, values may be read: each is 1
         renderer = fv.make_renderer(
-            "texturenet", objective, filters, features=features(objective.layers), device="meta", compile=False,
-            steps=2, **options,
-        )  # fmt: skip
+            model or "texturenet", objective, filters, features=made, device="meta", compile=False, steps=2, **options
+        )
         state, target = renderer.init(list(renderer.filters), 0)
     with Watch() as watch:
         new, _ = renderer.step(renderer.weights, state, target)
@@ -152,6 +161,16 @@ def test_step_stays_on_its_device_with_every_objective(name: str) -> None:
 @pytest.mark.parametrize("name", ["opacity", "boundary_complexity"])
 def test_step_stays_on_its_device_with_penalties_on_the_opacity(name: str) -> None:
     watch, same = step_on_meta(o.channel(LAYER) - getattr(o, name)(), range(4), {"image": "alpha"})
+    assert_stays(watch, same)
+
+
+@pytest.mark.parametrize("layer", ["2", "3"])
+def test_step_stays_on_its_device_with_smoothed_pools(layer: str) -> None:
+    """Behind the pool, and with a redirected activation between it and the layer."""
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(6, 5, 3)).eval()
+    watch, same = step_on_meta(
+        o.channel(layer), range(4), {}, fv.load_model(module, size=20, mean=[0.5] * 3, std=[0.25] * 3)
+    )
     assert_stays(watch, same)
 
 
