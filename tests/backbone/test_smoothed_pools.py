@@ -222,9 +222,9 @@ def test_the_default_optimizer_smooths_pools_and_others_do_not() -> None:
 @pytest.mark.parametrize("name", ["pool behind a ReLU", "no ReLU"])
 def test_compiled_step_equals_the_eager_one(name: str) -> None:
     model = made(lambda: nn.Sequential(*NETS[name]().children(), nn.ReLU()))
-    layer = "4" if name == "pool behind a ReLU" else "3"
+    objective = fv.objective.layer("4" if name == "pool behind a ReLU" else "3")
     eager, compiled = (
-        fv.render(model, layer, [0, 3], steps=3, precision="float32", compile=compile, optimizer="sgd",
+        fv.render(model, objective, [0, 3], steps=3, precision="float32", compile=compile, optimizer="sgd",
                   smooth_pools=True)
         for compile in (False, True)
     )  # fmt: skip
