@@ -45,7 +45,7 @@ class Features(NamedTuple):
     """(weights, images, float ``(n,)``) -> the values of ``apply``. For images with 1, gradients are redirected past
     activations that block them, see :mod:`featvis_func.backbone.redirected_relu`. ``None`` if not exported."""
     smoothed: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
-    """As ``redirected``, and the gradients of max pools are smoothed, see
+    """As ``redirected``, and the gradients of strided max pools are smoothed, see
     :mod:`featvis_func.backbone.smoothed_pools`. ``None`` if not exported, or without such pools."""
     packed: tuple[str, ...] = ()
     """Names of packed weights, which may be left out: see :func:`compiled_weights`."""

@@ -1,8 +1,9 @@
-"""Smoothed gradients of max pools: those of L2 pools, which go to all positive values of a window and not to one alone.
+"""Smoothed gradients of strided max pools: those of L2 pools, which go to all positive values of a window.
 
 A max pool passes its gradient to one position of each window, and a strided pool to a few of a layer's positions: the
-gradient is rugged, which shows as grain in the image. Here the gradient of a window with values ``x``, largest value
-``y`` and gradient ``g`` is that of the root mean square of its positive values::
+gradient is rugged, which shows as grain in the image. Pools of stride 1, as in Inception's branches, keep their own,
+since other ways pass gradients to all positions beside them. Here the gradient of a window with values ``x``, largest
+value ``y`` and gradient ``g`` is that of the root mean square of its positive values::
 
     gradient = g max(x, 0) / (n rms), where rms = sqrt(sum(max(x, 0)^2) / n), if y > 0; else the max pool's own
 
@@ -85,7 +86,7 @@ class _Smoothed(torch.autograd.Function):
 
 
 def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:
-    """Smooth the gradients of a graph's max pools over images, in place; returns whether there are any.
+    """Smooth the gradients of a graph's strided max pools over images, in place; returns whether there are any.
 
     Args:
         graph: of :func:`~featvis_func.backbone.redirected_relu.redirect_graph`: where a redirected activation follows a
@@ -93,7 +94,7 @@ def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:
         hardware: for what replaces the pools.
     """
     pools = (_aten.max_pool2d.default, hardware.replace_operation.get(_aten.max_pool2d.default))
-    found = [node for node in graph.nodes if node.target in pools and _dilation(node) == [1, 1]]
+    found = [node for node in graph.nodes if node.target in pools and _is_strided(node)]
     for pool in found:
         values = pool.all_input_nodes[0]
         users = list(pool.users)
@@ -113,8 +114,9 @@ def _settings(pool: fx.Node) -> tuple[list[int], list[int], list[int], bool]:
     return _pair(kernel), _pair(stride or kernel), _pair(padding), ceil_mode
 
 
-def _dilation(pool: fx.Node) -> list[int]:
-    return _pair(_arguments(pool)[4])
+def _is_strided(pool: fx.Node) -> bool:
+    """Whether a pool moves by more than one position, and its windows have no gaps."""
+    return max(_settings(pool)[1]) > 1 and _pair(_arguments(pool)[4]) == [1, 1]
 
 
 def _arguments(pool: fx.Node) -> tuple[Any, ...]:

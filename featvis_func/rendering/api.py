@@ -85,8 +85,8 @@ def render(
         redirect: number of first steps in which gradients are redirected past rectifiers that block them, see
             :mod:`featvis_func.backbone.redirected_relu`; only for a model that can be exported. Default: 16 with the
             optimizers default and activation where that is possible, else 0.
-        smooth_pools: whether max pools pass gradients to all values of a window: auto, yes, no; also ``True`` and
-            ``False``. The images are smoother than where only the largest value gets the gradient, see
+        smooth_pools: whether strided max pools pass gradients to all values of a window: auto, yes, no; also ``True``
+            and ``False``. The images are smoother than where only the largest value gets the gradient, see
             :mod:`featvis_func.backbone.smoothed_pools`. For pools over images, in a model that can be exported.
             ``"auto"``: with the optimizer default.
         device: device to compute on, such as cuda. Default: for a model given by name cuda, if there is one; otherwise
