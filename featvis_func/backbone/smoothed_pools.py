@@ -11,10 +11,10 @@ value ``y`` and gradient ``g`` is that of the root mean square of its positive v
 more contrast, the activation rises as soon, and another network recognises them more often
 (``benchmarks/transfer.py``).
 
-Source: L2 pools as in Hénaff and Simoncelli, "Geodesics of learned representations", ICLR 2016, which Olah et al.,
-"Feature Visualization" (2017), try against high frequencies. Lucid v0.3.8 has ``smoothed_maxpool_grad``
-(``optvis/overrides/smoothed_maxpool_grad.py``), with shares in proportion to the values that add up to 1: of
-SqueezeNet's images another network then recognises no more than without.
+Source: L2 pools in place of max pools, as in Hénaff and Simoncelli, "Geodesics of learned representations", ICLR 2016.
+Lucid v0.3.8 has, as options, the gradients of ``mean(x)`` and of ``mean(x^2) / mean(|x|)``
+(``optvis/overrides/smoothed_maxpool_grad.py``). Of SqueezeNet's images made with the first another network recognises
+no more than without, and likewise with shares ``max(x, 0) / sum(max(x, 0))`` of each window's gradient.
 """
 
 import operator
