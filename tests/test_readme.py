@@ -38,7 +38,7 @@ def test_readme_blocks_run() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex:UserWarning")
 def test_guide_blocks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fv.render.__kwdefaults__, "steps", 8)  # of the blocks that do not say how many
+    monkeypatch.setitem(fv.render.__kwdefaults__ or {}, "steps", 8)  # of the blocks that do not say how many
     names = run_blocks("featvis_func/README.md")
     assert tuple(names["result"].history.shape) == (16, 4)  # type: ignore[attr-defined]
     assert tuple(names["many"].steps.shape) == (24,)  # type: ignore[attr-defined]

@@ -288,7 +288,7 @@ def truncate(traced: Traced, layers: Sequence[str], *, optimize: bool = True) ->
     redirected, smooth = redirect_graph(graph), redirect_graph(graph)
     smoothed = backbone(smooth) if smooth_graph(smooth, specialization(traced.device_type)) else None
     packed = tuple(name for name in arguments if name not in weights)
-    return Backbone(backbone(graph), weights, backbone(redirected), smoothed, packed)
+    return Backbone(backbone(graph), weights, backbone(redirected), packed, smoothed)
 
 
 def release(traced: Traced) -> None:

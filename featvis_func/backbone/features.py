@@ -44,13 +44,13 @@ class Features(NamedTuple):
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """(weights, images, float ``(n,)``) -> the values of ``apply``. For images with 1, gradients are redirected past
     activations that block them, see :mod:`featvis_func.backbone.redirected_relu`. ``None`` if not exported."""
-    smoothed: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
-    """As ``redirected``, and the gradients of strided max pools are smoothed, see
-    :mod:`featvis_func.backbone.smoothed_pools`. ``None`` if not exported, or without such pools."""
     packed: tuple[str, ...] = ()
     """Names of packed weights, which may be left out: see :func:`compiled_weights`."""
     size: tuple[int, ...] | None = None
     """Input size for which the shapes hold, as that of a :class:`~featvis_func.models.Model`."""
+    smoothed: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
+    """As ``redirected``, and the gradients of strided max pools are smoothed, see
+    :mod:`featvis_func.backbone.smoothed_pools`. ``None`` if not exported, or without such pools."""
 
 
 def make_features(
@@ -176,7 +176,7 @@ def _features(source: Source, layers: Sequence[str], precision: str, verify: boo
 
     redirected, smoothed = (run and named(run) for run in (core.redirected, core.smoothed))
     apply = named(core.apply)
-    return Features(apply, weights, shapes, paths, exported, redirected, smoothed, core.packed, model.size)
+    return Features(apply, weights, shapes, paths, exported, redirected, core.packed, model.size, smoothed)
 
 
 def compiled_weights(features: Features) -> Weights:

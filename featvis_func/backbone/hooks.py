@@ -34,10 +34,10 @@ class Backbone(NamedTuple):
     weights: Weights
     redirected: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
     """As ``apply``, with a float ``(n,)``: 1 for images whose gradients are redirected. ``None`` without a graph."""
-    smoothed: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
-    """As ``redirected``, with smoothed gradients of max pools. ``None`` without a graph, or without such pools."""
     packed: tuple[str, ...] = ()
     """Names of packed weights, which may be left out: see :func:`featvis_func.compiled_weights`."""
+    smoothed: Callable[[Weights, Tensor, Tensor], dict[str, Tensor]] | None = None
+    """As ``redirected``, with smoothed gradients of max pools. ``None`` without a graph, or without such pools."""
 
 
 class _AllCaught(Exception):  # noqa: N818 - a signal, not an error

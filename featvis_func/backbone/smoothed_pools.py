@@ -74,15 +74,18 @@ class _Smoothed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[override]
         (values, maxima), pool = ctx.saved_tensors, ctx.pool
+        dtype = gradient.dtype
+        if dtype == torch.float16:  # whose range is too small for squares
+            values, maxima, gradient = values.float(), maxima.float(), gradient.float()
         # In units of an image's largest value, whose squares neither underflow nor overflow: the shares have no unit.
         largest = maxima.amax(tuple(range(1, maxima.ndim)), keepdim=True).clamp_min(_TINY)
-        positive = values.clamp_min(0.0).div_(largest)
+        positive = values.div(largest).clamp_(0.0, 1.0)  # above 1 are only values outside of all windows
         squares = F.avg_pool2d(positive.square(), *pool)
         shared = squares > 0
         shares = torch.where(shared, gradient * squares.rsqrt(), 0.0)
         passed = _aten.avg_pool2d_backward(shares, positive, *pool, True, None)  # divides by n
-        own = torch.where(shared, 0.0, gradient) if ctx.needs_input_grad[1] else None
-        return passed.mul_(positive), own, None, None, None, None
+        own = torch.where(shared, 0.0, gradient).to(dtype) if ctx.needs_input_grad[1] else None
+        return passed.mul_(positive).to(dtype), own, None, None, None, None
 
 
 def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:

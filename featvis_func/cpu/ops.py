@@ -113,9 +113,10 @@ def max_pool2d(
     """
     settings = (list(kernel_size), list(stride or kernel_size), list(padding), list(dilation), ceil_mode)
     if torch.compiler.is_compiling():
+        images = as_intermediate(images)
         if not images.requires_grad:  # of a Function of such a tensor, torch.compile cannot trace the gradient
             return _forward(images, *settings)[0]
-        return _MaxPool.apply(as_intermediate(images), *settings)[0]
+        return _MaxPool.apply(images, *settings)[0]
     return F.max_pool2d(images, *settings)
 
 

@@ -102,7 +102,7 @@ def make_ascent(
         optimizer: turns gradients into updates.
         redirect: number of first steps of each filter in which gradients are redirected past activations that block
             them, see :mod:`featvis_func.backbone.redirected_relu`.
-        smooth_pools: whether strided max pools pass gradients to all values of a window, see
+        smooth_pools: whether strided max pools pass gradients to all positive values of a window, see
             :mod:`featvis_func.backbone.smoothed_pools`.
         saliency: whether the state accumulates the magnitude of the score's gradient at each pixel.
 

@@ -148,7 +148,9 @@ def _changed_options(config: dict[str, Any], seed: int) -> dict[str, Any]:
         if not option.recorded or name in ("batch_size", "device"):
             continue  # which change an image by rounding only
         default = default_image(recorded.get("transforms")) if name == "image" else DEFAULTS[name]
-        value = recorded.get(name, default)
+        # Before that option, the gradients of pools were their own.
+        before = "no" if name == "smooth_pools" and recorded.get("optimizer") == "default" else default
+        value = recorded.get(name, before)
         value = tuple(value) if isinstance(value, list) else value
         if value == default:
             continue

@@ -59,7 +59,7 @@ def render(
         filters: filter numbers, of a family the numbers of members; ``None`` means all (for an objective that names
             its own channels: one image; numbers then give variants).
         steps: number of gradient ascent steps, at least 1; more average over more random transforms: modern
-            networks need 128, or more.
+            networks need 128.
         size: image size in pixels, one number for a square or height and width; frames, height and width of a video,
             length of a signal: ``N``, ``(h, w)``, ``(t, h, w)`` or ``(t,)``. For a video, ``N`` and ``(h, w)`` leave
             the number of frames to the model. Default: the model's input size. Images of another size are resized to
@@ -85,10 +85,10 @@ def render(
         redirect: number of first steps in which gradients are redirected past rectifiers that block them, see
             :mod:`featvis_func.backbone.redirected_relu`; only for a model that can be exported. Default: 16 with the
             optimizers default and activation where that is possible, else 0.
-        smooth_pools: whether strided max pools pass gradients to all values of a window: auto, yes, no; also ``True``
-            and ``False``. The images are smoother than where only the largest value gets the gradient, see
-            :mod:`featvis_func.backbone.smoothed_pools`. For pools over images, in a model that can be exported.
-            ``"auto"``: with the optimizer default.
+        smooth_pools: whether strided max pools pass gradients to all positive values of a window: auto, yes, no; also
+            ``True`` and ``False``. The images are smoother than where only the largest value gets the gradient, see
+            :mod:`featvis_func.backbone.smoothed_pools`. For pools over images without dilation and indices, in a model
+            that can be exported. ``"auto"``: with the optimizer default.
         device: device to compute on, such as cuda. Default: for a model given by name cuda, if there is one; otherwise
             where the model is.
         precision: precision of the backbone: auto, float32, bfloat16. ``"auto"``: bfloat16 for a float32 model where

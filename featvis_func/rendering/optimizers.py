@@ -72,7 +72,7 @@ def default_optimizer(
     that large steps keep the image from fitting this network's details, and the image is the average of the run, mostly
     of its second half, which keeps of the steps what they agree on: see
     :func:`~featvis_func.optimizer.average_iterates`. All three make images that another network recognises more often
-    (``benchmarks/transfer.py``). The pull is a fifth of the rate, so that the contrast is bounded alike for any number
+    (``benchmarks/transfer.py``). The pull is a fifth of the default rate: the contrast is bounded alike for any number
     of steps; more of them average over more random transforms. There is no momentum, which would keep gradients of
     earlier random transforms.
 

@@ -196,7 +196,7 @@ class RenderOptions:
     )
     smooth_pools: bool | str = _option(
         "auto",
-        f"whether strided max pools pass gradients to all values of a window: {', '.join(SMOOTH_POOLS)}",
+        f"whether strided max pools pass gradients to all positive values of a window: {', '.join(SMOOTH_POOLS)}",
         lambda v: _check_choice("smooth_pools", v, SMOOTH_POOLS),
         default_text="auto: with the optimizer default",
     )

@@ -169,6 +169,9 @@ def _open_same(path: Path, run: Run) -> Folder:
     if folder.run.config == run.config:
         return folder
     old, new = _flatten(folder.run.config), _flatten(run.config)
+    pools = "render.smooth_pools"
+    if pools not in old and new.get("render.optimizer") != "default" and new.get(pools) != "yes":
+        new.pop(pools, None)  # of a version whose pools were never smoothed, as they are not here
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if not keys:  # An option that an earlier version did not have, at its default.
         return folder

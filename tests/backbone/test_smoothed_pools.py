@@ -84,6 +84,20 @@ def test_values_too_small_for_a_quotient_give_no_infinity() -> None:
     assert torch.isfinite(torch.autograd.grad(y.sum() * 1e10, x)[0]).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_images_without_a_positive_value_have_the_pools_own_gradient(dtype: torch.dtype) -> None:
+    """Also where a position in no window is larger than all maxima, in one image beside another."""
+    x = -torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0)).to(dtype) - 0.1
+    x[0, :, 2::3], x[1, 0, 0, 0] = 5000.0, 2.0
+    x.requires_grad_()
+    y = max_pool2d(x, 2, 3)
+    (actual,) = torch.autograd.grad(smoothed(x, y, [2, 2], [3, 3], [0, 0], False).sum(), x, retain_graph=True)
+    (expected,) = torch.autograd.grad(y.sum(), x)
+    expected[1, 0, 0, 0] = 0.5  # the window's rms is half of its one positive value
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, expected)
+
+
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 

@@ -1120,3 +1120,23 @@ def test_event_log_has_one_json_object_per_line(tmp_path: Path) -> None:
     ]
     assert events[6]["unit"] == run.units[1].name
     assert events[6]["outcome"] == "rendered"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "pools", "same"),
+    [
+        ("activation", "auto", True),
+        ("activation", "no", True),
+        ("activation", "yes", False),
+        ("default", "auto", False),
+    ],
+)
+def test_folder_of_a_version_that_did_not_smooth_pools(tmp_path: Path, optimizer: str, pools: str, same: bool) -> None:
+    render = {"seed": 7, "optimizer": optimizer}
+    start_folder(tmp_path, toy_run(render=render))
+    run = toy_run(render={**render, "smooth_pools": pools})
+    if same:
+        assert start_folder(tmp_path, run).run == toy_run(render=render)
+    else:
+        with pytest.raises(ValueError, match=r"render\.smooth_pools: null in the folder"):
+            start_folder(tmp_path, run)
