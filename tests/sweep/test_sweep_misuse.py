@@ -117,7 +117,7 @@ def test_number_of_snapshots_is_part_of_the_configuration(tmp_path: Path) -> Non
     config = open_store(tmp_path / "plain").config
     assert set(config["render"]) == {
         *("steps", "size", "seed", "transforms", "lr", "image", "optimizer", "tolerance", "redirect", "precision"),
-        *("compile", "deterministic", "snapshots", "bands"),
+        *("compile", "deterministic", "snapshots", "bands", "smooth_pools"),
     }
     net = model()
     for count in (None, 0):
