@@ -97,7 +97,6 @@ def test_module_of_another_precision(dtype: torch.dtype) -> None:
     [
         ("googlenet", "4c.branch4.1.conv", 96),
         ("resnet18", "layer3.1.conv2", 96),
-        ("vit_b_16", "encoder_layer_0.mlp.3", 224),
     ],
 )
 def test_known_architectures(name: str, layer: str, size: int) -> None:

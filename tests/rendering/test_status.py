@@ -60,7 +60,7 @@ def test_a_dead_filter_is_not_flat(tiny: Model) -> None:
 
 @pytest.mark.parametrize(("scale", "compile"), [
     *((scale, False) for scale in (1e-30, 1e-20, 1e-12, 1e30)),
-    *(pytest.param(scale, True, marks=pytest.mark.slow) for scale in (1e-30, 1e30)),
+    pytest.param(1e-30, True, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_filters_with_tiny_or_huge_weights_are_rendered_like_others(scale: float, compile: bool) -> None:
     """Few steps: later ones would amplify the rounding of the weights."""
