@@ -99,7 +99,7 @@ def default_optimizer(
         return activation_optimizer(steps, lr=lr, drift=drift)
     revive = (add_drift(drift),) if drift else ()
     # As for 64 steps from 32 to 64 of them: see `lr`.
-    pull = min(sorted((1.0 / steps, 2.0 / 64, 2.0 / steps))[1], 0.25)
+    pull = min(max(1.0 / steps, 2.0 / 64), 2.0 / steps, 0.25)
     rate = 5.0 * pull if lr is None else check_float("learning rate", lr, above=0)
     return chain(
         normalize_gradient(), *revive, normalize_groups(groups), sgd(rate), pull_to_start(pull), average_iterates()
