@@ -111,8 +111,9 @@ def redirected(values: Tensor, redirect: Tensor, kind: str, lower: float, upper:
     >>> changed
     tensor([1., 0., 0.])
     """
-    # In a compiled torch.func.grad, a Function of its arguments alone would lose its backward pass: hence the view.
-    return _Redirected.apply(values.view_as(values), redirect, kind, lower, upper)
+    # In a compiled torch.func.grad, a Function of its arguments alone would lose its backward pass: hence the alias,
+    # which unlike `view_as` keeps the memory layout of a single image.
+    return _Redirected.apply(values[...], redirect, kind, lower, upper)
 
 
 class _Redirected(torch.autograd.Function):

@@ -57,8 +57,9 @@ def smoothed(
     tensor([[[[0.4000, 0.3000],
               [0.0000, 0.0000]]]])
     """
-    # In a compiled torch.func.grad, a Function of its arguments alone would lose its backward pass: hence the views.
-    return _Smoothed.apply(values.view_as(values), maxima.view_as(maxima), kernel_size, stride, padding, ceil_mode)
+    # In a compiled torch.func.grad, a Function of its arguments alone would lose its backward pass: hence the
+    # aliases, which unlike `view_as` keep the memory layout of a single image.
+    return _Smoothed.apply(values[...], maxima[...], kernel_size, stride, padding, ceil_mode)
 
 
 class _Smoothed(torch.autograd.Function):

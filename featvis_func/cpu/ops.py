@@ -12,14 +12,17 @@ _aten = torch.ops.aten
 
 
 def as_intermediate(tensor: Tensor) -> Tensor:
-    """Return a view of a tensor, to be passed to an ``autograd.Function`` in code that is compiled.
+    """Return an alias of a tensor, to be passed to an ``autograd.Function`` in code that is compiled.
 
     In ``torch.compile(torch.func.grad(f))``, torch.compile takes the arguments of ``f`` for tensors without gradients,
     though not what is computed from them. A Function of arguments alone would be inlined, without its backward pass:
     the gradient would be that of its forward pass, which is another one where an input is used in the backward pass
-    only (seen with torch 2.14). The compiler removes the view.
+    only (seen with torch 2.14). The compiler removes the alias.
+
+    The alias keeps the strides. ``view_as`` computes them anew, and along a batch of one image it gives one at which
+    torch no longer sees that channels come last: the rest of the network would run in the slower memory layout.
     """
-    return tensor.view_as(tensor)
+    return tensor[...]
 
 
 def strided_stem(convolution: Any) -> tuple[Any, ...] | None:

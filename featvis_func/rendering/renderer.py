@@ -21,6 +21,7 @@ from featvis_func.engine.device import (
     CPU_BATCH_SIZE,
     FIXED_BATCH_SIZE,
     algorithms,
+    fit_batch_size,
     select_step,
 )
 from featvis_func.engine.grouped import run_groups
@@ -267,7 +268,8 @@ def plan(
         exported=features.exported,
         name=resolved.model.name,
     )
-    weights = features.weights if step is composed.ascent.step else compiled_weights(features)
+    eager = step is composed.ascent.step
+    weights = features.weights if eager else compiled_weights(features)
     layer = features.paths[resolved.objective.layers[0]]
 
     def init(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
@@ -297,10 +299,13 @@ def plan(
     group = 1 if composed.single_batch else resolved.objective.group
     if group > 1:
         batch_size = _whole_groups(batch_size, group, options, resolved.objective)
+    if not composed.single_batch and (eager or device.type != "cpu"):
+        # A compiled step on a CPU keeps the whole batch: it rounds otherwise in every other size.
+        batch_size = -(-fit_batch_size(batch_size, len(filters), device) // group) * group
     floats = (w.dtype for w in features.weights.values() if w.is_floating_point())
     return Renderer(
         tuple(filters),
-        min(batch_size, len(filters)),
+        batch_size,
         make_config(
             resolved.model,
             resolved.objective,

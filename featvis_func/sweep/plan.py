@@ -11,7 +11,7 @@ from torch import nn
 
 from featvis_func.backbone.layers import parse_layer
 from featvis_func.backbone.listing import Layer, find_layer, list_layers, names_more_than_modules
-from featvis_func.engine.device import CPU_BATCH_SIZE, FIXED_BATCH_SIZE
+from featvis_func.engine.device import CPU_BATCH_SIZE, FIXED_BATCH_SIZE, fit_batch_size
 from featvis_func.engine.forward import check_shapes
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
@@ -92,7 +92,8 @@ def plan_layers(
             names, and patterns with ``*``, ``?`` and ``[...]``, which are matched with the names of all modules.
         filters: numbers of the filters to render in each layer; a layer with fewer filters is rendered as far as it has
             them. ``None``: all.
-        batch_size: filters at a time, or ``"auto"``: 8 on a CPU, 64 elsewhere. At most the layer's number of filters.
+        batch_size: filters at a time, or ``"auto"``: 8 on a CPU, 64 elsewhere. A layer with fewer filters has smaller
+            batches, see :func:`~featvis_func.engine.device.fit_batch_size`.
         unit_size: filters per unit. Default: the batch size; a smaller unit also makes the batches smaller.
         device: where the sweep will run.
 
@@ -114,7 +115,7 @@ def plan_layers(
         if not numbers:
             continue
         batch = size or (CPU_BATCH_SIZE if torch.device(device).type == "cpu" else FIXED_BATCH_SIZE)
-        batch = min(batch, unit or batch, len(numbers))
+        batch = fit_batch_size(batch, min(unit or batch, len(numbers)), torch.device(device))
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(numbers), batch, unit or batch))
     most = max(layer.filters or 0 for layer in selected)
     outside = [f for f in requested or () if not 0 <= f < most]
@@ -167,7 +168,8 @@ def plan_family(
             f"the images of {objective} come in groups of {group}: batch_size must be at least {group} and unit_size a"
             f" multiple of it, got {batch_size} and {unit_size}"
         )
-    batch = max(group, min(batch, unit or batch, len(numbers)) // group * group)
+    batch = max(group, batch // group * group)
+    batch = -(-fit_batch_size(batch, min(unit or batch, len(numbers)), torch.device(device)) // group) * group
     return LayerPlan(label, shapes[objective.layers[0]], tuple(numbers), batch, unit or batch)
 
 

@@ -14,6 +14,7 @@ import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func import random
 from featvis_func.backbone.features import make_features
+from featvis_func.engine.device import fit_batch_size
 from featvis_func.engine.step import filter_keys, run
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
@@ -25,6 +26,7 @@ from featvis_func.rendering.optimizers import (
     published_optimizer,
 )
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
+from featvis_func.sweep.plan import plan_layers
 from featvis_func.tree import tree_leaves
 from featvis_func.types import Image, Optimizer, State, Transform
 from tests.rendering.parts import Parts, equal_trees, parts_of
@@ -145,8 +147,42 @@ def test_padding_of_the_last_batch_does_not_change_the_results(tiny: Model, batc
     result = render(tiny, "5", steps=1, batch_size=batch_size)
     check_consistent(result, 1)
     assert result.filters == tuple(range(6))
-    assert result.config["batch_size_used"] == min(batch_size, 6)
+    assert result.config["batch_size_used"] == fit_batch_size(batch_size, 6, torch.device("cpu"))
     torch.testing.assert_close(result.history, expected.history, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7, 8])
+def test_a_filter_alone_has_the_image_that_it_has_among_others(threads: int) -> None:
+    model = load_toy(deep_network(), size=32)  # whole vectors: their remainders are rounded otherwise
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        every = render(model, "output", steps=3)
+        alone = render(model, "output", 5, steps=3)
+        few = render(model, "output", [2, 5, 9], steps=3)
+        swept = plan_layers(model, "output", [5], unit_size=1)[0].batch_size
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone.images[0], every.images[5])
+    assert torch.equal(few.images, every.images[[2, 5, 9]])
+    assert alone.config["batch_size_used"] == swept == max(2, threads)
+
+
+def deep_network() -> nn.Sequential:
+    """Convolutions whose sums over channels torch divides among threads, and pools that hide the memory layout."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    for width in (32, 256, 256):
+        layers += [nn.Conv2d(width, 256, 1), nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1, groups=256), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.Conv2d(256, 10, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["features.8.expand1x1", "classifier.1"])
+def test_a_filter_of_a_real_network_alone_has_the_image_that_it_has_among_others(squeezenet: Model, layer: str) -> None:
+    every = render(squeezenet, layer, [3, 40, 17, 5], steps=4)
+    alone = render(squeezenet, layer, 17, steps=4)
+    assert torch.equal(alone.images[0], every.images[2])
 
 
 # --- images and transforms ------------------------------------------------------------------------------------------
