@@ -42,7 +42,7 @@ def test_guide_blocks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_blocks("featvis_func/README.md")
     assert tuple(names["result"].history.shape) == (16, 4)  # type: ignore[attr-defined]
     assert tuple(names["many"].steps.shape) == (24,)  # type: ignore[attr-defined]
-    assert tuple(names["brightest"].shape) == (3,)  # type: ignore[attr-defined]
+    assert tuple(names["brightness"].shape) == (3,)  # type: ignore[attr-defined]
     assert Path("gallery/index.html").exists()
 
 

@@ -241,11 +241,16 @@ def test_the_default_optimizer_smooths_pools_and_others_do_not() -> None:
 def test_compiled_step_equals_the_eager_one(name: str) -> None:
     model = made(lambda: nn.Sequential(*NETS[name]().children(), nn.ReLU()))
     objective = fv.objective.layer("4" if name == "pool behind a ReLU" else "3")
+    fast: dict[str, Any] = {
+        "steps": 3,
+        "precision": "float32",
+        "optimizer": "sgd",
+        "image": "pixel",
+        "transforms": "none",
+    }
     eager, compiled = (
-        fv.render(model, objective, [0, 3], steps=3, precision="float32", compile=compile, optimizer="sgd",
-                  smooth_pools=True)
-        for compile in (False, True)
-    )  # fmt: skip
+        fv.render(model, objective, [0, 3], **fast, compile=compile, smooth_pools=True) for compile in (False, True)
+    )
     torch.testing.assert_close(compiled.images, eager.images, rtol=0, atol=1e-4)
 
 

@@ -24,13 +24,19 @@ BRANCH = """\
 RENDER = """
     import sys
     import torch
+    from torch import nn
     import featvis_func as fv
 
     torch.set_num_threads(1)
     compile, path = sys.argv[1] == "compiled", sys.argv[2]
-    options = {"image": "pixel", "transforms": "none"} if compile else {}  # these compile fastest
-    model = fv.load_model("texturenet")
-    result = fv.render(model, "block2.conv", [0, 1], steps=2, size=24, compile=compile, **options)
+    fastest = {"image": "pixel", "transforms": "none", "optimizer": "sgd"}  # to compile
+    options = fastest if compile else {}
+    torch.manual_seed(0)
+    net = nn.Sequential(  # everything that `cpu` replaces
+        nn.Conv2d(3, 32, 5, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)
+    )
+    model = fv.load_model(net, size=48, mean=[0.5] * 3, std=[0.5] * 3)
+    result = fv.render(model, "5", [0, 1], steps=2, compile=compile, **options)
     torch.save({"images": result.images, "scores": result.scores, "modules": sorted(sys.modules)}, path)
 """
 

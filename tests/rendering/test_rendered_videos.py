@@ -132,7 +132,8 @@ def test_filters_do_not_depend_on_the_others(model: Model) -> None:
 @by_kind
 @pytest.mark.slow
 def test_compiled_step_equals_the_eager_one(model: Model) -> None:
-    eager, compiled = (fv.render(model, "2", [0, 1], steps=2, compile=choice) for choice in (False, True))
+    parts: dict[str, Any] = {"image": "pixel", "optimizer": "sgd", "steps": 2}
+    eager, compiled = (fv.render(model, "2", [0, 1], compile=choice, **parts) for choice in (False, True))
     torch.testing.assert_close(compiled.history, eager.history, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(compiled.images, eager.images, rtol=0, atol=2e-3)
 

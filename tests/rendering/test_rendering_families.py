@@ -39,9 +39,9 @@ def test_a_member_does_not_depend_on_which_others_are_rendered() -> None:
 def test_no_member_is_compiled_anew() -> None:
     from torch._dynamo.utils import counters
 
-    family = fv.sae("head", random(20, 32), random(20), activation="topk", k=3)
-    options: dict[str, Any] = {"compile": "yes", "batch_size": 2, "steps": 2, "size": 32, "precision": "float32"}
-    renderer = fv.make_renderer("texturenet", family, **options)
+    family = fv.sae("block1.conv", random(20, 24), random(20), activation="topk", k=3)
+    fast: dict[str, Any] = {"image": "pixel", "transforms": "none", "optimizer": "sgd", "size": 32, "steps": 2}
+    renderer = fv.make_renderer("texturenet", family, compile=True, batch_size=2, precision="float32", **fast)
     renderer([0, 1])
     graphs = counters["stats"]["unique_graphs"]
     renderer([17, 4, 11, 19, 3])

@@ -64,8 +64,8 @@ def test_a_dead_filter_is_not_flat(tiny: Model) -> None:
 ])  # fmt: skip
 def test_filters_with_tiny_or_huge_weights_are_rendered_like_others(scale: float, compile: bool) -> None:
     """Few steps: later ones would amplify the rounding of the weights."""
-    expected = render(scaled(1.0), "3", [0, 5], steps=3, compile=compile)
-    result = render(scaled(scale), "3", [0, 5], steps=3, compile=compile)
+    parts = {"image": "pixel", "transforms": "none"} if compile else {}  # which compile fastest
+    expected, result = (render(scaled(s), "3", [0, 5], steps=3, compile=compile, **parts) for s in (1.0, scale))
     assert result.status == expected.status
     assert "dead" not in result.status
     torch.testing.assert_close(result.images, expected.images, rtol=0, atol=0.02)
