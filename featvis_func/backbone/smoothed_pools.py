@@ -80,13 +80,14 @@ class _Smoothed(torch.autograd.Function):
             values, maxima, gradient = values.float(), maxima.float(), gradient.float()
         # In units of an image's largest value, whose squares neither underflow nor overflow: the shares have no unit.
         largest = maxima.amax(tuple(range(1, maxima.ndim)), keepdim=True).clamp_min(_TINY)
-        positive = values.div(largest).clamp_(0.0, 1.0)  # above 1 are only values outside of all windows
+        # Not in place, which autograd would copy for. Above 1 are only values outside of all windows.
+        positive = (values / largest).clamp(0.0, 1.0)
         squares = F.avg_pool2d(positive.square(), *pool)
         shared = squares > 0
         shares = torch.where(shared, gradient * squares.rsqrt(), 0.0)
         passed = _aten.avg_pool2d_backward(shares, positive, *pool, True, None)  # divides by n
         own = torch.where(shared, 0.0, gradient).to(dtype) if ctx.needs_input_grad[1] else None
-        return passed.mul_(positive).to(dtype), own, None, None, None, None
+        return (passed * positive).to(dtype), own, None, None, None, None
 
 
 def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:
