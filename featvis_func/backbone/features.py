@@ -129,7 +129,7 @@ def trace_model(
 ) -> TracedModel:
     """Trace a model once, up to the last of some layers, to cut the features of any of them from the trace.
 
-    A cut takes a tenth of the time of a trace, or less: it runs the truncated graph on three images.
+    A cut takes a tenth of the time of a trace, or less: it runs the truncated graph on two images.
 
     Args: as for :func:`make_features`, which says what it raises.
 

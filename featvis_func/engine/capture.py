@@ -1,5 +1,6 @@
 """A step as a CUDA graph: captured once, then replayed in one launch, without work for the host."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,8 @@ class CapturedStep:
     its one step. Other weights, shapes or devices are captured anew, and replace what was captured before. Settings of
     torch, such as deterministic algorithms, are those of the capture.
 
-    A step that waits for the device cannot be captured; then there is a warning, and the step runs as it is.
+    A step that waits for the device cannot be captured, and a graph may read memory that others have written since: the
+    first replay is compared with the step. Where either fails there is a warning, and the step runs as it is.
 
     Args:
         step: of an :class:`~featvis_func.engine.step.Ascent`, compiled or not.
@@ -131,7 +133,26 @@ def _capture(step: Step, record: Recorder, weights: Weights, state: State, targe
         return info
 
     replay, info = record(lambda: step(weights, state, target), advance, state.step.device)
-    return _Captured(dict(weights), own_state, own_target, info, replay)
+    captured = _Captured(dict(weights), own_state, own_target, info, replay)
+    _check_replay(captured, step, state, target)
+    return captured
+
+
+def _check_replay(captured: _Captured, step: Step, state: State, target: Target) -> None:
+    """Raise RuntimeError if a replay does something else than the step, beyond rounding, which optimizers amplify."""
+    expected, report = step(captured.weights, state, target)
+    tree_map(Tensor.copy_, (captured.state, captured.target), (state, target))
+    captured.replay()
+    other_scores = _distance(captured.info.score, report.score) > 0.05 * float(report.score.double().norm())
+    change = _distance(state.params, expected.params)
+    if other_scores or _distance(captured.state.params, expected.params) > 0.5 * change:
+        raise RuntimeError("a replay of it gave other values")
+
+
+def _distance(one: Any, other: Any) -> float:
+    """The Euclidean distance of two pytrees of tensors."""
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
 
 
 def record_graph(

@@ -94,9 +94,9 @@ def render(
         precision: precision of the backbone: auto, float32, bfloat16. ``"auto"``: bfloat16 for a float32 model where
             the hardware has it.
         compile: whether the step is compiled: auto, yes, no, cudagraphs; also ``True`` and ``False``. ``"cudagraphs"``:
-            on CUDA it is captured as a CUDA graph instead, without being compiled; elsewhere as yes. ``"auto"``: on
-            CUDA, and on a CPU where the run is long enough to win back the time that compiling takes; where compiling
-            fails, the step runs eagerly.
+            on CUDA it is captured as a CUDA graph instead, without being compiled; elsewhere as yes. ``"auto"``:
+            compiled where the run is long enough to win back the time that compiling takes, otherwise captured on CUDA
+            and eager elsewhere; what fails is replaced by the eager step, with a warning.
         deterministic: bit-equal reruns on CUDA, where they are slower: images are sampled in another way, under
             ``torch.use_deterministic_algorithms(True)``, which names operations of the model that cannot be repeated.
             Holds for equal batch sizes. On a CPU reruns are always bit-equal.

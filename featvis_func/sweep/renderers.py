@@ -192,6 +192,7 @@ class LayerRenderers:
         self._model = model
         self._families = dict(objectives or {})
         self._options = {**options, "device": device}
+        self._uncompiled = "cudagraphs" if device_for(model, device).type == "cuda" else "no"
         self._plans = {plan.layer: plan for plan in plans}
         self._remaining = remaining or (lambda: {plan.layer: len(plan.filters) for plan in plans})
         self._trace: TracedModel | None = None
@@ -209,7 +210,7 @@ class LayerRenderers:
         if current is not None:
             return LayerOfGroup(current, plan.layer, lambda: self._dissolve(current.layers))
         group = (self._groups or {}).get(plan.layer)
-        return self.single(plan, compile=None if group is None else "yes" if group.compiled else "no")
+        return self.single(plan, compile=None if group is None else "yes" if group.compiled else self._uncompiled)
 
     def _enter_group(self, layer: str) -> GroupRenderer | None:
         """The renderer of a layer's group; ``None`` where the layer is rendered alone."""
@@ -235,10 +236,10 @@ class LayerRenderers:
 
         Args:
             plan: of the layer.
-            compile: instead of the option: ``"no"``, or ``"yes"`` if the option leaves it open.
+            compile: instead of the option.
         """
         options = {**self._options, "batch_size": plan.batch_size}
-        if compile == "no" or (compile is not None and options["compile"] == "auto"):
+        if compile is not None:
             options["compile"] = compile
         objective = self._families.get(plan.layer) or channel(plan.layer)
         features = self._features(objective.layers)
@@ -312,7 +313,7 @@ class LayerRenderers:
         if features is None or not features.exported:
             return {}
         with specialization(device.type).retain_memory():
-            seconds, _ = measure_steps(plans, lambda plan: self.single(plan, compile="no"))
+            seconds, _ = measure_steps(plans, lambda plan: self.single(plan, compile=self._uncompiled))
         groups = choose_groups(
             [plan.layer for plan in plans],
             seconds,

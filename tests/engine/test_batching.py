@@ -560,9 +560,11 @@ def test_select_step_compiles_automatically_where_it_pays(monkeypatch: pytest.Mo
     assert isinstance(selected_step("auto", pixels=10**12, exported=False), Toy)
     assert isinstance(selected_step("cudagraphs", device="cuda"), CapturedStep)
     assert isinstance(selected_step("cudagraphs", device="cuda", exported=False), CapturedStep)
+    assert isinstance(selected_step("auto", device="cuda", pixels=10**9), CapturedStep)  # which costs next to nothing
+    assert isinstance(selected_step("auto", device="cuda", exported=False), Toy)
     assert compiled == []
     selected_step("auto", pixels=10**12)
-    selected_step("auto", device="cuda")
+    selected_step("auto", device="cuda", pixels=10**12)
     selected_step("yes")
     selected_step("cudagraphs")
     assert len(compiled) == 4

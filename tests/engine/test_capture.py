@@ -78,7 +78,7 @@ def test_step_is_captured_once_and_replayed_once_per_step() -> None:
     seen: list[Info] = []
     state, _ = run(step, weights, state, target, steps=5, callback=seen.append)
     run(step, dict(weights), *toy_init([5, 6]), steps=2)
-    assert (recorder.captures, recorder.replays) == (1, 7)
+    assert (recorder.captures, recorder.replays) == (1, 1 + 7)  # the first one is compared with the step
     assert [info.score.tolist() for info in seen] == [[0, 0], [1, 1], [2, 2], [3, 3], [3, 4]]
 
 
@@ -127,6 +127,27 @@ def test_captured_batch_is_halved_where_memory_runs_out() -> None:
         result = run_batched(CapturedStep(Toy(2), recorder), {}, toy_init, [1, 2, 3, 4], steps=3, batch_size=4)
     assert_equal(result.info, run_batched(Toy(), {}, toy_init, [1, 2, 3, 4], steps=3).info)
     assert recorder.captures == 2
+
+
+def other_scores(*args: Any) -> Any:
+    """A recorder whose replays write other scores, as if memory had been reused."""
+    replay, info = Recorder()(*args)
+    return lambda: (replay(), info.score.mul_(1.5)), info
+
+
+def no_update(*args: Any) -> Any:
+    """A recorder whose replays leave the state as it is."""
+    return (lambda: None), Recorder()(*args)[1]
+
+
+@pytest.mark.parametrize("recorder", [other_scores, no_update])
+def test_step_whose_replay_differs_runs_as_it_is_after_one_warning(tiny: Model, recorder: Any) -> None:
+    made = fv.make_renderer(tiny, "5", range(3), compile=False, steps=4)
+    state, target = made.init([0, 1, 2], 0)
+    step = CapturedStep(made.step, recorder)
+    with pytest.warns(UserWarning, match="the step cannot be captured: a replay of it gave other values$"):
+        result = run(step, made.weights, state, target, steps=2)
+    assert_equal(result, run(made.step, made.weights, state, target, steps=2))
 
 
 def test_step_that_cannot_be_captured_runs_as_it_is_after_one_warning() -> None:
