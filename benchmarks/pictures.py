@@ -105,8 +105,8 @@ OBJECTIVES: Mapping[str, Picture] = {
         fv.accentuate(kit.model, fv.channel(LATE, UNIT), kit.cat, near=MIDDLE, compile=False).images
     ),
     "total_variation": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.total_variation()),
-    "l1": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.l1()),
-    "l2": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.l2()),
+    "l1": lambda kit: kit.render(fv.channel(LATE, UNIT) - 500.0 * o.l1()),
+    "l2": lambda kit: kit.render(fv.channel(LATE, UNIT) - 500.0 * o.l2()),
     "blur": lambda kit: kit.render(fv.channel(LATE, UNIT) - 30000.0 * o.blur()),
     "boundary_complexity": lambda kit: kit.render(fv.channel(LATE, UNIT) - 1500.0 * o.boundary_complexity(16)),
 }

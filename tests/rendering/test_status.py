@@ -1,5 +1,7 @@
 """The status of a filter: whether it had a gradient, and whether its score rose."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -64,7 +66,7 @@ def test_a_dead_filter_is_not_flat(tiny: Model) -> None:
 ])  # fmt: skip
 def test_filters_with_tiny_or_huge_weights_are_rendered_like_others(scale: float, compile: bool) -> None:
     """Few steps: later ones would amplify the rounding of the weights."""
-    parts = {"image": "pixel", "transforms": "none"} if compile else {}  # which compile fastest
+    parts: dict[str, Any] = {"image": "pixel", "transforms": "none"} if compile else {}  # which compile fastest
     expected, result = (render(scaled(s), "3", [0, 5], steps=3, compile=compile, **parts) for s in (1.0, scale))
     assert result.status == expected.status
     assert "dead" not in result.status
