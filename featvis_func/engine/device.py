@@ -30,22 +30,26 @@ FIXED_BATCH_SIZE = 64
 _deterministic_lock = threading.Lock()
 
 
-def fit_batch_size(batch_size: int, filters: int, device: torch.device) -> int:
+def fit_batch_size(batch_size: int, filters: int, device: torch.device, *, compiled: bool = False) -> int:
     """The batch size for some filters: no larger than they need, but large enough for the usual rounding.
 
     On a CPU, convolutions divide a batch among the threads. Where there are fewer images than threads, they divide the
     images, too, and sum in another order; a single image also takes other kernels. Ascent amplifies the difference. Of
     two networks, with 1 to 8 threads, batches of 2 or more images, and of at least as many as threads, had equal bits.
+    A compiled step rounds in its own way in every size.
 
     Args:
         batch_size: largest.
         filters: number of filters.
         device: where they are rendered.
+        compiled: whether the step is compiled.
 
     >>> fit_batch_size(8, 100, torch.device("cpu")), fit_batch_size(1, 100, torch.device("cpu"))
     (8, 1)
     """
-    least = max(2, min(CPU_BATCH_SIZE, torch.get_num_threads())) if device.type == "cpu" else 1
+    least = 1
+    if device.type == "cpu":
+        least = CPU_BATCH_SIZE if compiled else max(2, min(CPU_BATCH_SIZE, torch.get_num_threads()))
     return min(batch_size, max(filters, least))
 
 

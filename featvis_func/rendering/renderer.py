@@ -299,9 +299,8 @@ def plan(
     group = 1 if composed.single_batch else resolved.objective.group
     if group > 1:
         batch_size = _whole_groups(batch_size, group, options, resolved.objective)
-    if not composed.single_batch and (eager or device.type != "cpu"):
-        # A compiled step on a CPU keeps the whole batch: it rounds otherwise in every other size.
-        batch_size = -(-fit_batch_size(batch_size, len(filters), device) // group) * group
+    if not composed.single_batch:
+        batch_size = -(-fit_batch_size(batch_size, len(filters), device, compiled=not eager) // group) * group
     floats = (w.dtype for w in features.weights.values() if w.is_floating_point())
     return Renderer(
         tuple(filters),

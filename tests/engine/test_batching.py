@@ -552,6 +552,18 @@ def selected_step(compile: str, *, pixels: int = 1, exported: bool = True, devic
     )
 
 
+@pytest.mark.parametrize(("given", "eager", "compiled", "on_cuda"), [
+    ((8, 1), 2, 8, 1), ((8, 5), 5, 8, 5), ((8, 100), 8, 8, 8), ((1, 5), 1, 1, 1), ((100, 6), 6, 8, 6),
+])  # fmt: skip
+def test_batches_are_as_large_as_the_filters_and_the_rounding_need(
+    given: tuple[int, int], eager: int, compiled: int, on_cuda: int, one_thread: None
+) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert device_module.fit_batch_size(*given, cpu) == eager
+    assert device_module.fit_batch_size(*given, cpu, compiled=True) == compiled
+    assert device_module.fit_batch_size(*given, cuda, compiled=True) == on_cuda
+
+
 def test_select_step_compiles_automatically_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(device_module, "compile_step", compiled.append)
