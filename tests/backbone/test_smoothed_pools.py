@@ -226,6 +226,7 @@ def render(model: Model, **options: Any) -> fv.Result:
     return fv.render(model, "3", [0, 3], steps=4, precision="float32", progress=False, **options)
 
 
+@pytest.mark.slow
 def test_the_default_optimizer_smooths_pools_and_others_do_not() -> None:
     model = made(NETS["pool behind a ReLU"])
     for optimizer, expected in (("default", "yes"), ("activation", "no"), (fv.optimizer.sgd(0.1), "no")):

@@ -176,6 +176,7 @@ def test_identity_equals_the_mean_of_each_channel(net: Model, folder: Path, batc
 
 @pytest.mark.parametrize("batch_size", [1, 3, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("parts")
+@pytest.mark.slow
 def test_equal_scores_are_in_the_order_of_paths(net: Model, tmp_path: Path, batch_size: int) -> None:
     for name in ("d", "b", "c", "a"):
         write_images(tmp_path / name, 1)
@@ -197,6 +198,7 @@ def box_at(position: Sequence[int], path: str) -> tuple[float, ...]:
 
 
 @pytest.mark.usefixtures("parts")
+@pytest.mark.slow
 def test_regions_are_the_receptive_fields_of_the_places(net: Model, folder: Path) -> None:
     of_images = dict(zip(sorted(map(str, folder.rglob("*.png"))), activations(net, folder), strict=True))
     labels = ("dot", "dot_cosine", "relu", "difference", "channels", "penalty")
@@ -284,6 +286,7 @@ def test_some_members_are_searched_alone(net: Model, folder: Path, tmp_path: Pat
         result.of("a", 6 if label == "facets" else 3)
 
 
+@pytest.mark.slow
 def test_key_changes_with_whatever_a_family_depends_on(net: Model, folder: Path, tmp_path: Path) -> None:
     def family(change: float = 0.0, **options: Any) -> Objective:
         matrix = MATRIX.clone()
@@ -325,6 +328,7 @@ def test_examples_of_own_code_are_not_used_again(net: Model, folder: Path) -> No
     assert result.covers(fv.examples_key(net, "conv", folder, count=1))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_the_number_of_members(
     net: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

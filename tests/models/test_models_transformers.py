@@ -238,6 +238,7 @@ def test_missing_folder_raises() -> None:
         load_model("transformers:./nowhere@none")
 
 
+@pytest.mark.slow
 def test_load_model_accepts_a_transformers_module(vit: Path) -> None:
     module = transformers.AutoModel.from_pretrained(vit)
     model = load_model(module, mean=[0.5] * 3, std=[0.5] * 3)

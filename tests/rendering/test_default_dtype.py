@@ -33,6 +33,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("options", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_default_dtype(tiny: Model, options: dict, other_default: torch.dtype) -> None:
     expected = fv.render(tiny, "5", [0, 3], steps=3, **options)
     torch.set_default_dtype(other_default)

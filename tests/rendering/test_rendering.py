@@ -151,7 +151,7 @@ def test_padding_of_the_last_batch_does_not_change_the_results(tiny: Model, batc
     torch.testing.assert_close(result.history, expected.history, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("threads", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 7, 8))])
 def test_a_filter_alone_has_the_image_that_it_has_among_others(threads: int) -> None:
     model = load_toy(deep_network(), size=32)  # whole vectors: their remainders are rounded otherwise
     before = torch.get_num_threads()

@@ -147,6 +147,7 @@ def test_a_flipped_bit_of_the_members_is_noticed(texturenet: Model, tmp_path: Pa
             read("directions:block2.conv")
 
 
+@pytest.mark.slow
 def test_filters_count_as_far_as_each_layer_and_family_has_them(texturenet: Model, tmp_path: Path) -> None:
     sweep(texturenet, ["head", rows(4)], range(6), out=tmp_path, **QUICK)
     store = open_store(tmp_path)

@@ -725,6 +725,7 @@ def start_folders(connection: Connection, path: Path, runs: list[Run], barrier: 
 
 
 @pytest.mark.parametrize("different", [False, True], ids=["one configuration", "two configurations"])
+@pytest.mark.slow
 def test_processes_that_start_at_the_same_time_agree_on_one_configuration(tmp_path: Path, different: bool) -> None:
     barrier = PROCESSES.Barrier(4)
     runs = [[toy_run(seed=number % 2 if different else 0)] * 20 for number in range(4)]
