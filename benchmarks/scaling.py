@@ -16,7 +16,7 @@ import torch
 import featvis_func as fv
 from benchmarks.common import cases, peak_memory, report
 from benchmarks.step import LibraryStep
-from featvis_func.engine.device import CPU_BATCH_SIZE
+from featvis_func.engine.device import default_batch_size
 from featvis_func.engine.memory import is_out_of_memory
 
 MODEL = "squeezenet1_0"
@@ -114,7 +114,7 @@ def fit_line(points: list[Measurement]) -> tuple[float, float, float]:
 
 def main(device: str, rounds: int) -> None:
     """Print and write both tables. Each run is timed once: ``rounds`` has no effect."""
-    batch_size = CPU_BATCH_SIZE if device == "cpu" else 64
+    batch_size = default_batch_size(torch.device(device))
     by_filters = [m for count in FILTERS if (m := measure(count, batch_size, STEPS, device))]
     by_batch_size: list[Measurement] = []
     for size in BATCH_SIZES:

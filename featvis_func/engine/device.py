@@ -30,7 +30,14 @@ FIXED_BATCH_SIZE = 64
 _deterministic_lock = threading.Lock()
 
 
-def fit_batch_size(batch_size: int, filters: int, device: torch.device, *, compiled: bool = False) -> int:
+def default_batch_size(device: torch.device) -> int:
+    """Filters at a time where neither the user nor memory decides."""
+    return CPU_BATCH_SIZE if device.type == "cpu" else FIXED_BATCH_SIZE
+
+
+def fit_batch_size(
+    batch_size: int, filters: int, device: torch.device, *, group: int = 1, compiled: bool = False
+) -> int:
     """The batch size for some filters: no larger than they need, but large enough for the usual rounding.
 
     On a CPU, convolutions divide a batch among the threads. Where there are fewer images than threads, they divide the
@@ -42,6 +49,7 @@ def fit_batch_size(batch_size: int, filters: int, device: torch.device, *, compi
         batch_size: largest.
         filters: number of filters.
         device: where they are rendered.
+        group: filters that depend on each other, of which the batch has whole groups, as ``batch_size`` has.
         compiled: whether the step is compiled.
 
     >>> fit_batch_size(8, 100, torch.device("cpu")), fit_batch_size(1, 100, torch.device("cpu"))
@@ -50,7 +58,7 @@ def fit_batch_size(batch_size: int, filters: int, device: torch.device, *, compi
     least = 1
     if device.type == "cpu":
         least = CPU_BATCH_SIZE if compiled else max(2, min(CPU_BATCH_SIZE, torch.get_num_threads()))
-    return min(batch_size, max(filters, least))
+    return -(-min(batch_size, max(filters, least)) // group) * group
 
 
 def check_device(name: str | torch.device) -> None:

@@ -17,13 +17,7 @@ from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
 from featvis_func.engine.batching import Finish, run_batched
 from featvis_func.engine.capture import CapturedStep
-from featvis_func.engine.device import (
-    CPU_BATCH_SIZE,
-    FIXED_BATCH_SIZE,
-    algorithms,
-    fit_batch_size,
-    select_step,
-)
+from featvis_func.engine.device import algorithms, default_batch_size, fit_batch_size, select_step
 from featvis_func.engine.grouped import run_groups
 from featvis_func.engine.memory import MAX_BATCH_SIZE, probe_batch_size
 from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
@@ -277,7 +271,7 @@ def plan(
         state = composed.ascent.init(own)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=device)
 
-    batch_size = CPU_BATCH_SIZE if device.type == "cpu" else FIXED_BATCH_SIZE
+    batch_size = default_batch_size(device)
     if isinstance(options.batch_size, int):
         batch_size = options.batch_size
     if composed.single_batch:
@@ -300,7 +294,7 @@ def plan(
     if group > 1:
         batch_size = _whole_groups(batch_size, group, options, resolved.objective)
     if not composed.single_batch:
-        batch_size = -(-fit_batch_size(batch_size, len(filters), device, compiled=not eager) // group) * group
+        batch_size = fit_batch_size(batch_size, len(filters), device, group=group, compiled=not eager)
     floats = (w.dtype for w in features.weights.values() if w.is_floating_point())
     return Renderer(
         tuple(filters),

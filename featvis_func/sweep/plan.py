@@ -11,7 +11,7 @@ from torch import nn
 
 from featvis_func.backbone.layers import parse_layer
 from featvis_func.backbone.listing import Layer, find_layer, list_layers, names_more_than_modules
-from featvis_func.engine.device import CPU_BATCH_SIZE, FIXED_BATCH_SIZE, fit_batch_size
+from featvis_func.engine.device import default_batch_size, fit_batch_size
 from featvis_func.engine.forward import check_shapes
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
@@ -104,7 +104,8 @@ def plan_layers(
     >>> [(p.layer, len(p.filters), len(p.units)) for p in plan_layers(load_model("texturenet"), "block[12].conv")]
     [('block1.conv', 24, 3), ('block2.conv', 48, 6)]
     """
-    size = None if batch_size == "auto" else check_int("batch_size", batch_size, 1)
+    where = torch.device(device)
+    size = default_batch_size(where) if batch_size == "auto" else check_int("batch_size", batch_size, 1)
     unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
     requested = None if filters is None else sorted(check_filters(filters))
     plans = []
@@ -114,8 +115,7 @@ def plan_layers(
         numbers = range(count) if requested is None else [f for f in requested if 0 <= f < count]
         if not numbers:
             continue
-        batch = size or (CPU_BATCH_SIZE if torch.device(device).type == "cpu" else FIXED_BATCH_SIZE)
-        batch = fit_batch_size(batch, min(unit or batch, len(numbers)), torch.device(device))
+        batch = fit_batch_size(size, min(unit or size, len(numbers)), where)
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(numbers), batch, unit or batch))
     most = max(layer.filters or 0 for layer in selected)
     outside = [f for f in requested or () if not 0 <= f < most]
@@ -160,8 +160,8 @@ def plan_family(
     widths = {name: shapes[name][feature_axis(shapes[name])] for name in objective.targeted}
     numbers = select_members(objective, widths, requested)
     group = objective.group
-    batch = CPU_BATCH_SIZE if torch.device(device).type == "cpu" else FIXED_BATCH_SIZE
-    batch = batch if batch_size == "auto" else check_int("batch_size", batch_size, 1)
+    where = torch.device(device)
+    batch = default_batch_size(where) if batch_size == "auto" else check_int("batch_size", batch_size, 1)
     unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
     if (unit or group) % group or (batch_size != "auto" and batch < group):
         raise ValueError(
@@ -169,7 +169,7 @@ def plan_family(
             f" multiple of it, got {batch_size} and {unit_size}"
         )
     batch = max(group, batch // group * group)
-    batch = -(-fit_batch_size(batch, min(unit or batch, len(numbers)), torch.device(device)) // group) * group
+    batch = fit_batch_size(batch, min(unit or batch, len(numbers)), where, group=group)
     return LayerPlan(label, shapes[objective.layers[0]], tuple(numbers), batch, unit or batch)
 
 
