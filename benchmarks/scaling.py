@@ -114,7 +114,7 @@ def fit_line(points: list[Measurement]) -> tuple[float, float, float]:
 
 def main(device: str, rounds: int) -> None:
     """Print and write both tables. Each run is timed once: ``rounds`` has no effect."""
-    batch_size = default_batch_size(torch.device(device))
+    batch_size = default_batch_size(torch.device(device), (224, 224))
     by_filters = [m for count in FILTERS if (m := measure(count, batch_size, STEPS, device))]
     by_batch_size: list[Measurement] = []
     for size in BATCH_SIZES:

@@ -77,9 +77,10 @@ def render(
         optimizer: optimizer: default, activation, published, adam, adamw, nadam, sgd; or an :class:`Optimizer`, see
             :mod:`featvis_func.rendering.optimizers`. With ``"activation"`` and the transforms ``"small"`` the
             activation rises soonest; the defaults show more of what the unit looks for.
-        batch_size: number of filters that are rendered at the same time; the last batch is padded to the shape of the
-            others. ``"auto"``: what measured fastest on a CPU (8), or fills the memory of a CUDA device (64
-            with ``deterministic``). Where memory runs out, it is halved.
+        batch_size: largest number of filters that are rendered at the same time; the last batch is padded to the shape
+            of the others. ``"auto"``: what measured fastest on a CPU (16; 8 compiled, and with inputs of more than
+            256 x 256 pixels), or fills the memory of a CUDA device (64 with ``deterministic``). Where memory runs out,
+            it is halved.
         tolerance: stop a filter whose best score rises by no more than this fraction in 8 steps; the next filter takes
             its place in the batch. ``None``: every filter takes all steps.
         redirect: number of first steps in which gradients are redirected past rectifiers that block them, see

@@ -173,7 +173,7 @@ class RenderOptions:
     )
     batch_size: int | str = _option(
         "auto",
-        "number of filters that are rendered at the same time",
+        "largest number of filters that are rendered at the same time",
         _check_batch_size,
         parse_batch_size,
         in_sweep=False,

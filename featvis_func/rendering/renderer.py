@@ -271,7 +271,7 @@ def plan(
         state = composed.ascent.init(own)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=device)
 
-    batch_size = default_batch_size(device)
+    batch_size = default_batch_size(device, resolved.model.size, compiled=not eager)
     if isinstance(options.batch_size, int):
         batch_size = options.batch_size
     if composed.single_batch:

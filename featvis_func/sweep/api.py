@@ -72,7 +72,8 @@ def sweep(
         filters: filter numbers in each layer, as far as the layer has them, and members of each family. ``None``: all.
         out: a folder, on a file system that all processes of the sweep share.
         engine: one of :data:`~featvis_func.sweep.launchers.ENGINES`.
-        batch_size: filters at a time; ``"auto"`` is 8 on a CPU and 64 elsewhere, halved where memory runs out.
+        batch_size: filters at a time; ``"auto"`` is 16 on a CPU (8 with inputs of more than 256 x 256 pixels) and 64
+            elsewhere, halved where memory runs out.
         unit_size: filters that are committed together. Default: the batch size.
         image_dtype: dtype of the stored images, ``"uint8"`` or ``"float16"``.
         device: device to compute on. Default: where the model is. With ``"cuda"``, each of several processes takes a
@@ -223,7 +224,7 @@ def _configure(
         known = family.objective.variants
         if filters is not None and known is not None and len(families) + bool(names) > 1:
             chosen = [number for number in filters if number < known] or filters  # as far as it has them
-        plans = (*plans, plan_family(label, family.objective, shapes, chosen, **sizes))
+        plans = (*plans, plan_family(label, family.objective, shapes, model.size, chosen, **sizes))
     objectives = {label: family.objective for label, family in families.items() if not is_layer(family.objective)}
     if len({plan.layer for plan in plans}) < len(plans):
         raise ValueError("a layer is asked for twice")

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -92,8 +92,8 @@ def plan_layers(
             names, and patterns with ``*``, ``?`` and ``[...]``, which are matched with the names of all modules.
         filters: numbers of the filters to render in each layer; a layer with fewer filters is rendered as far as it has
             them. ``None``: all.
-        batch_size: filters at a time, or ``"auto"``: 8 on a CPU, 64 elsewhere. A layer with fewer filters has smaller
-            batches, see :func:`~featvis_func.engine.device.fit_batch_size`.
+        batch_size: filters at a time, or ``"auto"``: 16 on a CPU, 8 for large inputs, 64 elsewhere. A layer with fewer
+            filters has smaller batches, see :func:`~featvis_func.engine.device.fit_batch_size`.
         unit_size: filters per unit. Default: the batch size; a smaller unit also makes the batches smaller.
         device: where the sweep will run.
 
@@ -102,10 +102,10 @@ def plan_layers(
 
     >>> from featvis_func.models import load_model
     >>> [(p.layer, len(p.filters), len(p.units)) for p in plan_layers(load_model("texturenet"), "block[12].conv")]
-    [('block1.conv', 24, 3), ('block2.conv', 48, 6)]
+    [('block1.conv', 24, 2), ('block2.conv', 48, 3)]
     """
     where = torch.device(device)
-    size = default_batch_size(where) if batch_size == "auto" else check_int("batch_size", batch_size, 1)
+    size = default_batch_size(where, model.size) if batch_size == "auto" else check_int("batch_size", batch_size, 1)
     unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
     requested = None if filters is None else sorted(check_filters(filters))
     plans = []
@@ -115,7 +115,7 @@ def plan_layers(
         numbers = range(count) if requested is None else [f for f in requested if 0 <= f < count]
         if not numbers:
             continue
-        batch = fit_batch_size(size, min(unit or size, len(numbers)), where)
+        batch = fit_batch_size(size, min(unit or len(numbers), len(numbers)), where)
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(numbers), batch, unit or batch))
     most = max(layer.filters or 0 for layer in selected)
     outside = [f for f in requested or () if not 0 <= f < most]
@@ -128,6 +128,7 @@ def plan_family(
     label: str,
     objective: Objective,
     shapes: Mapping[str, tuple[int, ...]],
+    size: Sequence[int],
     filters: Iterable[int] | int | None = None,
     *,
     batch_size: int | str = "auto",
@@ -141,6 +142,7 @@ def plan_family(
         objective: of which the target picks a member, or a channel.
         shapes: layer -> shape of its activations for one image, see
             :func:`~featvis_func.backbone.listing.layer_shapes`.
+        size: input size of the model.
         filters: numbers of members. ``None``: all.
         batch_size, unit_size, device: as for :func:`plan_layers`. Members that depend on each other share a batch and
             a unit.
@@ -150,7 +152,7 @@ def plan_family(
             does not fit its layers.
 
     >>> from featvis_func.objective import neurons
-    >>> plan_family("few", neurons("conv", range(3), [(0, 0)]), {"conv": (8, 4, 4)}, batch_size=2).filters
+    >>> plan_family("few", neurons("conv", range(3), [(0, 0)]), {"conv": (8, 4, 4)}, (32, 32), batch_size=2).filters
     (0, 1, 2)
     """
     if objective.batch_score is not None and objective.group == 1:
@@ -161,7 +163,7 @@ def plan_family(
     numbers = select_members(objective, widths, requested)
     group = objective.group
     where = torch.device(device)
-    batch = default_batch_size(where) if batch_size == "auto" else check_int("batch_size", batch_size, 1)
+    batch = default_batch_size(where, size) if batch_size == "auto" else check_int("batch_size", batch_size, 1)
     unit = None if unit_size is None else check_int("unit_size", unit_size, 1)
     if (unit or group) % group or (batch_size != "auto" and batch < group):
         raise ValueError(
@@ -169,7 +171,7 @@ def plan_family(
             f" multiple of it, got {batch_size} and {unit_size}"
         )
     batch = max(group, batch // group * group)
-    batch = fit_batch_size(batch, min(unit or batch, len(numbers)), where, group=group)
+    batch = fit_batch_size(batch, min(unit or len(numbers), len(numbers)), where, group=group)
     return LayerPlan(label, shapes[objective.layers[0]], tuple(numbers), batch, unit or batch)
 
 

@@ -555,6 +555,7 @@ def selected_step(compile: str, *, pixels: int = 1, exported: bool = True, devic
 
 @pytest.mark.parametrize(("given", "eager", "compiled", "on_cuda"), [
     ((8, 1), 2, 8, 1), ((8, 5), 5, 8, 5), ((8, 100), 8, 8, 8), ((1, 5), 1, 1, 1), ((100, 6), 6, 8, 6),
+    ((16, 17), 9, 16, 16), ((16, 20), 10, 16, 16), ((16, 49), 13, 16, 16), ((3, 4), 2, 3, 3),
 ])  # fmt: skip
 def test_batches_are_as_large_as_the_filters_and_the_rounding_need(
     given: tuple[int, int], eager: int, compiled: int, on_cuda: int, one_thread: None

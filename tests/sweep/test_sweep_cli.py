@@ -85,7 +85,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_status_and_validate_describe_a_complete_sweep(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(finished)]) == 0
-    assert capsys.readouterr().out == "7 of 7 units done, 56 of 56 filters\n"
+    assert capsys.readouterr().out == "4 of 4 units done, 56 of 56 filters\n"
     assert cli.main(["validate", str(finished)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "sound"
     store = open_store(finished)
@@ -130,9 +130,9 @@ def test_dry_run_prints_a_plan_and_writes_nothing(tmp_path: Path, capsys: pytest
     assert cli.main(["sweep", *LAYERS, *QUICK, "--filters", "0-9", "--out", str(out), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:4]] == [
-        ["block1.conv", "10", "2", "8"],
-        ["head", "10", "2", "8"],
-        ["total", "20", "4"],
+        ["block1.conv", "10", "1", "10"],
+        ["head", "10", "1", "10"],
+        ["total", "20", "2"],
     ]
     assert "on one worker like this" in lines[4]
     assert not out.exists()
@@ -194,7 +194,7 @@ def test_damaged_unit_and_orphan_are_reported_and_repaired(tmp_path: Path, capsy
     capsys.readouterr()
     assert cli.main(["validate", str(out)]) == 1
     printed = capsys.readouterr().out
-    assert "head/00000-00007 is not sound" in printed
+    assert "head/00000-00015 is not sound" in printed
     assert "notes.txt belongs to no unit" in printed
     (out / "notes.txt").unlink()
     assert cli.main(arguments) == 0
@@ -237,8 +237,8 @@ def test_sweep_stops_when_too_many_units_fail(
     out = tmp_path / "out"
     assert cli.main(["sweep", *LAYERS, *QUICK, "--out", str(out)]) == 1
     printed = capsys.readouterr()
-    assert "1 of 7 units failed, which is more than 5%; giving up" in printed.err
-    assert "block1.conv/00000-00007 failed: RuntimeError: the model is broken" in printed.out
+    assert "1 of 4 units failed, which is more than 5%; giving up" in printed.err
+    assert "block1.conv/00000-00011 failed: RuntimeError: the model is broken" in printed.out
     logged = [json.loads(line) for p in (out / "events").iterdir() for line in p.read_text().splitlines()]
     assert [entry["event"] for entry in logged][-1] == "gave up"
 

@@ -55,8 +55,8 @@ def test_layers_all_selects_convolutions_and_linear_layers(texturenet: Model, ti
     plans = plan_layers(texturenet)
     sizes = {plan.layer: (len(plan.filters), len(plan.units)) for plan in plans}
     assert sizes == {
-        "block1.conv": (24, 3), "block2.conv": (48, 6), "block3.conv": (80, 10), "block4.conv": (96, 12),
-        "block5.conv": (128, 16), "block6.conv": (96, 12), "head": (32, 4),
+        "block1.conv": (24, 2), "block2.conv": (48, 3), "block3.conv": (80, 5), "block4.conv": (96, 6),
+        "block5.conv": (128, 8), "block6.conv": (96, 6), "head": (32, 2),
     }  # fmt: skip
     assert plans[0].shape == (24, 96, 96)
     assert [plan.layer for plan in plan_layers(tiny)] == ["0", "3", "5", "9"]
@@ -126,11 +126,13 @@ def test_filters_are_limited_to_those_that_a_layer_has(tiny: Model) -> None:
 
 def test_units_split_the_filters_of_a_layer_in_order(tiny: Model) -> None:
     (plan,) = plan_layers(tiny, "3", batch_size=5)
-    assert (plan.batch_size, plan.unit_size) == (5, 5)
-    assert [unit.filters for unit in plan.units] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9), (10, 11)]
+    assert (plan.batch_size, plan.unit_size) == (4, 4)  # as many batches, and none has empty rows
+    assert [unit.filters for unit in plan.units] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    (plan,) = plan_layers(tiny, "3", range(11), batch_size=5)
+    assert [unit.filters for unit in plan.units] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)]
     (plan,) = plan_layers(tiny, "3", batch_size=5, unit_size=7)
-    assert (plan.batch_size, [len(unit.filters) for unit in plan.units]) == (5, [7, 5])
-    assert plan_layers(tiny, "3")[0].batch_size == 8
+    assert (plan.batch_size, [len(unit.filters) for unit in plan.units]) == (4, [7, 5])
+    assert plan_layers(tiny, "3")[0].batch_size == 12
     assert plan_layers(tiny, "3", device="cuda")[0].batch_size == 12  # no more than there are
     assert plan_layers(tiny, "3", [4, 9], batch_size=5)[0].batch_size == 2
 

@@ -175,7 +175,7 @@ def test_a_damaged_or_missing_members_file_is_reported_and_written_again(texture
 def test_groups_of_facets_are_never_divided(texturenet: Model, tmp_path: Path) -> None:
     family = fv.facets(fv.channel("head"), 3)
     plan = dry_run(texturenet, family, **{k: v for k, v in QUICK.items() if k != "progress"}).plans[0]
-    assert (plan.batch_size, plan.unit_size, len(plan.filters)) == (6, 6, 96)
+    assert (plan.batch_size, plan.unit_size, len(plan.filters)) == (15, 15, 96)
     wrong: list[dict[str, Any]] = [{"batch_size": 2}, {"unit_size": 4}]
     for sizes in wrong:
         with pytest.raises(
