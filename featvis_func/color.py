@@ -104,7 +104,13 @@ def correlate(image: Tensor, matrix: Tensor | None) -> Tensor:
     >>> correlate(torch.ones(3, 1, 1), torch.eye(3)).flatten()
     tensor([1., 1., 1.])
     """
-    return image if matrix is None else torch.einsum("ij,j...->i...", matrix.to(image), image)
+    if matrix is None:
+        return image
+    matrix = matrix.to(image)
+    if torch.compiler.is_compiling():
+        # Becomes part of the operations around it, where a product of matrices would read and write the image.
+        return (matrix.reshape(*matrix.shape, *(1,) * (image.ndim - 1)) * image).sum(1)
+    return torch.einsum("ij,j...->i...", matrix, image)
 
 
 def decorrelate(image: Tensor, matrix: Tensor | None) -> Tensor:

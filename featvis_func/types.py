@@ -90,7 +90,8 @@ class Best(NamedTuple):
     score: Tensor
     """``(n,)``, ``-inf`` before the first finite step."""
     image: Tensor
-    """``(n, c, h, w)``: decoded, before the random transform."""
+    """``(n, c, h, w)``: decoded, before the random transform. Where the optimizer says which image to show, NaN until
+    ``finish`` of the :class:`~featvis_func.Ascent` is called."""
     activation: Tensor
     """``(n, h', w')``, ``(n, t', h', w')``, ``(n, t)`` or ``(n,)``: the objective's activation map at that step."""
     step: Tensor

@@ -40,8 +40,7 @@ def optimize(graph: fx.Graph, weights: Weights, names: dict[str, str], special: 
     prune(graph)
     _move_relu_behind_pool(graph)
     _use_in_place_relu(graph)
-    if special.merge_siblings:
-        _merge_siblings(graph, weights, names)
+    _merge_siblings(graph, weights, names)
     _replace_convolutions(graph, weights, names, special)
     for node in graph.nodes:
         node.target = special.replace_operation.get(node.target, node.target)

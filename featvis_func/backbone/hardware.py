@@ -34,8 +34,6 @@ class Specialization(NamedTuple):
     faster function exists."""
     replace_operation: Mapping[Any, Callable[..., Any]]
     """Operation of a traced graph -> what replaces it, with the same arguments."""
-    merge_siblings: bool
-    """Whether rectified 1 x 1 convolutions of the same tensor run as one."""
     pack_weights: Callable[[Weights, Sequence[str]], Weights]
     """(weights, names ``"kernel.form"`` of packed weights) -> the weights with these packed weights added."""
     compile_graph: Callable[..., Any]
@@ -50,8 +48,8 @@ def specialization(device_type: str) -> Specialization:
     Args:
         device_type: such as ``"cpu"`` or ``"cuda"``.
 
-    >>> specialization("cuda").merge_siblings
-    False
+    >>> specialization("cuda") is GENERIC
+    True
     """
     if device_type == "cpu":
         from featvis_func import cpu
@@ -81,7 +79,6 @@ def _inductor(graph: Any, inputs: Sequence[Any], *, settings: dict[str, Any]) ->
 GENERIC = Specialization(
     replace_convolution=lambda convolution: None,
     replace_operation=REPLACED,
-    merge_siblings=False,
     pack_weights=lambda weights, names: dict(weights),
     compile_graph=_inductor,
     retain_memory=nullcontext,

@@ -21,7 +21,6 @@ def _replace_convolution(convolution: Any) -> Any:
 SPECIALIZATION = (
     _replace_convolution,
     REPLACED_OPERATIONS,
-    True,
     add_packed_weights,
     compile_graph,
     kept_memory,

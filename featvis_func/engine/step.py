@@ -126,7 +126,7 @@ def make_ascent(
         count = keys.shape[0]
         best = Best(
             score=decoded.new_full((count,), -torch.inf),
-            image=decoded,
+            image=decoded if optimizer.shown is None else torch.full_like(decoded, torch.nan),
             activation=_zero_maps(features, objective, decoded),
             step=torch.full_like(keys[:, 0], -1),
         )
@@ -168,8 +168,10 @@ def make_ascent(
             updates = image.share_params(updates)
         moved = tree_map(torch.add, state.params, updates)
         better = finite & (scores > state.best.score)
-        current = (scores, decoded, maps, state.step)
-        best = Best(*(select_rows(better, n, o) for n, o in zip(current, state.best, strict=True)))
+        current = Best(scores, decoded, maps, state.step)
+        if optimizer.shown is not None:  # what `finish` replaces is left alone
+            current = current._replace(image=state.best.image, activation=state.best.activation)
+        best = Best(*(o if n is o else select_rows(better, n, o) for n, o in zip(current, state.best, strict=True)))
         new = State(
             tree_map(lambda n, o: select_rows(finite, n, o), moved, state.params),
             opt,
@@ -188,11 +190,15 @@ def make_ascent(
         with torch.no_grad():
             decoded = decode(state)
         scores, maps = _evaluate(forward, transform, weights, decoded, state.key, state.step, target)
-        # An image that never had a finite step stays as it was.
+        # What never had a finite step is the image of the start, without a score.
         known = scores.isfinite() & (state.best.step >= 0)
-        current = (scores, decoded, maps, state.step)
-        best = (select_rows(known, n, o) for n, o in zip(current, state.best, strict=True))
-        return state._replace(best=Best(*best))
+        best = Best(
+            score=select_rows(known, scores, -torch.inf),
+            image=decoded,
+            activation=select_rows(known, maps, 0.0),
+            step=select_rows(known, state.step, -1),
+        )
+        return state._replace(best=best)
 
     return Ascent(init, step, None if optimizer.shown is None else finish, decode)
 

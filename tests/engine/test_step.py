@@ -179,7 +179,19 @@ def test_finish_keeps_what_never_was_finite(features: Features) -> None:
     best = ascent.finish(features.weights, state, target).best
     assert best.step.tolist() == [1, -1, 1]
     assert best.score[1] == -torch.inf
-    torch.testing.assert_close(best.image[1], start.best.image[1])
+    assert not best.activation[1].any()
+    torch.testing.assert_close(best.image[1], vmap(fv.fourier(SIZE).decode)(start.params)[1])
+
+
+def test_steps_leave_alone_what_finish_replaces(features: Features) -> None:
+    ascent = averaging(features)
+    state, target = ascent.init(fv.filter_keys(0, "5", FILTERS)), torch.tensor(FILTERS)
+    after, _ = ascent.step(features.weights, state, target)
+    assert after.best.image is state.best.image
+    assert after.best.activation is state.best.activation
+    assert bool(after.best.image.isnan().all())  # nobody takes it for a result
+    assert ascent.finish is not None
+    assert bool(ascent.finish(features.weights, after, target).best.image.isfinite().all())
 
 
 def test_optimizers_without_an_average_have_nothing_to_finish(features: Features) -> None:
