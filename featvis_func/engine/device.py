@@ -21,9 +21,9 @@ from featvis_func.validation import first_line
 # which moves 29 GB, it saves a third, 4 ms at 2.5 TB/s; what it saves the host, a captured step saves as well.
 _COMPILE_PAYS = {"cpu": 5 * 10**8, "cuda": 10**11}
 
-# Filters at a time on a CPU. Of 4, 8, 16 and 32 images of 224 x 224 pixels, an eager step of 16 took as long per image as
-# one of 8 (SqueezeNet), 3% less (ResNet-18, MobileNet-v2) or 6% (GoogLeNet), of TextureNet's smaller ones 14% less; 32
-# took at most 5% less again. Compiled steps keep 8, which pads less, and larger images because of their memory.
+# Filters at a time on a CPU. Of 4, 8, 16 and 32 images of 224 x 224 pixels, an eager step of 16 took as long per image
+# as one of 8 (SqueezeNet), 3% less (ResNet-18, MobileNet-v2) or 6% (GoogLeNet), of TextureNet's smaller ones 14% less;
+# 32 took at most 5% less again. Compiled steps keep 8, which pads less, and larger images because of their memory.
 CPU_BATCH_SIZE = 16
 SMALL_CPU_BATCH_SIZE = 8
 _LARGE = 2**16  # pixels of an image, of a video times frames

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from featvis_func.backbone import export, hardware
 from featvis_func.backbone.export import release, trace, truncate
 from featvis_func.backbone.features import Features, make_features, resolve_layer
 from featvis_func.backbone.layers import LayerRef
@@ -808,6 +809,12 @@ def test_merged_siblings_have_the_gradient_of_the_module(layers: list[str], merg
     torch.testing.assert_close(gradient, by_gradient(module, layers, images), rtol=1e-10, atol=1e-10)
     names = {"+".join(f"branches.{i}.0.{kind}" for i in merged) for kind in ("weight", "bias")} - {""}
     assert {name for name in features.weights if "+" in name} == names
+
+
+def test_siblings_are_merged_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "specialization", lambda device_type: hardware.GENERIC)
+    features = make_features(load_toy(seeded(Siblings), size=16), ["last"])
+    assert {name.count("+") for name in features.weights if "+" in name} == {2}
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch.func import grad, vmap
 
 from featvis_func.color import correlate, correlation_matrix, decorrelate
 
@@ -72,3 +74,22 @@ def test_decorrelate_inverts_correlate(matrix: Any, dtype: torch.dtype) -> None:
 def test_invalid_correlation_raises_value_error(channels: int, correlation: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         correlation_matrix(channels, correlation)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 6), (2, 3, 2, 4, 5)])
+def test_compiled_colors_are_a_sum_that_fuses_with_what_surrounds_it(shape: tuple[int, ...]) -> None:
+    matrix = correlation_matrix(3)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    operations: list[Any] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        operations.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    def total(images: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(vmap(lambda image: correlate(image, matrix))(images)).square().sum()
+
+    compiled = torch.compile(grad(total), fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    torch.testing.assert_close(compiled(images), grad(total)(images))
+    assert operations
+    assert not [name for name in operations if "mm" in name.split(".")[1]]  # mm, bmm, addmm
