@@ -24,7 +24,8 @@ from benchmarks.reference import make_reference_step
 from benchmarks.sweep import run_sweep
 from featvis_func.backbone.verify import float32_precision
 from featvis_func.engine.capture import CapturedStep
-from featvis_func.engine.step import compile_step, run
+from featvis_func.engine.run import run
+from featvis_func.engine.step import compile_step
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
 from featvis_func.rendering.renderer import Renderer
 

@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import featvis_func as fv
 from benchmarks.common import report
 from benchmarks.evaluate import IMAGENET_MEAN, IMAGENET_STD
-from featvis_func.backbone.export import release, trace, truncate
+from featvis_func.backbone.export import trace
 from featvis_func.backbone.hooks import Backbone, example_images
 from featvis_func.backbone.layers import LayerRef
+from featvis_func.backbone.truncate import release, truncate
 from featvis_func.models.base import seeded_init
 from featvis_func.models.copying import private_copy
 

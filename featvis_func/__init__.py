@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from featvis_func.dataset.image_statistics import image_statistics as image_statistics
     from featvis_func.engine.batching import RunResult as RunResult
     from featvis_func.engine.batching import run_batched as run_batched
+    from featvis_func.engine.run import run as run
     from featvis_func.engine.snapshots import snapshot_steps as snapshot_steps
     from featvis_func.engine.step import Ascent as Ascent
     from featvis_func.engine.step import compile_step as compile_step
     from featvis_func.engine.step import filter_keys as filter_keys
     from featvis_func.engine.step import make_ascent as make_ascent
-    from featvis_func.engine.step import run as run
     from featvis_func.gallery import build_gallery as build_gallery
     from featvis_func.image import alpha as alpha
     from featvis_func.image import cppn as cppn
@@ -65,9 +65,9 @@ if TYPE_CHECKING:
     from featvis_func.rendering.optimizers import default_optimizer as default_optimizer
     from featvis_func.rendering.optimizers import published_optimizer as published_optimizer
     from featvis_func.rendering.options import RenderOptions as RenderOptions
+    from featvis_func.rendering.plan import make_renderer as make_renderer
     from featvis_func.rendering.presets import named_transform as named_transform
     from featvis_func.rendering.renderer import Renderer as Renderer
-    from featvis_func.rendering.renderer import make_renderer as make_renderer
     from featvis_func.rendering.result import Result as Result
     from featvis_func.rendering.result import read_result as read_result
     from featvis_func.types import Best as Best
@@ -94,14 +94,16 @@ _HOMES = {
     "objective": ("Objective", "channel", "directions", "facets", "layer", "logits", "neuron", "neurons", "sae"),
     "rendering.optimizers": ("activation_optimizer", "default_optimizer", "published_optimizer"),
     "rendering.presets": ("named_transform",),
-    "rendering.renderer": ("Renderer", "make_renderer"),
+    "rendering.plan": ("make_renderer",),
+    "rendering.renderer": ("Renderer",),
     "rendering.api": ("render",),
     "rendering.options": ("RenderOptions",),
     "rendering.result": ("Result", "read_result"),
     "engine.batching": ("RunResult", "run_batched"),
     "engine.snapshots": ("snapshot_steps",),
     "dataset.image_statistics": ("image_statistics",),
-    "engine.step": ("Ascent", "compile_step", "filter_keys", "make_ascent", "run"),
+    "engine.run": ("run",),
+    "engine.step": ("Ascent", "compile_step", "filter_keys", "make_ascent"),
     "types": ("Best", "Image", "Info", "Optimizer", "State", "Transform"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

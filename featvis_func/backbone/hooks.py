@@ -4,27 +4,22 @@ The user's module itself is never changed, see :func:`featvis_func.models.copyin
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
+from featvis_func.backbone.forward_pass import forward_once, without_checkpoints
 from featvis_func.backbone.layers import LayerRef, select, tensors_in, works_channels_last
 from featvis_func.backbone.vjp import differentiable
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules
 from featvis_func.types import Weights
-from featvis_func.validation import first_line, warn_caller
-
-T = TypeVar("T")
 
 
 class Backbone(NamedTuple):
@@ -56,213 +51,7 @@ def wave(count: int) -> Tensor:
     return torch.sin(torch.arange(count, dtype=torch.float64) ** 2 * 0.618034)
 
 
-class _RandomOperations(TorchDispatchMode):
-    """Notes whether an operation of this thread draws from a global random generator."""
-
-    drew = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **(kwargs or {}))
-        before = _random_states()
-        output = func(*args, **(kwargs or {}))
-        self.drew = self.drew or not _equal(before, _random_states())
-        return output
-
-
-def keeping_random_state(function: Callable[[], T]) -> tuple[T, bool]:
-    """Call a function, and restore the global random generators if it has drawn from them.
-
-    All threads share the generators, so that they are restored only if it was this function that has drawn: otherwise
-    another thread would draw the same numbers again. Where the generators have changed, a second call tells, in which
-    each operation is watched; the first call is not watched, because not every model runs that way.
-
-    Args:
-        function: takes no arguments, and may be called twice.
-
-    Returns:
-        What it returns, and whether it has drawn.
-    """
-    before = _random_states()
-    result = function()
-    if _equal(before, _random_states()):
-        return result, False
-    operations = _RandomOperations()
-    try:
-        with operations:
-            result = function()
-    except Exception:  # it cannot be watched
-        operations.drew = True
-    if operations.drew:
-        torch.set_rng_state(before[0])
-        for device, state in enumerate(before[1:]):
-            torch.cuda.set_rng_state(state, device)
-    return result, operations.drew
-
-
-def _equal(states: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(states) == len(others) and all(map(torch.equal, states, others))
-
-
-def _random_states() -> list[Tensor]:
-    """Return the states of the global random generators: that of the CPU, then those of the CUDA devices."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else [])]
-
-
-@contextmanager
-def without_checkpoints() -> Iterator[None]:
-    """Context manager in which this thread's reentrant checkpoints run their function as it is.
-
-    They would run it without a gradient first, so that a layer inside had none.
-    """
-    _install_bypass()
-    before = getattr(_bypass, "active", False)
-    _bypass.active = True
-    try:
-        yield
-    finally:
-        _bypass.active = before
-
-
-_bypass = threading.local()
-
-
-def _install_bypass() -> None:
-    """Wrap torch's reentrant checkpoint so that it does nothing in a thread within :func:`without_checkpoints`."""
-    original = CheckpointFunction.apply
-    if hasattr(original, "bypassed"):
-        return
-
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        if getattr(_bypass, "active", False):
-            return function(*args)
-        return original(function, preserve_rng_state, *args)
-
-    apply.bypassed = True  # type: ignore[attr-defined]
-    CheckpointFunction.apply = apply
-
-
-def forward_once(
-    model: Model, module: nn.Module, images: Tensor, *, reset: Callable[[], object] = lambda: None
-) -> None:
-    """Run a complete forward pass for the hooks that it calls.
-
-    Args:
-        model: for its name and size.
-        module: to be run.
-        images: ``(n, c, ...)``.
-        reset: called before each pass, of which there may be two: see :func:`keeping_random_state`.
-
-    Raises:
-        ValueError: the module fails on these images.
-    """
-
-    def run() -> None:
-        reset()
-        with torch.no_grad(), without_checkpoints():
-            module(images)
-
-    try:
-        keeping_random_state(run)
-    except Exception as error:
-        shape = " x ".join(map(str, images.shape[1:]))
-        assumed = f" ({' and '.join(model.assumed)} assumed)" if model.assumed else ""
-        raise ValueError(f"{model.name} fails on an image of {shape}{assumed}: {first_line(error)}") from error
-
-
-def count_calls(
-    model: Model, module: nn.Module, refs: Sequence[LayerRef], images: Tensor
-) -> tuple[dict[LayerRef, int], bool]:
-    """Find at which call of its module, in one forward pass, each layer is to be caught.
-
-    A layer that is called in training mode only, such as an auxiliary classifier, is reached with the modules around it
-    in training mode; a warning says so.
-
-    Args:
-        model: for its name and size.
-        module: a private copy of the model's, in evaluation mode; left in the mode in which the layers are called.
-        refs: the layers.
-        images: ``(n, c, ...)``.
-
-    Returns:
-        Layer -> the number of the call, from 1; and whether any module works with channels last.
-
-    Raises:
-        ValueError: a layer is not called, or not as often as its name says, or its tensor is not one and has no part of
-            that name.
-    """
-    calls, last = _count_calls(model, module, refs, images)
-    missing = [ref for ref, number in calls.items() if number == 0]
-    if missing:
-        modules = layer_modules(module)
-        around = {
-            name: modules[name] for ref in missing for name in _ancestors(ref.module) if not modules[name].training
-        }
-        for child in around.values():
-            child.training = True  # of this module alone, not of those inside it
-        calls, last = _count_calls(model, module, refs, images)
-        absent = next((ref for ref, number in calls.items() if number == 0), None)
-        if absent is not None:
-            raise ValueError(f"layer {absent.path!r} is not called in the forward pass, so that it has no output")
-        names = ", ".join(repr(name) if name else model.name for name in around)
-        warn_caller(
-            f"layer {missing[0].path!r} is called in training mode only: {names} itself, without the modules inside,"
-            f" runs in training mode"
-        )
-    for ref, number in calls.items():
-        if ref.call is not None and ref.call > number:
-            raise ValueError(f"layer {ref.path!r}: a forward pass calls {ref.module or 'the model'!r} {number} times")
-    return {ref: number if ref.call is None else ref.call for ref, number in calls.items()}, last
-
-
-def _ancestors(name: str) -> list[str]:
-    """The names of the modules around a module, from the root."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:i]) for i in range(len(parts))]
-
-
-def _count_calls(
-    model: Model, module: nn.Module, refs: Sequence[LayerRef], images: Tensor
-) -> tuple[dict[LayerRef, int], bool]:
-    calls: dict[LayerRef, int] = {}
-    wrong: dict[LayerRef, str] = {}
-
-    def reset() -> None:
-        calls.update(dict.fromkeys(refs, 0))
-
-    def count(ref: LayerRef, value: Any) -> None:
-        calls[ref] += 1
-        if select(value, ref.parts) is None:
-            wrong[ref] = _no_tensor(ref, value)
-
-    handles = [_attach(module, ref, partial(count, ref)) for ref in refs]
-    try:
-        with channels_last_seen(module, images.ndim - 2) as last:
-            forward_once(model, module, images, reset=reset)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if wrong:
-        raise ValueError(next(iter(wrong.values())))
-    return calls, bool(last)
-
-
-def _no_tensor(ref: LayerRef, value: Any) -> str:
-    """Why a layer's name selects no tensor, and which names would."""
-    choice = ", ".join(repr(ref._replace(parts=part, axes=None).path) for part in tensors_in(value))
-    what = "takes" if ref.input else "gives"
-    kind = f"a {type(value).__name__}"
-    if isinstance(value, Tensor):
-        problem = f"layer {ref.path!r} does not exist: {ref._replace(parts='').path!r} {what} a single tensor"
-    elif ref.parts:
-        problem = f"layer {ref.path!r} {what} no tensor: {ref._replace(parts='').path!r} is {kind}"
-    else:
-        problem = f"layer {ref.path!r} {what} {kind} instead of a tensor, which has no channels"
-    return f"{problem}; choose one of {choice}" if choice else problem
-
-
-def _attach(module: nn.Module, ref: LayerRef, receive: Callable[[Any], None]) -> RemovableHandle:
+def attach(module: nn.Module, ref: LayerRef, receive: Callable[[Any], None]) -> RemovableHandle:
     """Call a function with the layer's output, or input, at each call of its module."""
     child = layer_modules(module)[ref.module]
     if not ref.input:
@@ -345,13 +134,13 @@ def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> It
             return
         tensor = select(value, ref.parts)
         if tensor is None:
-            raise ValueError(_no_tensor(ref, value))
+            raise ValueError(no_tensor(ref, value))
         # A copy, because an in-place operation that follows would overwrite it.
         caught[ref.path] = tensor.clone()
         if stop and len(caught) == len(calls):
             raise _AllCaught
 
-    handles = [_attach(module, ref, partial(receive, ref)) for ref in calls]
+    handles = [attach(module, ref, partial(receive, ref)) for ref in calls]
     try:
         with without_checkpoints():
             yield caught
@@ -365,6 +154,20 @@ def catch(module: nn.Module, calls: Mapping[LayerRef, int], *, stop: bool) -> It
             raise ValueError(varying_calls(ref, number, number - remaining[ref]))
 
 
+def no_tensor(ref: LayerRef, value: Any) -> str:
+    """Why a layer's name selects no tensor, and which names would."""
+    choice = ", ".join(repr(ref._replace(parts=part, axes=None).path) for part in tensors_in(value))
+    what = "takes" if ref.input else "gives"
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        problem = f"layer {ref.path!r} does not exist: {ref._replace(parts='').path!r} {what} a single tensor"
+    elif ref.parts:
+        problem = f"layer {ref.path!r} {what} no tensor: {ref._replace(parts='').path!r} is {kind}"
+    else:
+        problem = f"layer {ref.path!r} {what} {kind} instead of a tensor, which has no channels"
+    return f"{problem}; choose one of {choice}" if choice else problem
+
+
 def varying_calls(ref: LayerRef, expected: int, number: int) -> str:
     """Why a layer that is not called equally often in each forward pass cannot be used."""
     name, times = ref.module or "the model", "time" if expected == 1 else "times"
@@ -373,23 +176,6 @@ def varying_calls(ref: LayerRef, expected: int, number: int) -> str:
         f" images or on how many there are, so that its {'input' if ref.input else 'output'} is not one tensor with an"
         f" entry per image"
     )
-
-
-def check_constant_calls(model: Model, module: nn.Module, calls: Mapping[LayerRef, int], images: Tensor) -> None:
-    """Raise ValueError if a layer is not called equally often for other images and other numbers of them.
-
-    Args:
-        model: for its name.
-        module: a private copy.
-        calls: layer -> at which call of its module it is caught.
-        images: the ones for which that was counted.
-    """
-    others = [images[:1], images[1:], torch.full_like(images[:1], 3.0), torch.full_like(images[:1], -3.0)]
-    for batch in others:
-        counted, _ = _count_calls(model, module, list(calls), batch)
-        for ref, number in counted.items():
-            if number < calls[ref] or (ref.call is None and number != calls[ref]):
-                raise ValueError(varying_calls(ref, calls[ref], number))
 
 
 def hook_backbone(module: nn.Module, calls: Mapping[LayerRef, int], *, accumulate: bool = False) -> Backbone:

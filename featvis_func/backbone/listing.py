@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.export import release, trace, truncate, why_not_exported
-from featvis_func.backbone.hooks import channels_last_seen, example_images, float_outputs, forward_once, inputs_of
+from featvis_func.backbone.export import trace, why_not_exported
+from featvis_func.backbone.forward_pass import forward_once
+from featvis_func.backbone.hooks import channels_last_seen, example_images, float_outputs, inputs_of
 from featvis_func.backbone.layers import (
     OUTPUT,
     LayerRef,
@@ -17,6 +18,7 @@ from featvis_func.backbone.layers import (
     parse_layer,
     tensors_in,
 )
+from featvis_func.backbone.truncate import release, truncate
 from featvis_func.models import Model
 from featvis_func.models.copying import layer_modules, private_copy
 from featvis_func.models.inputs import original

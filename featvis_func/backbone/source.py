@@ -6,23 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.export import (
-    Traced,
-    UnknownOperationError,
-    release,
-    trace,
-    truncate,
-    why_not_exported,
-)
-from featvis_func.backbone.hooks import (
-    Backbone,
-    check_constant_calls,
-    count_calls,
-    example_images,
-    float_outputs,
-    hook_backbone,
-)
+from featvis_func.backbone.calls import check_constant_calls, count_calls
+from featvis_func.backbone.export import Traced, UnknownOperationError, trace, why_not_exported
+from featvis_func.backbone.hooks import Backbone, example_images, float_outputs, hook_backbone
 from featvis_func.backbone.layers import LayerRef, parse_layer
+from featvis_func.backbone.truncate import release, truncate
 from featvis_func.backbone.user_hooks import changing_hooks, detach, user_hooks
 from featvis_func.backbone.verify import Reference, compare, find_mismatch, reference_of, reference_of_graph
 from featvis_func.models import Model

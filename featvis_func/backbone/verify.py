@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from featvis_func.backbone.hooks import Backbone, catch, keeping_random_state, wave
+from featvis_func.backbone.forward_pass import keeping_random_state
+from featvis_func.backbone.hooks import Backbone, catch, wave
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.models import Model
 from featvis_func.types import Weights

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from featvis_func.backbone.hardware import specialization
 from featvis_func.engine.memory import InitFilters, is_out_of_memory
+from featvis_func.engine.run import Step, run
 from featvis_func.engine.snapshots import snapshot_steps, take_snapshots
-from featvis_func.engine.step import Step, run
 from featvis_func.tree import tree_leaves, tree_map
 from featvis_func.types import Best, Info, State, Target, Weights
 from featvis_func.validation import check_float, check_int

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.engine.memory import is_out_of_memory
-from featvis_func.engine.step import Step, repeat_step
+from featvis_func.engine.run import Step, repeat_step
 from featvis_func.tree import tree_leaves, tree_map, tree_structure
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
@@ -73,7 +73,7 @@ class CapturedStep:
         steps: int,
         callback: Callable[[Info], object] | None = None,
     ) -> tuple[State, list[Info]]:
-        """Take several steps, see :func:`~featvis_func.engine.step.repeat_step`."""
+        """Take several steps, see :func:`~featvis_func.engine.run.repeat_step`."""
         captured = self._captured_for(weights, state, target)
         if captured is None:
             return repeat_step(self._step, weights, state, target, steps=steps, callback=callback)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.memory import is_out_of_memory
-from featvis_func.engine.step import Step, compile_step
+from featvis_func.engine.run import Step
+from featvis_func.engine.step import compile_step
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
 
@@ -75,7 +76,7 @@ def fit_batch_size(
     needed = filters
     if device.type == "cpu":
         least = SMALL_CPU_BATCH_SIZE if compiled else max(2, min(SMALL_CPU_BATCH_SIZE, torch.get_num_threads()))
-        batches = 1 if compiled else math.ceil(filters / batch_size)
+        batches = 1 if compiled else math.ceil(max(filters, 1) / batch_size)
         needed = max(least, math.ceil(filters / batches))
     return math.ceil(min(batch_size, needed) / group) * group
 

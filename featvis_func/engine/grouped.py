@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featvis_func.engine.batching import RunResult, run_batched
 from featvis_func.engine.memory import is_out_of_memory
-from featvis_func.engine.step import Step
+from featvis_func.engine.run import Step
 from featvis_func.tree import tree_map
 from featvis_func.types import Weights
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 
-from featvis_func.engine.step import Step, run
+from featvis_func.engine.run import Step, run
 from featvis_func.types import State, Target, Weights
 
 InitFilters: TypeAlias = Callable[[Sequence[int]], tuple[State, Target]]

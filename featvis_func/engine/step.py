@@ -1,13 +1,14 @@
 """One step of gradient ascent over a batch of filters, composed from functions for one image.
 
-:func:`make_ascent` returns the two functions of the algorithm, ``init`` and ``step``; :func:`run` repeats the step.
+:func:`make_ascent` returns the two functions of the algorithm, ``init`` and ``step``;
+:func:`~featvis_func.engine.run.run` repeats the step.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.func import grad, vmap
 from featvis_func.backbone.features import Features
 from featvis_func.backbone.hardware import compile_graph
 from featvis_func.engine.forward import Forward, make_forward
+from featvis_func.engine.run import Step
 from featvis_func.objective import IMAGE, PICTURE, Objective
 from featvis_func.optimizer import global_norm
 from featvis_func.random import fold_in, key
@@ -34,27 +36,6 @@ from featvis_func.types import (
     Transform,
     Weights,
 )
-
-Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
-"""(weights, state, target) -> (state, info): a pure function over a batch of filters."""
-
-
-@runtime_checkable
-class RepeatableStep(Protocol):
-    """A step that has a faster way of being repeated than one call after the other."""
-
-    def repeat(
-        self,
-        weights: Weights,
-        state: State,
-        target: Target,
-        *,
-        steps: int,
-        callback: Callable[[Info], object] | None = None,
-    ) -> tuple[State, list[Info]]:
-        """Do what :func:`repeat_step` does with the step."""
-        ...
-
 
 # The streams of a filter's key.
 _INIT, _OPTIMIZER, _TRANSFORM = 0, 1, 2
@@ -299,55 +280,6 @@ def compile_step(step: Step, **options: Any) -> Step:
         plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
     )
     return torch.compile(copy, fullgraph=True, dynamic=False, backend=partial(compile_graph, settings=options))
-
-
-def run(
-    step: Step,
-    weights: Weights,
-    state: State,
-    target: Target,
-    *,
-    steps: int,
-    callback: Callable[[Info], object] | None = None,
-) -> tuple[State, Info]:
-    """Repeat a step, without waiting for the device.
-
-    Args:
-        step: of an :class:`Ascent`, compiled or not.
-        weights, state, target: its arguments.
-        steps: number of repetitions, at least 1.
-        callback: called with each step's :class:`Info`, whose tensors are still on the device.
-
-    Returns:
-        The last state, and an :class:`Info` of stacked reports, each ``(steps, n)``.
-
-    Raises:
-        ValueError: fewer than 1 step.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    repeat = step.repeat if isinstance(step, RepeatableStep) else partial(repeat_step, step)
-    state, infos = repeat(weights, state, target, steps=steps, callback=callback)
-    return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
-
-
-def repeat_step(
-    step: Step,
-    weights: Weights,
-    state: State,
-    target: Target,
-    *,
-    steps: int,
-    callback: Callable[[Info], object] | None = None,
-) -> tuple[State, list[Info]]:
-    """Repeat a step as :func:`run` does; returns the last state, and the report of each step."""
-    infos = []
-    for _ in range(steps):
-        state, info = step(weights, state, target)
-        infos.append(info)
-        if callback is not None:
-            callback(info)
-    return state, infos
 
 
 def select_rows(condition: Tensor, new: Tensor, old: Tensor | float) -> Tensor:

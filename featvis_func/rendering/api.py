@@ -8,8 +8,9 @@ from torch import nn
 from featvis_func.backbone.features import Features
 from featvis_func.models import Model
 from featvis_func.objective import Objective
+from featvis_func.rendering.compose import compose
 from featvis_func.rendering.options import RenderOptions
-from featvis_func.rendering.renderer import compose, plan
+from featvis_func.rendering.plan import plan
 from featvis_func.rendering.resolve import resolve
 from featvis_func.rendering.result import Result
 from featvis_func.types import Image, Optimizer, Transform

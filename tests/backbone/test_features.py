@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from featvis_func.backbone import export, hardware
-from featvis_func.backbone.export import release, trace, truncate
+from featvis_func.backbone import hardware
+from featvis_func.backbone import truncate as truncating
+from featvis_func.backbone.export import trace
 from featvis_func.backbone.features import Features, make_features, resolve_layer
 from featvis_func.backbone.layers import LayerRef
 from featvis_func.backbone.listing import Layer, list_layers
+from featvis_func.backbone.truncate import release, truncate
 from featvis_func.cpu import ops
 from featvis_func.models import Model, load_model
 from tests.toys import TINY_SIZE, OneConv, load_toy, make_tiny
@@ -812,7 +814,7 @@ def test_merged_siblings_have_the_gradient_of_the_module(layers: list[str], merg
 
 
 def test_siblings_are_merged_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "specialization", lambda device_type: hardware.GENERIC)
+    monkeypatch.setattr(truncating, "specialization", lambda device_type: hardware.GENERIC)
     features = make_features(load_toy(seeded(Siblings), size=16), ["last"])
     assert {name.count("+") for name in features.weights if "+" in name} == {2}
 

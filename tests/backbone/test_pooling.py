@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from featvis_func.backbone import export, hardware
+from featvis_func.backbone import hardware
+from featvis_func.backbone import truncate as truncating
 from featvis_func.backbone.features import make_features
 from featvis_func.backbone.pooling import adaptive_mean
 from tests.toys import load_toy
@@ -60,7 +61,7 @@ def test_a_network_with_an_adaptive_pool_takes_no_operation_that_is_not_determin
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """VGG and AlexNet pool to 7 x 7 and 6 x 6."""
-    monkeypatch.setattr(export, "specialization", lambda device_type: hardware.GENERIC)
+    monkeypatch.setattr(truncating, "specialization", lambda device_type: hardware.GENERIC)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((6, 5)), nn.Flatten(), nn.Linear(120, 8))
     features = make_features(load_toy(net.eval(), size=20), ["4"], precision="float32")
 

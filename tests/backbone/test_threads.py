@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
-from featvis_func.backbone import hooks
+from featvis_func.backbone import forward_pass
 from featvis_func.backbone.features import make_features
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
@@ -118,7 +118,7 @@ def test_random_state_is_restored_only_after_draws_of_its_own_thread() -> None:
         for own, other in ((True, False), (False, True), (True, True), (False, False)):
             torch.manual_seed(0)
             before = torch.get_rng_state()
-            _, drew = hooks.keeping_random_state(lambda own=own, other=other: run(own, other))
+            _, drew = forward_pass.keeping_random_state(lambda own=own, other=other: run(own, other))
             assert drew == own
             assert torch.equal(torch.get_rng_state(), before) == (own or not other)
 

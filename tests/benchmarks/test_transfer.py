@@ -80,7 +80,7 @@ def test_rows_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path)
     monkeypatch.setattr(transfer, "NETWORKS", (network, network._replace(name="two")))
     monkeypatch.setattr(transfer, "METHODS", {"quick": {"steps": 2, "size": 32}, "published script": None})
-    monkeypatch.setattr(transfer, "REPORTED", range(20))
+    monkeypatch.setattr(transfer, "CLASSES", range(20))
     monkeypatch.setattr(transfer, "SCRIPT_STEPS", 1)
     monkeypatch.setattr(transfer, "load", lambda network, device: texturenet)
     measure = transfer.measure

@@ -14,7 +14,7 @@ import pytest
 from featvis_func.cpu import malloc
 from featvis_func.cpu.malloc import kept_memory
 from featvis_func.models import Model
-from featvis_func.rendering.renderer import make_renderer
+from featvis_func.rendering.plan import make_renderer
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import featvis_func as fv
 from featvis_func.engine.batching import run_batched
 from featvis_func.engine.capture import CapturedStep
-from featvis_func.engine.step import run
+from featvis_func.engine.run import run
 from featvis_func.models import Model
 from featvis_func.tree import tree_leaves, tree_map
 from featvis_func.types import Info, State

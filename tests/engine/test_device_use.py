@@ -17,7 +17,8 @@ import featvis_func as fv
 from featvis_func import image as images
 from featvis_func import objective as o
 from featvis_func import transform as t
-from featvis_func.backbone import export, hardware
+from featvis_func.backbone import hardware
+from featvis_func.backbone import truncate as truncating
 from featvis_func.backbone.features import Features
 from featvis_func.constants import device_constant
 from featvis_func.tree import tree_leaves, tree_map
@@ -50,7 +51,7 @@ class Watch(TorchDispatchMode):
 def features(model: fv.Model, layers: tuple[str, ...]) -> Features:
     """Features as on a device without a specialization, their weights on "meta"."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "specialization", lambda device_type: hardware.GENERIC)
+        patch.setattr(truncating, "specialization", lambda device_type: hardware.GENERIC)
         made = fv.make_features(model, layers, precision="float32")
     return made._replace(weights={name: weight.to("meta") for name, weight in made.weights.items()})
 

@@ -10,7 +10,7 @@ import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
-from featvis_func.rendering.renderer import make_renderer
+from featvis_func.rendering.plan import make_renderer
 from featvis_func.rendering.result import Result
 from tests.toys import load_toy
 

@@ -10,7 +10,8 @@ import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features, make_features
-from featvis_func.engine.step import Ascent, Step, filter_keys, make_ascent
+from featvis_func.engine.run import Step
+from featvis_func.engine.step import Ascent, filter_keys, make_ascent
 from featvis_func.models import Model
 from featvis_func.objective import Objective
 from featvis_func.rendering.optimizers import default_optimizer

@@ -7,7 +7,8 @@ from torch import Tensor
 import featvis_func as fv
 from featvis_func import objective as objectives
 from featvis_func import random
-from featvis_func.engine.step import compile_step, make_ascent, run
+from featvis_func.engine.run import run
+from featvis_func.engine.step import compile_step, make_ascent
 from featvis_func.models import Model
 from featvis_func.rendering.optimizers import default_optimizer
 from featvis_func.tree import tree_map

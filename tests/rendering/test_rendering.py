@@ -15,7 +15,8 @@ from featvis_func import objective as objectives
 from featvis_func import random
 from featvis_func.backbone.features import make_features
 from featvis_func.engine.device import fit_batch_size
-from featvis_func.engine.step import filter_keys, run
+from featvis_func.engine.run import run
+from featvis_func.engine.step import filter_keys
 from featvis_func.models import Model, load_model
 from featvis_func.objective import Objective
 from featvis_func.rendering.api import render
