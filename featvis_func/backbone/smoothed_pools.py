@@ -8,7 +8,7 @@ value ``y`` and gradient ``g`` is that of the root mean square of its positive v
     gradient = g max(x, 0) / (n rms), where rms = sqrt(sum(max(x, 0)^2) / n), if y > 0; else the max pool's own
 
 ``n`` is the number of positions of a window. What the network computes stays the same. The images are smoother and have
-more contrast, the activation rises as soon, and another network recognises them more often
+more contrast, the activation rises as soon, and the class is more often among another network's first five
 (``benchmarks/transfer.py``).
 
 Source: L2 pools in place of max pools, as in Hénaff and Simoncelli, "Geodesics of learned representations", ICLR 2016.
