@@ -9,6 +9,7 @@ import torchvision.models
 from torch import nn
 
 from benchmarks.models import ModelReport, check, randomized, torchvision_model
+from featvis_func.backbone import truncate as truncating
 from featvis_func.models import Model, load_model
 from tests.toys import load_toy
 
@@ -115,13 +116,11 @@ def test_check_counts_modules_that_are_not_called() -> None:
 
 @pytest.mark.slow
 def test_check_reports_a_graph_pass_that_changes_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    import featvis_func.backbone.export as export
-
     def change_weights(graph: torch.fx.Graph, weights: dict[str, torch.Tensor], *_: object, **__: object) -> None:
         for name in weights:
             weights[name] = weights[name] * 1.01
 
-    monkeypatch.setattr(export, "optimize_graph", change_weights)
+    monkeypatch.setattr(truncating, "optimize_graph", change_weights)
     problems = problems_of(check(small("resnet")))
     assert len(problems) == 3
     assert all("after the rewrites" in problem for problem in problems)
