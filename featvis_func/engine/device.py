@@ -74,10 +74,11 @@ def fit_batch_size(
     (15, 1)
     """
     needed = filters
-    if device.type == "cpu":
-        least = SMALL_CPU_BATCH_SIZE if compiled else max(2, min(SMALL_CPU_BATCH_SIZE, torch.get_num_threads()))
-        batches = 1 if compiled else math.ceil(max(filters, 1) / batch_size)
-        needed = max(least, math.ceil(filters / batches))
+    if device.type == "cpu" and compiled:
+        needed = max(SMALL_CPU_BATCH_SIZE, filters)
+    elif device.type == "cpu":
+        batches = math.ceil(max(filters, 1) / batch_size)
+        needed = max(2, min(SMALL_CPU_BATCH_SIZE, torch.get_num_threads()), math.ceil(filters / batches))
     return math.ceil(min(batch_size, needed) / group) * group
 
 

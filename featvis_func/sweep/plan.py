@@ -115,7 +115,7 @@ def plan_layers(
         numbers = range(count) if requested is None else [f for f in requested if 0 <= f < count]
         if not numbers:
             continue
-        batch = fit_batch_size(size, min(unit or len(numbers), len(numbers)), where)
+        batch = fit_batch_size(size, len(numbers[:unit]), where)
         plans.append(LayerPlan(layer.name, layer.shape or (), tuple(numbers), batch, unit or batch))
     most = max(layer.filters or 0 for layer in selected)
     outside = [f for f in requested or () if not 0 <= f < most]
@@ -171,7 +171,7 @@ def plan_family(
             f" multiple of it, got {batch_size} and {unit_size}"
         )
     batch = max(group, batch // group * group)
-    batch = fit_batch_size(batch, min(unit or len(numbers), len(numbers)), where, group=group)
+    batch = fit_batch_size(batch, len(numbers[:unit]), where, group=group)
     return LayerPlan(label, shapes[objective.layers[0]], tuple(numbers), batch, unit or batch)
 
 
