@@ -23,9 +23,7 @@ from benchmarks.overhead import forbid_synchronization
 from benchmarks.reference import make_reference_step
 from benchmarks.sweep import run_sweep
 from featvis_func.backbone.verify import float32_precision
-from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.run import run
-from featvis_func.engine.step import compile_step
 from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
 from featvis_func.rendering.renderer import Renderer
 
@@ -196,17 +194,20 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 def memory(device: str) -> dict[str, Any]:
     """The batch size that the memory probe plans, and the peak that steps of it take: eager, compiled and captured."""
-    made = fv.make_renderer(fv.load_model(MODEL), WIDE_LAYER, range(WIDTH), device=device, compile="no")
+    model = fv.load_model(MODEL)
+    make = functools.partial(fv.make_renderer, model, WIDE_LAYER, range(WIDTH), device=device)
+    batch = make(compile="no").batch_size
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0]
     peaks = {}
-    for name, wrap in (("eager", lambda step: step), ("compiled", compile_step), ("captured", CapturedStep)):
-        state, target = made.init(list(range(made.batch_size)), 0)
+    for name, compile in (("eager", "no"), ("compiled", "yes"), ("captured", "cudagraphs")):
+        made = make(compile=compile, batch_size=batch)
+        state, target = made.init(list(range(batch)), 0)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        run(wrap(made.step), made.weights, state, target, steps=2)
+        run(made.step, made.weights, state, target, steps=2)
         peaks[f"peak/free, {name}"] = torch.cuda.max_memory_allocated(device) / free
-    return {"batch size": made.batch_size, **peaks}
+    return {"batch size": batch, **peaks}
 
 
 def sweeps(device: str) -> dict[str, Any]:

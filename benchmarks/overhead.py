@@ -20,7 +20,7 @@ from featvis_func.backbone.listing import layer_shapes
 
 MODELS = ("googlenet", "resnet18", "squeezenet1_0")
 METHODS = ("published script", "eager", "compiled")
-STEPS = 5
+STEPS = 16  # an eager run draws the random numbers of as many at once
 MEMBERS = 4096
 
 
@@ -39,12 +39,11 @@ def forbid_synchronization(device: str) -> Iterator[None]:
 
 
 def count(call: Callable[[], object], device: str) -> dict[str, float]:
-    """Count the synchronizations and launches of one call, as means over :data:`STEPS` calls."""
+    """Count the synchronizations and launches of a call that takes :data:`STEPS` steps, as means of a step."""
     call()  # warm-up
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as profiler:
-        for _ in range(STEPS):
-            call()
+        call()
     events = profiler.events() or []
     synchronizations = sum(event.name == "aten::_local_scalar_dense" for event in events)
     if device == "cuda":
@@ -92,8 +91,7 @@ def measure(case: Case, device: str, objective: fv.Objective | None = None) -> d
     other_filters = compiled.init([f + 1 for f in FILTERS])  # copies numbers to the device, which synchronizes
     with forbid_synchronization(device):
         eager()
-        for _ in range(STEPS):
-            compiled()
+        compiled(STEPS)
         compiled.state, compiled.target = other_filters, compiled.target + 1
         compiled()
     return {
@@ -102,13 +100,19 @@ def measure(case: Case, device: str, objective: fv.Objective | None = None) -> d
         "graphs_of_first_step": after_first,
         "graphs_compiled_later": counters["stats"]["unique_graphs"] - after_first,
         **({"published script": _of_script(case, device)} if objective is None else {}),
-        "eager": count(eager, device),
-        "compiled": count(compiled, device),
+        "eager": count(lambda: eager(STEPS), device),
+        "compiled": count(lambda: compiled(STEPS), device),
     }
 
 
 def _of_script(case: Case, device: str) -> dict[str, float]:
-    return count(make_reference_step(case.model.module, case.layer, list(FILTERS)), device)
+    step = make_reference_step(case.model.module, case.layer, list(FILTERS))
+
+    def call() -> None:
+        for _ in range(STEPS):
+            step()
+
+    return count(call, device)
 
 
 def main(device: str, rounds: int) -> None:

@@ -24,6 +24,8 @@ from benchmarks.common import Case, cases, interleave, report
 from benchmarks.reference import make_reference_step
 from featvis_func.backbone.hooks import catch
 from featvis_func.backbone.layers import LayerRef
+from featvis_func.engine.ahead import AheadStep
+from featvis_func.engine.run import Step, run
 from featvis_func.models.copying import private_copy
 from featvis_func.rendering.optimizers import optimizer_for
 from featvis_func.transform import chain, normalize
@@ -67,9 +69,10 @@ class LibraryStep:
         rule = optimizer_for(optimizer, None, steps, image.groups)
         smooth = optimizer == "default"  # as with `smooth_pools="auto"`
         ascent = fv.make_ascent(self.features, image, transform, objective, rule, smooth_pools=smooth)
-        self.step, self.weights = ascent.step, self.features.weights
+        self.step: Step = AheadStep(ascent)
+        self.weights = self.features.weights
         if compiled:
-            self.step, self.weights = fv.compile_step(self.step), fv.compiled_weights(self.features)
+            self.step, self.weights = fv.compile_step(ascent.step), fv.compiled_weights(self.features)
 
         def init(filters: Sequence[int]) -> fv.State:
             return ascent.init(fv.filter_keys(0, case.layer, filters, device=device))
@@ -78,8 +81,8 @@ class LibraryStep:
         self.initial = self.state = init(FILTERS)
         self.target = torch.tensor(list(FILTERS), device=device)
 
-    def __call__(self) -> None:
-        self.state, _ = self.step(self.weights, self.state, self.target)
+    def __call__(self, steps: int = 1) -> None:
+        self.state, _ = run(self.step, self.weights, self.state, self.target, steps=steps)
 
 
 def measure(case: Case, device: str, rounds: int) -> dict[str, object]:

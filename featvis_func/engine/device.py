@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featvis_func.engine.ahead import AheadStep
 from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.memory import is_out_of_memory
 from featvis_func.engine.run import Step
-from featvis_func.engine.step import compile_step
+from featvis_func.engine.step import Ascent, compile_step
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
 
@@ -101,35 +102,49 @@ def compiling_pays(device: torch.device, pixels: int) -> bool:
 
 
 def select_step(
-    step: Step, compile: str, *, device: torch.device, pixels: int, exported: bool, name: str = "the model"
+    ascent: Ascent,
+    compile: str,
+    *,
+    device: torch.device,
+    pixels: int,
+    exported: bool,
+    ahead: bool = True,
+    name: str = "the model",
 ) -> Step:
     """The step as it will run: as it is, compiled, or captured as a CUDA graph.
 
     Args:
-        step: of an :class:`~featvis_func.engine.step.Ascent`.
+        ascent: whose step it is.
         compile: ``"yes"``, ``"no"``, ``"cudagraphs"`` or ``"auto"``, see :func:`featvis_func.render`.
         device: where it will run.
         pixels: of the whole run: filters x steps x h x w, of videos x frames, of signals their samples.
         exported: whether the backbone is an exported graph; only such a step can be compiled.
+        ahead: whether a step that is not compiled has its random numbers drawn for several steps at once.
         name: of the model, for the error message.
 
     Returns:
-        A step that compiles or is captured at its first call, or the given one.
+        A step that compiles, as a :class:`CompiledStep`, or is captured at its first call, or that runs as it is.
 
     Raises:
         ValueError: compiling was requested, and the backbone is not an exported graph.
     """
+
+    def eager(wrap: Callable[[Step], Step] | None = None) -> Step:
+        if ahead:
+            return AheadStep(ascent, wrap)
+        return ascent.step if wrap is None else wrap(ascent.step)
+
     if compile == "auto" and exported:
         if compiling_pays(device, pixels):
-            return _compiled(step, fallback=step)
+            return CompiledStep(ascent.step, fallback=eager())
         compile = "cudagraphs" if device.type == "cuda" else "no"
     if compile in ("auto", "no"):
-        return step
+        return eager()
     if compile == "cudagraphs" and device.type == "cuda":
-        return CapturedStep(step)
+        return eager(CapturedStep)
     if not exported:
         raise ValueError(f"{name} cannot be exported and therefore not be compiled; use compile=False")
-    return _compiled(step)
+    return CompiledStep(ascent.step)
 
 
 def begin_copy(values: Tensor) -> tuple[Tensor, Callable[[], object]]:
@@ -183,28 +198,34 @@ def _deterministic() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _compiled(step: Step, *, fallback: Step | None = None) -> Step:
-    """A step that compiles without warnings, once per batch size; if that fails, it warns and runs the fallback."""
-    current = compile_step(step)
-    compiled_sizes: set[int] = set()
+class CompiledStep:
+    """A step that compiles without warnings, once per batch size.
 
-    def call(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        nonlocal current
+    Args:
+        step: of an :class:`~featvis_func.engine.step.Ascent`.
+        fallback: what runs, after a warning, if compiling fails. ``None``: the error is raised.
+    """
+
+    def __init__(self, step: Step, *, fallback: Step | None = None) -> None:
+        self._step = compile_step(step)
+        self._fallback = fallback
+        self._compiled_sizes: set[int] = set()
+
+    def __call__(self, weights: Weights, state: State, target: Target) -> tuple[State, Info]:
+        """Take one step."""
         size = len(state.step)
-        if size in compiled_sizes:
-            return current(weights, state, target)
+        if size in self._compiled_sizes:
+            return self._step(weights, state, target)
         try:
             with warnings.catch_warnings():
                 # Inductor warns at each Fourier transform, which it leaves to torch in any case.
                 warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
-                result = current(weights, state, target)
+                result = self._step(weights, state, target)
         except Exception as error:
-            if fallback is None or is_out_of_memory(error):
+            if self._fallback is None or is_out_of_memory(error):
                 raise
             warnings.warn(f"going on without torch.compile, which failed: {first_line(error)}", stacklevel=2)
-            current = fallback
-            result = current(weights, state, target)
-        compiled_sizes.add(size)
+            self._step = self._fallback
+            result = self._step(weights, state, target)
+        self._compiled_sizes.add(size)
         return result
-
-    return call

@@ -1,7 +1,6 @@
 """Repeating a step, without waiting for the device."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -54,8 +53,7 @@ def run(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    repeat = step.repeat if isinstance(step, RepeatableStep) else partial(repeat_step, step)
-    state, infos = repeat(weights, state, target, steps=steps, callback=callback)
+    state, infos = repeat_step(step, weights, state, target, steps=steps, callback=callback)
     return state, Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
 
 
@@ -69,6 +67,8 @@ def repeat_step(
     callback: Callable[[Info], object] | None = None,
 ) -> tuple[State, list[Info]]:
     """Repeat a step as :func:`run` does; returns the last state, and the report of each step."""
+    if isinstance(step, RepeatableStep):
+        return step.repeat(weights, state, target, steps=steps, callback=callback)
     infos = []
     for _ in range(steps):
         state, info = step(weights, state, target)

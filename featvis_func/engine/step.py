@@ -27,7 +27,6 @@ from featvis_func.types import (
     Draw,
     Image,
     Info,
-    Key,
     Optimizer,
     OptState,
     Params,
@@ -54,6 +53,11 @@ class Ascent(NamedTuple):
     be called after the last step. ``None`` if that is the step of the highest score, which is there already."""
     decode: Callable[[State], Tensor]
     """The state -> the images to show if the run ended now, ``(n, c, h, w)``."""
+    draw: Callable[[Tensor, Tensor], Draw]
+    """(keys ``(n, 2)``, numbers of steps ``(n,)``) -> the random numbers of the transforms of these steps, each
+    ``(n, ...)``."""
+    step_with: Callable[[Weights, State, Target, Draw], tuple[State, Info]]
+    """``step`` with its random numbers given: ``step`` itself takes ``draw(state.key, state.step)``."""
 
 
 def make_ascent(
@@ -96,6 +100,7 @@ def make_ascent(
         ValueError: the features lack a layer of the objective, or cannot redirect or smooth gradients.
     """
     forward = make_forward(features, transform, objective, redirect=redirect, smooth_pools=smooth_pools)
+    draw = partial(_draw, transform)
 
     def init(keys: Tensor) -> State:
         # Both streams in one call of the generator, which is many small operations.
@@ -130,7 +135,9 @@ def make_ascent(
         return updates, tree_map(lambda n, o: o if n is o else torch.where(finite, n, o), new, opt)
 
     def step(weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        draws = vmap(partial(_draw, transform))(state.key, state.step)
+        return step_with(weights, state, target, draw(state.key, state.step))
+
+    def step_with(weights: Weights, state: State, target: Target, draws: Draw) -> tuple[State, Info]:
         # Two inputs whose value changes nothing, for the sake of their gradients: the first is the score's gradient at
         # each pixel, the second tells whose gradient was redirected.
         probes = (
@@ -170,7 +177,7 @@ def make_ascent(
     def finish(weights: Weights, state: State, target: Target) -> State:
         with torch.no_grad():
             decoded = decode(state)
-        scores, maps = _evaluate(forward, transform, weights, decoded, state.key, state.step, target)
+        scores, maps = _evaluate(forward, weights, decoded, draw(state.key, state.step), target)
         # What never had a finite step is the image of the start, without a score.
         known = scores.isfinite() & (state.best.step >= 0)
         best = Best(
@@ -181,7 +188,7 @@ def make_ascent(
         )
         return state._replace(best=best)
 
-    return Ascent(init, step, None if optimizer.shown is None else finish, decode)
+    return Ascent(init, step, None if optimizer.shown is None else finish, decode, draw, step_with)
 
 
 def activation_maps(
@@ -208,28 +215,19 @@ def activation_maps(
         ``(n, h', w')``, or what the objective's maps are.
     """
     forward = make_forward(features, transform, objective)
-    _, maps = _evaluate(forward, transform, weights, images, keys, steps.clamp_min(0), target)
+    _, maps = _evaluate(forward, weights, images, _draw(transform, keys, steps.clamp_min(0)), target)
     return select_rows(steps >= 0, maps, 0.0)
 
 
-def _evaluate(
-    forward: Forward,
-    transform: Transform,
-    weights: Weights,
-    images: Tensor,
-    keys: Tensor,
-    steps: Tensor,
-    target: Target,
-) -> tuple[Tensor, Tensor]:
-    """Scores and activation maps of given images, under the random transforms of given steps."""
+def _evaluate(forward: Forward, weights: Weights, images: Tensor, draws: Draw, target: Target) -> tuple[Tensor, Tensor]:
+    """Scores and activation maps of given images, under given random transforms."""
     with torch.no_grad():
-        draws = vmap(partial(_draw, transform))(keys, steps)
         return forward(images, images.new_zeros(len(images)), weights, draws, target)
 
 
-def _draw(transform: Transform, key: Key, step: Tensor) -> Draw:
-    """The random numbers of a filter's step."""
-    return transform.draw(fold_in(key, step, stream=_TRANSFORM))
+def _draw(transform: Transform, keys: Tensor, steps: Tensor) -> Draw:
+    """The random numbers of some filters' steps."""
+    return vmap(lambda key, step: transform.draw(fold_in(key, step, stream=_TRANSFORM)))(keys, steps)
 
 
 def _zero_maps(features: Features, objective: Objective, images: Tensor) -> Tensor:

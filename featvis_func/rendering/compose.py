@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features
+from featvis_func.engine.ahead import is_small
 from featvis_func.engine.step import Ascent, make_ascent
 from featvis_func.random import key
 from featvis_func.rendering.input_size import KINDS, warn_if_stretched
@@ -26,6 +27,8 @@ class Composed(NamedTuple):
     """Whether the filters depend on each other."""
     transform: Transform
     """From an image to the model's input, normalisation included."""
+    draws_ahead: bool
+    """Whether the random numbers of a step are so few that those of several steps are drawn at once."""
     alpha: bool = False
     """Whether the images have an opacity: a channel more than the model takes."""
 
@@ -60,7 +63,8 @@ def compose(resolved: Resolved) -> Composed:
             transform = transforms.chain(background if axes == 2 else transforms.per_frame(background), transform)
         if axes > 1:
             warn_if_stretched(tuple(sides), model)
-    shape = transform.apply(example, transform.draw(key(options.seed, device=device))).shape
+    draw = transform.draw(key(options.seed, device=device))
+    shape = transform.apply(example, draw).shape
     if len(shape) > 2 + axes or shape[-1 - axes :] != accepted:
         raise ValueError(f"the transformed images must be {accepted}, which {model.name} takes, got {tuple(shape)}")
     if objective.picture is not None and objective.picture.shape != example.shape:
@@ -81,7 +85,8 @@ def compose(resolved: Resolved) -> Composed:
     )
     depends = objective.batch_score is not None and objective.group == 1
     single_batch = depends or image.share_params is not None
-    return Composed(ascent, image, tuple(sides), single_batch, transform, alpha=channels > model.channels)
+    alpha = channels > model.channels
+    return Composed(ascent, image, tuple(sides), single_batch, transform, is_small(draw), alpha)
 
 
 def _smooths(options: RenderOptions, features: Features) -> bool:

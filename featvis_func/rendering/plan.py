@@ -7,6 +7,7 @@ runs. :func:`make_renderer` is all three.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 
 from featvis_func.backbone.features import Features, compiled_weights
 from featvis_func.backbone.layers import AXES
-from featvis_func.engine.capture import CapturedStep
-from featvis_func.engine.device import default_batch_size, fit_batch_size, select_step
+from featvis_func.engine.device import CompiledStep, default_batch_size, fit_batch_size, select_step
 from featvis_func.engine.memory import MAX_BATCH_SIZE, probe_batch_size
 from featvis_func.engine.step import filter_keys
 from featvis_func.models import Model
@@ -69,16 +69,18 @@ def plan(
     """
     options, features, device = resolved.options, resolved.features, resolved.device
     filters = resolved.filters
-    step = select_step(
-        composed.ascent.step,
-        str(options.compile),
+    make_step = partial(
+        select_step,
+        composed.ascent,
         device=device,
         pixels=len(filters) * options.steps * math.prod(composed.size),
         exported=features.exported,
+        ahead=composed.draws_ahead,
         name=resolved.model.name,
     )
-    eager = step is composed.ascent.step
-    weights = features.weights if eager else compiled_weights(features)
+    step = make_step(str(options.compile))
+    compiled = isinstance(step, CompiledStep)
+    weights = compiled_weights(features) if compiled else features.weights
     layer = features.paths[resolved.objective.layers[0]]
 
     def init(chosen: Sequence[int], seed: int) -> tuple[State, Target]:
@@ -86,7 +88,7 @@ def plan(
         state = composed.ascent.init(own)
         return state, torch.tensor(list(chosen), dtype=torch.int64, device=device)
 
-    batch_size = default_batch_size(device, resolved.model.size, compiled=not eager)
+    batch_size = default_batch_size(device, resolved.model.size, compiled=compiled)
     if isinstance(options.batch_size, int):
         batch_size = options.batch_size
     if composed.single_batch:
@@ -98,7 +100,7 @@ def plan(
         batch_size = len(filters)
     elif options.batch_size == "auto" and device.type == "cuda" and not options.deterministic:
         batch_size = probe_batch_size(
-            lambda: CapturedStep(composed.ascent.step) if isinstance(step, CapturedStep) else composed.ascent.step,
+            lambda: make_step("no" if compiled else str(options.compile)),
             features.weights,
             lambda chosen: init(chosen, options.seed),
             filters,
@@ -109,7 +111,7 @@ def plan(
     if group > 1:
         batch_size = _whole_groups(batch_size, group, options, resolved.objective)
     if not composed.single_batch:
-        batch_size = fit_batch_size(batch_size, len(filters), device, group=group, compiled=not eager)
+        batch_size = fit_batch_size(batch_size, len(filters), device, group=group, compiled=compiled)
     floats = (w.dtype for w in features.weights.values() if w.is_floating_point())
     return Renderer(
         tuple(filters),

@@ -17,10 +17,12 @@ import featvis_func as fv
 from featvis_func.engine import batching
 from featvis_func.engine import device as device_module
 from featvis_func.engine import step as step_module
+from featvis_func.engine.ahead import AheadStep
 from featvis_func.engine.batching import RunResult, run_batched
 from featvis_func.engine.capture import CapturedStep
-from featvis_func.engine.device import algorithms
+from featvis_func.engine.device import CompiledStep, algorithms
 from featvis_func.engine.memory import is_out_of_memory, plan_batch_size, probe_batch_size
+from featvis_func.engine.step import Ascent
 from featvis_func.models import Model
 from featvis_func.rendering.api import render
 from featvis_func.rendering.result import Result
@@ -547,9 +549,13 @@ def test_steps_on_cuda_do_not_synchronize(tiny: Model, monkeypatch: pytest.Monke
 # --- compiling ------------------------------------------------------------------------------------------------------
 
 
-def selected_step(compile: str, *, pixels: int = 1, exported: bool = True, device: str = "cpu") -> Any:
+def selected_step(
+    compile: str, *, pixels: int = 1, exported: bool = True, device: str = "cpu", ahead: bool = False
+) -> Any:
+    none: Any = None
+    ascent = Ascent(none, Toy(), none, none, none, none)
     return device_module.select_step(
-        Toy(), compile, device=torch.device(device), pixels=pixels, exported=exported, name="Net"
+        ascent, compile, device=torch.device(device), pixels=pixels, exported=exported, ahead=ahead, name="Net"
     )
 
 
@@ -576,12 +582,15 @@ def test_select_step_compiles_automatically_where_it_pays(monkeypatch: pytest.Mo
     assert isinstance(selected_step("cudagraphs", device="cuda", exported=False), CapturedStep)
     assert isinstance(selected_step("auto", device="cuda", pixels=10**9), CapturedStep)  # which costs next to nothing
     assert isinstance(selected_step("auto", device="cuda", exported=False), Toy)
+    assert isinstance(selected_step("no", ahead=True), AheadStep)
+    assert isinstance(selected_step("cudagraphs", device="cuda", ahead=True), AheadStep)
     assert compiled == []
-    selected_step("auto", pixels=10**12)
-    selected_step("auto", device="cuda", pixels=10**12)
-    selected_step("yes")
-    selected_step("cudagraphs")
-    assert len(compiled) == 4
+    for ahead in (False, True):
+        assert isinstance(selected_step("auto", pixels=10**12, ahead=ahead), CompiledStep)
+        selected_step("auto", device="cuda", pixels=10**12, ahead=ahead)
+        selected_step("yes", ahead=ahead)
+        selected_step("cudagraphs", ahead=ahead)
+    assert len(compiled) == 8
     with pytest.raises(ValueError, match="Net cannot be exported and therefore not be compiled; use compile=False"):
         selected_step("yes", exported=False)
 
