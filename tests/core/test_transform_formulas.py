@@ -38,6 +38,7 @@ from featvis_func.transform import (
     uniform_noise,
     warp,
 )
+from featvis_func.transform import noise as noise_module
 from featvis_func.types import Transform
 
 KEY = random.key(0)
@@ -338,10 +339,10 @@ class TestNoise:
             probability = math.erf(sigmas / math.sqrt(2))
             tolerance = 5 * math.sqrt(probability * (1 - probability) / count) + 1 / 256
             assert (x.abs() < 0.5 * sigmas).double().mean().item() == pytest.approx(probability, abs=tolerance)
-        values, counts = x.unique(return_counts=True)
-        assert len(values) == 256
-        assert values.abs().max() < 2.9 * 0.5
-        assert (((counts - count / 256) ** 2) / (count / 256)).sum() < 345  # chi-square of 255, at 1e-4
+        assert 3.5 * 0.5 < x.abs().max() < 4.4 * 0.5
+        counts = torch.histc(torch.special.ndtr(x / 0.5), 64, 0, 1)
+        assert counts.sum() == count
+        assert (((counts - count / 64) ** 2) / (count / 64)).sum() < 113  # chi-square of 63, at 1e-4
 
     def test_uniform_noise_is_uniform(self) -> None:
         x = apply(uniform_noise(0.5), torch.ones(3, 150, 150, dtype=torch.float64)).flatten() - 1
@@ -352,13 +353,47 @@ class TestNoise:
 
     @pytest.mark.parametrize("make", [normal_noise, uniform_noise])
     def test_neighbours_are_independent(self, make: Callable[[float], Transform]) -> None:
-        """Lags cover the halves of a word, the words of a block, and the two numbers of a Box-Muller pair."""
+        """Lags cover the quarters of a word, and the rows and channels of an image."""
         count = 3 * 120 * 120
         x = apply(make(1.0), torch.zeros(3, 120, 120)).flatten()
-        for lag in (1, 2, count // 4, count // 2, 3 * count // 4):
+        for lag in (1, 2, 3, 4, 120, 120 * 120, count // 2):
             table = torch.stack([x[:-lag], x[lag:]])
             for power in (table, table**2):
                 assert abs(torch.corrcoef(power)[0, 1]) < 5 / math.sqrt(count - lag)
+
+    @pytest.mark.parametrize("make", [normal_noise, uniform_noise])
+    def test_steps_and_filters_have_noise_of_their_own(self, make: Callable[[float], Transform]) -> None:
+        transform, image = make(1.0), torch.zeros(3, 60, 60)
+        keys = torch.stack(random.split(KEY, 40))
+        drawn = torch.vmap(lambda key: transform.apply(image, transform.draw(key)))(keys)
+        expected = torch.stack([transform.apply(image, transform.draw(key)) for key in keys])
+        torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+        correlation = torch.corrcoef(drawn.flatten(1)) - torch.eye(40)
+        assert correlation.abs().max() < 5 / math.sqrt(image.numel())
+
+    @pytest.mark.parametrize("make", [normal_noise, uniform_noise])
+    @pytest.mark.parametrize("values", [5, 31, 32, 33, 200, 1000])
+    def test_large_images_have_noise_in_pieces(
+        self, make: Callable[[float], Transform], values: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if windows had at most 32 numbers."""
+        monkeypatch.setattr(noise_module, "_MIN_PLACES", noise_module._LENGTH - 32)
+        monkeypatch.setattr(noise_module, "_PIECE", 32)
+        transform, image = make(1.0), torch.zeros(1, 1, values)
+        first, second = (apply(transform, image, seed).flatten() for seed in (0, 1))
+        assert (first != 0).all()
+        assert len(first.unique()) > 0.9 * values  # no window is repeated
+        assert not torch.equal(first, second)
+        assert not torch.equal(first[: values // 2], second[: values // 2])
+
+    def test_noise_is_the_same_on_every_machine(self) -> None:
+        """The numbers come from a generator whose stream is fixed, and from float64 quantiles."""
+        expected = {
+            normal_noise: [-1.68735981, 0.66728741, -0.12441750, -0.58986884],
+            uniform_noise: [0.60417175, 0.96052551, 0.62165833, 0.95588684],
+        }
+        for make, numbers in expected.items():
+            torch.testing.assert_close(apply(make(1.0), torch.zeros(1, 1, 4)).flatten(), torch.tensor(numbers))
 
     @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 3, 5, 7)], ids=str)
     @pytest.mark.parametrize("make", [normal_noise, uniform_noise])
