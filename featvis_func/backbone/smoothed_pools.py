@@ -27,7 +27,6 @@ from torch import Tensor, fx
 from featvis_func.backbone.hardware import Specialization
 
 _aten = torch.ops.aten
-_TINY = 1e-35  # whose inverse does not overflow
 _RECTIFIERS = (_aten.relu.default, _aten.relu_.default, _aten.relu6.default, _aten.sigmoid.default)
 # Whose values are positive, or zero, if those of all arguments are.
 _KEEP_SIGN = (
@@ -37,7 +36,13 @@ _KEEP_SIGN = (
 
 
 def smoothed(
-    values: Tensor, maxima: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], ceil_mode: bool
+    values: Tensor,
+    maxima: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    rectified: bool = False,
 ) -> Tensor:
     """Return the maxima of a pool, with a smoothed gradient.
 
@@ -45,8 +50,10 @@ def smoothed(
         values: ``(n, c, h, w)``, what is pooled.
         maxima: ``(n, c, h', w')``, of the pool.
         kernel_size, stride, padding, ceil_mode: the pool's.
+        rectified: whether no value is below 0.
 
-    Gradient: as described above; to the values where a maximum is above 0, to the maxima where it is not.
+    Gradient: as described above; to the values where a maximum is above 0, to the maxima where it is not, or is so
+        small that its square is 0. Squares of more than the dtype holds (of float32 for float16) give no gradient.
         Once differentiable; does not support ``vmap``.
 
     >>> x = torch.tensor([[[[4.0, 3.0], [-2.0, 0.0]]]], requires_grad=True)
@@ -59,35 +66,33 @@ def smoothed(
     """
     # In a compiled torch.func.grad, a Function of its arguments alone would lose its backward pass: hence the
     # aliases, which unlike `view_as` keep the memory layout of a single image.
-    return _Smoothed.apply(values[...], maxima[...], kernel_size, stride, padding, ceil_mode)
+    return _Smoothed.apply(values[...], maxima[...], rectified, kernel_size, stride, padding, ceil_mode)
 
 
 class _Smoothed(torch.autograd.Function):
     @staticmethod
-    def forward(values: Tensor, maxima: Tensor, *pool: Any) -> Tensor:  # type: ignore[override]
+    def forward(values: Tensor, maxima: Tensor, rectified: bool, *pool: Any) -> Tensor:  # type: ignore[override]
         return maxima.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        values, maxima, *ctx.pool = inputs
-        ctx.save_for_backward(values, maxima)
+        values, _, ctx.rectified, *ctx.pool = inputs
+        ctx.save_for_backward(values)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[override]
-        (values, maxima), pool = ctx.saved_tensors, ctx.pool
+        (values,), pool = ctx.saved_tensors, ctx.pool
         dtype = gradient.dtype
         if dtype == torch.float16:  # whose range is too small for squares
-            values, maxima, gradient = values.float(), maxima.float(), gradient.float()
-        # In units of an image's largest value, whose squares neither underflow nor overflow: the shares have no unit.
-        largest = maxima.amax(tuple(range(1, maxima.ndim)), keepdim=True).clamp_min(_TINY)
-        # Not in place, which autograd would copy for. Above 1 are only values outside of all windows.
-        positive = (values / largest).clamp(0.0, 1.0)
+            values, gradient = values.float(), gradient.float()
+        # Not in place, which autograd would copy for.
+        positive = values if ctx.rectified else values.clamp_min(0.0)
         squares = F.avg_pool2d(positive.square(), *pool)
         shared = squares > 0
         shares = torch.where(shared, gradient * squares.rsqrt(), 0.0)
         passed = _aten.avg_pool2d_backward(shares, positive, *pool, True, None)  # divides by n
         own = torch.where(shared, 0.0, gradient).to(dtype) if ctx.needs_input_grad[1] else None
-        return (passed * positive).to(dtype), own, None, None, None, None
+        return (passed * positive).to(dtype), own, *(None,) * 5
 
 
 def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:
@@ -107,7 +112,7 @@ def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:
             if _is_rectified(values) or all(user.target in _RECTIFIERS[:3] for user in users):
                 pool.args = (graph.call_function(_aten.detach.default, (values,)), *pool.args[1:])
         with graph.inserting_after(pool):
-            new = graph.call_function(smoothed, (values, pool, *_settings(pool)))
+            new = graph.call_function(smoothed, (values, pool, *_settings(pool), _is_rectified(values)))
         for user in users:
             user.replace_input_with(pool, new)
     return bool(found)

@@ -53,7 +53,7 @@ def average_iterates(power: float = 3.0) -> Optimizer:
         weight = (power + 1.0) / (state.t.to(torch.float32) + (power + 1.0))
 
         def moved(mean: Tensor, position: Tensor, step: Tensor) -> Tensor:
-            return mean + weight.to(mean.dtype) * (position + step - mean)
+            return torch.lerp(mean, position + step, weight.to(mean.dtype))
 
         return grads, AverageState(tree_map(moved, state.mean, params, grads), state.t + 1)
 

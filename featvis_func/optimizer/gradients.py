@@ -93,14 +93,16 @@ def normalize_groups(groups: Params, *, eps: float = _EPS) -> Optimizer:
             raise ValueError(f"normalize_groups: the parameters are {shapes[0]}, the labels {shapes[1]}")
         totals, entries = [], []
         for leaf, label, member, size in zip(leaves, labels, members, sizes, strict=True):
-            alike = tuple(i for i, side in enumerate(label.shape) if side == 1)
-            squares = (leaf * leaf).sum(alike, keepdim=True) if alike else leaf * leaf
+            squares = leaf.square()
+            for axis, side in enumerate(label.shape):
+                if side == 1:  # one after the other: both ends at once would take a CPU five times as long
+                    squares = squares.sum(axis, keepdim=True)
             totals.append((member(leaf) * squares.reshape(-1)).sum(1))
             entries.append(size(leaf) * (leaf.numel() / label.numel()))
         mean = torch.stack(totals).sum(0) / torch.stack(entries).sum(0).clamp_min(1.0)
         factors = 1.0 / (torch.sqrt(mean) + eps)
         normalised = [
-            leaf * factors.to(leaf).index_select(0, index(leaf)).reshape(label.shape)
+            leaf * _expand_last(factors.to(leaf).index_select(0, index(leaf)).reshape(label.shape), leaf)
             for leaf, label, index in zip(leaves, labels, indices, strict=True)
         ]
         return tree_unflatten(normalised, spec), state
@@ -139,7 +141,7 @@ def pull_to_start(fraction: float) -> Optimizer:
         return tree_map(torch.clone, params)
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
-        return tree_map(lambda u, p, s: u - fraction * (p - s), grads, params, state), state
+        return tree_map(lambda u, p, s: torch.add(u, p - s, alpha=-fraction), grads, params, state), state
 
     return Optimizer(init, update)
 
@@ -262,6 +264,11 @@ def subtract_decay(values: Params, params: Params, decay: float | Tensor) -> Par
     if isinstance(decay, float | int) and not decay:
         return values
     return tree_map(lambda v, p: (v - decay * p).to(v.dtype), values, params)
+
+
+def _expand_last(factor: Tensor, like: Tensor) -> Tensor:
+    """Repeat a factor along the last axis, so that a product with it reads both in order."""
+    return factor.expand(*factor.shape[:-1], like.shape[-1]).contiguous()
 
 
 def _no_state(params: Params, key: Key) -> OptState:

@@ -68,7 +68,7 @@ def test_gradient_equals_a_plain_loop(
         torch.testing.assert_close(actual[image, channel], expected)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
 def test_gradient_does_not_depend_on_the_scale_of_the_values(scale: float) -> None:
     def gradient(x: Tensor) -> Tensor:
         x = x.clone().requires_grad_()
