@@ -36,7 +36,7 @@ RENDER = """
         nn.Conv2d(3, 32, 5, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)
     )
     model = fv.load_model(net, size=48, mean=[0.5] * 3, std=[0.5] * 3)
-    result = fv.render(model, "5", [0, 1], steps=2, compile=compile, **options)
+    result = fv.render(model, "5", [0, 1], steps=2, compile=compile, precision="float32", **options)
     torch.save({"images": result.images, "scores": result.scores, "modules": sorted(sys.modules)}, path)
 """
 
