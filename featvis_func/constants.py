@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack  # type: ignore[import-not-found]
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 
 def device_constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], Tensor]:
     """Return a function that gives a tensor on the device and, with ``cast``, in the dtype of another.
 
-    The tensor is copied to each device once, at the first call outside of ``torch.func`` and ``torch.compile``, so that
-    a step neither copies nor waits for the copy. ``make_ascent(...).init`` makes such a call of everything that a step
-    uses.
+    The tensor is copied to each device once, at the first call outside of ``torch.compile``, so that a step neither
+    copies nor waits for the copy. ``make_ascent(...).init`` makes such a call of everything that an objective uses, and
+    a renderer of its image and transform as well.
 
     >>> scale = device_constant(torch.tensor([1.0, 2.0]))
     >>> scale(torch.zeros(3, dtype=torch.float64))
@@ -27,10 +27,11 @@ def device_constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], T
         name = str(like.device)
         if name in copies:
             return copies[name].to(dtype)
-        copy = value.to(like.device)
+        if torch.compiler.is_compiling():
+            return value.to(like.device, dtype)
         # What a function transform computes must not outlive it.
-        if not torch.compiler.is_compiling() and peek_interpreter_stack() is None:
-            copies[name] = copy
-        return copy.to(dtype)
+        with temporarily_clear_interpreter_stack():
+            copies[name] = value.to(like.device)
+        return copies[name].to(dtype)
 
     return on_device_of

@@ -18,10 +18,11 @@ from featvis_func.engine.step import Ascent, compile_step
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
 
-# Compiling pays from about this many pixels (filters x steps x h x w). On a CPU it takes some 50 s and then saves some
-# 25 to 120 ms of a step of 8 images of 224 x 224 pixels. On CUDA nothing was measured: of a step of 256 such images,
-# which moves 29 GB, it saves a third, 4 ms at 2.5 TB/s; what it saves the host, a captured step saves as well.
-_COMPILE_PAYS = {"cpu": 5 * 10**8, "cuda": 10**11}
+# Compiling pays from about this many pixels (filters x steps x h x w). On a CPU it takes some 40 s and then saves 1 to
+# 3 ms for each image of 224 x 224 pixels and step, in bfloat16; of TextureNet's smaller ones nothing. On CUDA nothing
+# was measured: of a step of 256 such images, which moves 49 GB, it saves a third, 7 ms at 2.5 TB/s; what it saves the
+# host, a captured step saves as well.
+_COMPILE_PAYS = {"cpu": 10**9, "cuda": 10**11}
 
 # Filters at a time on a CPU. Of 4, 8, 16 and 32 images of 224 x 224 pixels, an eager step of 16 took as long per image
 # as one of 8 (SqueezeNet), 3% less (ResNet-18, MobileNet-v2) or 6% (GoogLeNet), of TextureNet's smaller ones 14% less;

@@ -106,7 +106,7 @@ def test_a_short_sweep_is_not_compiled_and_a_long_one_in_few_groups() -> None:
     names = [str(i) for i in range(20)]
     seconds = [0.1 + 0.01 * i for i in range(20)]
     assert not any(group.compiled for group in choose_groups(names, seconds, [10] * 20, COSTS["cpu"]))
-    long = choose_groups(names, seconds, [2000] * 20, COSTS["cpu"])
+    long = choose_groups(names, seconds, [4000] * 20, COSTS["cpu"])
     assert all(group.compiled for group in long)
     assert 1 < len(long) < 20
 
