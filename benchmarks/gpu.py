@@ -23,9 +23,12 @@ from benchmarks.overhead import forbid_synchronization
 from benchmarks.reference import make_reference_step
 from benchmarks.sweep import run_sweep
 from featvis_func.backbone.verify import float32_precision
+from featvis_func.engine.device import algorithms, select_step
 from featvis_func.engine.run import run
-from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS
+from featvis_func.rendering.compose import compose
+from featvis_func.rendering.options import IMAGES, OPTIMIZERS, TRANSFORMS, RenderOptions
 from featvis_func.rendering.renderer import Renderer
+from featvis_func.rendering.resolve import resolve
 
 MODEL, LAYER, BATCH = "torchvision:googlenet@none", "inception4c.branch4.1.conv", 64
 WIDE_LAYER, WIDTH = "inception4c.branch2.1.conv", 256  # as many filters as the largest batch
@@ -226,11 +229,82 @@ def sweeps(device: str) -> dict[str, Any]:
     return result
 
 
+def candidates(device: str) -> dict[str, Any]:
+    """What may make a step faster, and only a GPU can tell: its seconds relative to those of what stands beside it.
+
+    A captured step with the random numbers of 16 steps drawn at once, against one that draws its own; sampling by
+    indexing, against ``grid_sample``, whose gradient adds by atomics; and, over all convolutions of the model, cuDNN's
+    kernel of convolution, bias and ReLU, against three operations.
+    """
+    batch, rounds = (BATCH, _ROUNDS) if device != "cpu" else (4, 1)
+
+    def median(call: Callable[[], object]) -> float:
+        call()
+        return timing([_seconds(call, device) for _ in range(rounds)]).median
+
+    model = fv.load_model(MODEL)
+    resolved = resolve(model, LAYER, range(batch), RenderOptions(device=device), None)
+    composed = compose(resolved)
+    steps = {}
+    for ahead in (False, True):
+        how = "cudagraphs" if device != "cpu" else "no"
+        step = select_step(composed.ascent, how, device=resolved.device, pixels=0, exported=True, ahead=ahead)
+        state = composed.ascent.init(fv.filter_keys(0, LAYER, range(batch), device=device))
+        target = torch.arange(batch, device=device)
+        take = functools.partial(run, step, resolved.features.weights, state, target, steps=16)
+        steps[ahead] = median(take)
+    result: dict[str, Any] = {"draws ahead / draws in each step": steps[True] / steps[False]}
+
+    images = torch.rand(batch, 3, *model.size, device=device)
+    sampling = {}
+    for deterministic in (False, True):
+        transform = fv.named_transform("small", image=model.size, size=model.size, deterministic=deterministic)
+        draws = torch.vmap(transform.draw)(fv.filter_keys(0, LAYER, range(batch), device=device))
+        gradient = torch.func.grad(lambda x, t=transform, d=draws: torch.vmap(t.apply)(x, d).square().sum())
+        with algorithms(resolved.device, deterministic=deterministic):
+            sampling[deterministic] = median(functools.partial(gradient, images))
+    result["sampling by indexing / grid_sample"] = sampling[True] / sampling[False]
+    if device != "cpu":
+        result |= _fused_convolutions(model, batch, median)
+    return result
+
+
+def _fused_convolutions(model: fv.Model, batch: int, median: Callable[[Callable[[], object]], float]) -> dict[str, Any]:
+    inputs: list[tuple[torch.Size, torch.nn.Conv2d]] = []
+    convolutions = [module for module in model.module.modules() if isinstance(module, torch.nn.Conv2d)]
+    handles = [c.register_forward_hook(lambda c, args, _: inputs.append((args[0].shape, c))) for c in convolutions]
+    with torch.no_grad():
+        model.module(torch.zeros(1, 3, *model.size))
+    for handle in handles:
+        handle.remove()
+    seconds, errors = {"fused": 0.0, "three": 0.0}, []
+    for shape, conv in inputs:
+        dtype, layout = torch.bfloat16, torch.channels_last
+        x = torch.rand(batch, *shape[1:], device="cuda").to(dtype, memory_format=layout)
+        kernel = conv.weight.detach().to("cuda", dtype, memory_format=layout)
+        bias = torch.rand(len(kernel), device="cuda").to(dtype)
+        settings = conv.stride, conv.padding, conv.dilation, conv.groups
+        calls: dict[str, Callable[[], Tensor]] = {
+            "fused": functools.partial(torch.cudnn_convolution_relu, x, kernel, bias, *settings),
+            "three": lambda x=x, k=kernel, b=bias, s=settings: torch.conv2d(x, k, b, *s).relu_(),
+        }
+        with algorithms(x.device, deterministic=False):
+            values = {name: call().double() for name, call in calls.items()}
+            for name, call in calls.items():
+                seconds[name] += median(call)
+        errors.append(((values["fused"] - values["three"]).abs().max() / values["three"].abs().max()).item())
+    return {
+        "cuDNN's convolution, bias and ReLU / three operations": seconds["fused"] / seconds["three"],
+        "their largest relative difference": max(errors),
+    }
+
+
 PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
     "correctness": correctness,
     "reruns": reruns,
     "host waits": host_waits,
     "speed": speed,
+    "candidates": candidates,
     "memory": memory,
     "sweeps": sweeps,
 }
