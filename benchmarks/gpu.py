@@ -230,46 +230,37 @@ def sweeps(device: str) -> dict[str, Any]:
 
 
 def candidates(device: str) -> dict[str, Any]:
-    """What may make a step faster, and only a GPU can tell: its seconds relative to those of what stands beside it.
+    """What a GPU has to decide on: the seconds of one way relative to those of another.
 
-    A captured step with the random numbers of 16 steps drawn at once, against one that draws its own; sampling by
-    indexing, against ``grid_sample``, whose gradient adds by atomics; and, over all convolutions of the model, cuDNN's
-    kernel of convolution, bias and ReLU, against three operations.
+    A run with the random numbers of 16 steps drawn at once, against one whose steps draw their own; and sampling by
+    indexing, against ``grid_sample``, whose gradient adds by atomics.
     """
-    batch, rounds = (BATCH, _ROUNDS) if device != "cpu" else (4, 1)
-
-    def median(call: Callable[[], object]) -> float:
-        call()
-        return timing([_seconds(call, device) for _ in range(rounds)]).median
-
+    batch = BATCH if device != "cpu" else 4
     model = fv.load_model(MODEL)
+    keys, target = fv.filter_keys(0, LAYER, range(batch), device=device), torch.arange(batch, device=device)
     resolved = resolve(model, LAYER, range(batch), RenderOptions(device=device), None)
-    composed = compose(resolved)
-    steps = {}
-    for ahead in (False, True):
-        how = "cudagraphs" if device != "cpu" else "no"
-        step = select_step(composed.ascent, how, device=resolved.device, pixels=0, exported=True, ahead=ahead)
-        state = composed.ascent.init(fv.filter_keys(0, LAYER, range(batch), device=device))
-        target = torch.arange(batch, device=device)
-        take = functools.partial(run, step, resolved.features.weights, state, target, steps=16)
-        steps[ahead] = median(take)
-    result: dict[str, Any] = {"draws ahead / draws in each step": steps[True] / steps[False]}
-
+    ascent = compose(resolved).ascent
+    state = ascent.init(keys)
     images = torch.rand(batch, 3, *model.size, device=device)
-    sampling = {}
-    for deterministic in (False, True):
-        transform = fv.named_transform("small", image=model.size, size=model.size, deterministic=deterministic)
-        draws = torch.vmap(transform.draw)(fv.filter_keys(0, LAYER, range(batch), device=device))
+    runs, samplings = {}, {}
+    for one in (False, True):
+        how = "cudagraphs" if device != "cpu" else "no"
+        step = select_step(ascent, how, device=resolved.device, pixels=0, exported=True, ahead=one)
+        runs[one] = _median(functools.partial(run, step, resolved.features.weights, state, target, steps=16), device)
+        transform = fv.named_transform("small", image=model.size, size=model.size, deterministic=one)
+        draws = torch.vmap(transform.draw)(keys)
         gradient = torch.func.grad(lambda x, t=transform, d=draws: torch.vmap(t.apply)(x, d).square().sum())
-        with algorithms(resolved.device, deterministic=deterministic):
-            sampling[deterministic] = median(functools.partial(gradient, images))
-    result["sampling by indexing / grid_sample"] = sampling[True] / sampling[False]
-    if device != "cpu":
-        result |= _fused_convolutions(model, batch, median)
-    return result
+        with algorithms(resolved.device, deterministic=one):
+            samplings[one] = _median(functools.partial(gradient, images), device)
+    return {
+        "draws ahead / draws in each step": runs[True] / runs[False],
+        "sampling by indexing / grid_sample": samplings[True] / samplings[False],
+    }
 
 
-def _fused_convolutions(model: fv.Model, batch: int, median: Callable[[Callable[[], object]], float]) -> dict[str, Any]:
+def fused_convolutions(device: str) -> dict[str, Any]:
+    """cuDNN's kernel of convolution, bias and ReLU against three operations, over all convolutions of the model."""
+    model = fv.load_model(MODEL)
     inputs: list[tuple[torch.Size, torch.nn.Conv2d]] = []
     convolutions = [module for module in model.module.modules() if isinstance(module, torch.nn.Conv2d)]
     handles = [c.register_forward_hook(lambda c, args, _: inputs.append((args[0].shape, c))) for c in convolutions]
@@ -277,26 +268,30 @@ def _fused_convolutions(model: fv.Model, batch: int, median: Callable[[Callable[
         model.module(torch.zeros(1, 3, *model.size))
     for handle in handles:
         handle.remove()
+    cudnn_convolution_relu: Any = torch.cudnn_convolution_relu
+    convolve: Any = torch.conv2d
     seconds, errors = {"fused": 0.0, "three": 0.0}, []
     for shape, conv in inputs:
         dtype, layout = torch.bfloat16, torch.channels_last
-        x = torch.rand(batch, *shape[1:], device="cuda").to(dtype, memory_format=layout)
-        kernel = conv.weight.detach().to("cuda", dtype, memory_format=layout)
-        bias = torch.rand(len(kernel), device="cuda").to(dtype)
+        x = torch.rand(BATCH, *shape[1:], device=device).to(dtype, memory_format=layout)
+        kernel = conv.weight.detach().to(device, dtype, memory_format=layout)
+        bias = torch.rand(len(kernel), device=device).to(dtype)
         settings = conv.stride, conv.padding, conv.dilation, conv.groups
         calls: dict[str, Callable[[], Tensor]] = {
-            "fused": functools.partial(torch.cudnn_convolution_relu, x, kernel, bias, *settings),
-            "three": lambda x=x, k=kernel, b=bias, s=settings: torch.conv2d(x, k, b, *s).relu_(),
+            "fused": functools.partial(cudnn_convolution_relu, x, kernel, bias, *settings),
+            "three": lambda x=x, k=kernel, b=bias, s=settings: convolve(x, k, b, *s).relu_(),
         }
         with algorithms(x.device, deterministic=False):
             values = {name: call().double() for name, call in calls.items()}
             for name, call in calls.items():
-                seconds[name] += median(call)
+                seconds[name] += _median(call, device)
         errors.append(((values["fused"] - values["three"]).abs().max() / values["three"].abs().max()).item())
-    return {
-        "cuDNN's convolution, bias and ReLU / three operations": seconds["fused"] / seconds["three"],
-        "their largest relative difference": max(errors),
-    }
+    return {"fused / three operations": seconds["fused"] / seconds["three"], "largest difference": max(errors)}
+
+
+def _median(call: Callable[[], object], device: str) -> float:
+    call()
+    return timing([_seconds(call, device) for _ in range(_ROUNDS if device != "cpu" else 1)]).median
 
 
 PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -305,7 +300,8 @@ PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
     "host waits": host_waits,
     "speed": speed,
     "candidates": candidates,
+    "fused convolutions": fused_convolutions,
     "memory": memory,
     "sweeps": sweeps,
 }
-_CUDA_ONLY = ("host waits", "memory")
+_CUDA_ONLY = ("host waits", "fused convolutions", "memory")
