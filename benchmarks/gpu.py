@@ -262,8 +262,12 @@ def fused_convolutions(device: str) -> dict[str, Any]:
     """cuDNN's kernel of convolution, bias and ReLU against three operations, over all convolutions of the model."""
     model = fv.load_model(MODEL)
     inputs: list[tuple[torch.Size, torch.nn.Conv2d]] = []
+
+    def keep(convolution: Any, args: Any, _: Any) -> None:
+        inputs.append((args[0].shape, convolution))
+
     convolutions = [module for module in model.module.modules() if isinstance(module, torch.nn.Conv2d)]
-    handles = [c.register_forward_hook(lambda c, args, _: inputs.append((args[0].shape, c))) for c in convolutions]
+    handles = [convolution.register_forward_hook(keep) for convolution in convolutions]
     with torch.no_grad():
         model.module(torch.zeros(1, 3, *model.size))
     for handle in handles:

@@ -274,6 +274,8 @@ def main(device: str, rounds: int) -> None:
     rows = _read(path)
     for method in METHODS:
         for i, maker in enumerate(makers):
+            if (maker[0].name, method) == ("lite0", "own gradients"):  # it has no max pools
+                continue
             if any((row.made_on, row.method) == (maker[0].name, method) for row in rows):
                 continue
             row, images = measure(maker, makers[1 - i][1], method, classes_of(method), device)

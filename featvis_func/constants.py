@@ -11,8 +11,7 @@ def device_constant(value: Tensor, *, cast: bool = True) -> Callable[[Tensor], T
     """Return a function that gives a tensor on the device and, with ``cast``, in the dtype of another.
 
     The tensor is copied to each device once, at the first call outside of ``torch.compile``, so that a step neither
-    copies nor waits for the copy. ``make_ascent(...).init`` makes such a call of everything that an objective uses, and
-    a renderer of its image and transform as well.
+    copies nor waits for the copy. ``make_ascent`` and its ``init`` make such calls of everything that a step uses.
 
     >>> scale = device_constant(torch.tensor([1.0, 2.0]))
     >>> scale(torch.zeros(3, dtype=torch.float64))

@@ -52,8 +52,8 @@ def smoothed(
         kernel_size, stride, padding, ceil_mode: the pool's.
         rectified: whether no value is below 0.
 
-    Gradient: as described above; to the values where a maximum is above 0, to the maxima where it is not, or is so
-        small that its square is 0. Squares of more than the dtype holds (of float32 for float16) give no gradient.
+    Gradient: as described above; to the values where a maximum is above 0, to the maxima where it is not. Squares are
+        those of float32: maxima below 1e-22 may count as 0, and those above 1e19 pass no gradient.
         Once differentiable; does not support ``vmap``.
 
     >>> x = torch.tensor([[[[4.0, 3.0], [-2.0, 0.0]]]], requires_grad=True)
@@ -107,12 +107,12 @@ def smooth_graph(graph: fx.Graph, hardware: Specialization) -> bool:
     found = [node for node in graph.nodes if node.target in pools and _is_strided(node)]
     for pool in found:
         values = pool.all_input_nodes[0]
-        users = list(pool.users)
+        users, rectified = list(pool.users), _is_rectified(values)
         with graph.inserting_before(pool):
-            if _is_rectified(values) or all(user.target in _RECTIFIERS[:3] for user in users):
+            if rectified or all(user.target in _RECTIFIERS[:3] for user in users):
                 pool.args = (graph.call_function(_aten.detach.default, (values,)), *pool.args[1:])
         with graph.inserting_after(pool):
-            new = graph.call_function(smoothed, (values, pool, *_settings(pool), _is_rectified(values)))
+            new = graph.call_function(smoothed, (values, pool, *_settings(pool), rectified))
         for user in users:
             user.replace_input_with(pool, new)
     return bool(found)

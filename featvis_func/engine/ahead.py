@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featvis_func.engine.run import Step, repeat_step
+from featvis_func.engine.run import RepeatableStep, Step
 from featvis_func.engine.step import Ascent
 from featvis_func.tree import tree_leaves, tree_map
 from featvis_func.types import Draw, Info, State, Target, Weights
@@ -50,7 +50,6 @@ class AheadStep:
 
         self._ascent = ascent
         self._step = step if wrap is None else wrap(step)
-        self._same_length = wrap is not None  # a captured step reads them where they are
 
     def __call__(self, weights: Weights, state: State, target: Target) -> tuple[State, Info]:
         """Take one step."""
@@ -70,18 +69,27 @@ class AheadStep:
         infos: list[Info] = []
         while len(infos) < steps:
             count = min(_STEPS, steps - len(infos))
-            given = target, self._draw(state, _STEPS if self._same_length else count)
-            state, more = repeat_step(self._step, weights, state, given, steps=count, callback=callback)
-            infos += more
+            given = target, self._draw(state, count)
+            if isinstance(self._step, RepeatableStep):
+                state, more = self._step.repeat(weights, state, given, steps=count, callback=callback)
+                infos += more
+                continue
+            for _ in range(count):  # each state is freed as soon as the next is known
+                state, info = self._step(weights, state, given)
+                infos.append(info)
+                if callback is not None:
+                    callback(info)
         return state, infos
 
     def _draw(self, state: State, count: int) -> _Ahead:
+        if isinstance(self._step, RepeatableStep):
+            count = _STEPS  # a captured step reads them where they are
         numbers = state.step[:, None] + torch.arange(count, device=state.step.device)
         keys = state.key[:, None].expand(-1, count, -1)
         draws = self._ascent.draw(keys.flatten(0, 1), numbers.flatten())
         return _Ahead(state.step, tree_map(lambda leaf: leaf.unflatten(0, (-1, count)), draws))
 
 
-def is_small(draw: Draw) -> bool:
+def draws_are_few(draw: Draw) -> bool:
     """Whether the random numbers of one application of a transform are so few that steps should draw them ahead."""
     return sum(leaf.numel() for leaf in tree_leaves(draw)) <= _MOST_NUMBERS

@@ -120,7 +120,7 @@ def select_step(
         device: where it will run.
         pixels: of the whole run: filters x steps x h x w, of videos x frames, of signals their samples.
         exported: whether the backbone is an exported graph; only such a step can be compiled.
-        ahead: whether a step that is not compiled has its random numbers drawn for several steps at once.
+        ahead: whether a step that is not to be compiled has its random numbers drawn for several steps at once.
         name: of the model, for the error message.
 
     Returns:
@@ -137,7 +137,7 @@ def select_step(
 
     if compile == "auto" and exported:
         if compiling_pays(device, pixels):
-            return CompiledStep(ascent.step, fallback=eager())
+            return CompiledStep(ascent.step, fallback=ascent.step)
         compile = "cudagraphs" if device.type == "cuda" else "no"
     if compile in ("auto", "no"):
         return eager()

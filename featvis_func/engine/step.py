@@ -8,13 +8,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from featvis_func.backbone.features import Features
+from featvis_func.backbone.features import Features, device_of
 from featvis_func.backbone.hardware import compile_graph
 from featvis_func.engine.forward import Forward, make_forward
 from featvis_func.engine.run import Step
@@ -101,6 +101,9 @@ def make_ascent(
     """
     forward = make_forward(features, transform, objective, redirect=redirect, smooth_pools=smooth_pools)
     draw = partial(_draw, transform)
+    with torch.no_grad():  # copies the constants of both to the device, see featvis_func.constants
+        start = key(0, device=device_of(features))
+        transform.apply(image.decode(image.init(start)), transform.draw(start))
 
     def init(keys: Tensor) -> State:
         # Both streams in one call of the generator, which is many small operations.
@@ -270,10 +273,18 @@ def compile_step(step: Step, **options: Any) -> Step:
 
     Returns:
         The compiled step: the first call with new shapes compiles, later ones do not.
+
+    Raises:
+        TypeError: the step is not a function.
     """
     # torch keeps compiled code, and a limit to it, per code object. With a copy each step has a limit of its own, so
     # that one process can compile the steps of any number of layers.
-    plain = cast(FunctionType, step)
+    if not isinstance(step, FunctionType):
+        raise TypeError(
+            "compile_step takes the step of make_ascent, a function; for a renderer with a compiled step use"
+            " make_renderer(compile=True)"
+        )
+    plain = step
     copy = FunctionType(
         plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
     )

@@ -268,7 +268,7 @@ def subtract_decay(values: Params, params: Params, decay: float | Tensor) -> Par
 
 def _expand_last(factor: Tensor, like: Tensor) -> Tensor:
     """Repeat a factor along the last axis, so that a product with it reads both in order."""
-    return factor.expand(*factor.shape[:-1], like.shape[-1]).contiguous()
+    return factor.expand(*factor.shape[:-1], like.shape[-1]).contiguous() if like.ndim else factor
 
 
 def _no_state(params: Params, key: Key) -> OptState:

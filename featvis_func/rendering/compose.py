@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from featvis_func import transform as transforms
 from featvis_func.backbone.features import Features
-from featvis_func.engine.ahead import is_small
+from featvis_func.engine.ahead import draws_are_few
 from featvis_func.engine.step import Ascent, make_ascent
 from featvis_func.random import key
 from featvis_func.rendering.input_size import KINDS, warn_if_stretched
@@ -86,7 +86,7 @@ def compose(resolved: Resolved) -> Composed:
     depends = objective.batch_score is not None and objective.group == 1
     single_batch = depends or image.share_params is not None
     alpha = channels > model.channels
-    return Composed(ascent, image, tuple(sides), single_batch, transform, is_small(draw), alpha)
+    return Composed(ascent, image, tuple(sides), single_batch, transform, draws_are_few(draw), alpha)
 
 
 def _smooths(options: RenderOptions, features: Features) -> bool:

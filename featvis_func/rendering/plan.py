@@ -75,7 +75,8 @@ def plan(
         device=device,
         pixels=len(filters) * options.steps * math.prod(composed.size),
         exported=features.exported,
-        ahead=composed.draws_ahead,
+        # Snapshots end a run: what is drawn for steps after the next one is drawn in vain.
+        ahead=composed.draws_ahead and 4 * options.snapshots <= options.steps,
         name=resolved.model.name,
     )
     step = make_step(str(options.compile))

@@ -105,7 +105,7 @@ def measure_steps(
         renderer = make(plans[index]) if index else renderer
         filters = (list(plans[index].filters) * renderer.batch_size)[: renderer.batch_size]
         state, target = renderer.init(filters, renderer.config["seed"])
-        # Elsewhere than on a CPU what a run has only once would count.
+        # What a run has only once is a large part of a step elsewhere than on a CPU.
         steps = 1 if renderer.device.type == "cpu" else 8
         times = []
         for _ in range(3):

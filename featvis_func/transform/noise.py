@@ -1,7 +1,7 @@
 """Additive noise, which keeps the optimised image from depending on exact pixel values.
 
-The draw is a few random places in a fixed table of random numbers, from where the noise is read. Numbers of its own for
-each value would take the generator a tenth of a step: a network's input has 150,000 values.
+The draw is a few random offsets into a fixed table of random numbers, at which the noise is read. The generator would
+take a tenth of a step for numbers of its own: a network's input has 150,000 values.
 
 Source: tables of noise, as in Salimans et al., "Evolution strategies as a scalable alternative to reinforcement
 learning", arXiv 1703.03864.
@@ -21,9 +21,9 @@ from featvis_func.types import Draw, Key, Transform
 from featvis_func.validation import check_float
 
 _LENGTH = 2**21  # numbers in a table
-# An image of more values than leave enough places for it is composed of pieces, each from a place of its own.
-_PIECE, _MIN_PLACES, _DRAWN_PLACES = 2**20, 2**16, 16
-_MOVE = 0x9E3779B1
+# The noise of an image that would leave fewer offsets is composed of windows, each at an offset of its own. There are
+# as many as are drawn; then they come again, moved by a prime near 2**32 / 1.618, as in Fibonacci hashing.
+_MIN_OFFSETS, _WINDOW, _OFFSETS, _MOVE = 2**16, 2**20, 16, 0x9E3779B1
 
 
 def normal_noise(sd: float) -> Transform:
@@ -33,10 +33,10 @@ def normal_noise(sd: float) -> Transform:
         sd: standard deviation, at least 0, in the units of the image (``[0, 1]`` before normalisation).
 
     Returns:
-        A :class:`Transform` of ``(..., c, h, w)`` whose draw is places in a table of 2**21 independent numbers. The
-        noise of an image of up to 2,031,616 values, such as three channels of 822 x 822 pixels, is a window of the
-        table; that of a larger one consists of windows of 2**20. So two draws have numbers in common, shifted by a
-        random distance. The numbers are the quantiles of the normal distribution, at most 4.3 ``sd``.
+        A :class:`Transform` of ``(..., c, h, w)`` whose draw is offsets into a table of 2**21 independent numbers. The
+        noise of an image of up to 2,031,616 values, such as three channels of 822 x 822 pixels, is one window of the
+        table, that of a larger one several of 2**20: two draws, and two windows, have numbers in common, shifted by a
+        random distance. The numbers are quantiles of the normal distribution, at most 4.4 ``sd``.
 
     Raises:
         ValueError: if ``sd`` is negative or not finite.
@@ -47,7 +47,7 @@ def normal_noise(sd: float) -> Transform:
     (True, 0.1)
     """
     sd = check_float("normal_noise: sd", sd, 0)
-    return Transform(_places, _adding(_normal_table(), sd))
+    return Transform(_offsets, _additive(_normal_table(), sd))
 
 
 def uniform_noise(amount: float) -> Transform:
@@ -57,7 +57,7 @@ def uniform_noise(amount: float) -> Transform:
         amount: largest magnitude of the noise, at least 0, in the units of the image.
 
     Returns:
-        A :class:`Transform` of ``(..., c, h, w)`` whose draw is places in a table, see :func:`normal_noise`.
+        A :class:`Transform` of ``(..., c, h, w)`` whose draw is offsets into a table, see :func:`normal_noise`.
 
     Raises:
         ValueError: if ``amount`` is negative or not finite.
@@ -68,30 +68,30 @@ def uniform_noise(amount: float) -> Transform:
     (True, True, True)
     """
     amount = check_float("uniform_noise: amount", amount, 0)
-    return Transform(_places, _adding(_uniform_table(), amount))
+    return Transform(_offsets, _additive(_uniform_table(), amount))
 
 
-def _places(key: Key) -> Draw:
-    return bits(key, (_DRAWN_PLACES,))
+def _offsets(key: Key) -> Draw:
+    return bits(key, (_OFFSETS,))
 
 
-def _adding(table: Callable[[Tensor], Tensor], strength: float) -> Callable[[Tensor, Draw], Tensor]:
-    def apply(image: Tensor, places: Draw) -> Tensor:
-        numbers = _read(table(image), places, image.numel())
+def _additive(table: Callable[[Tensor], Tensor], strength: float) -> Callable[[Tensor, Draw], Tensor]:
+    def apply(image: Tensor, offsets: Draw) -> Tensor:
+        numbers = _read(table(image), offsets, image.numel())
         return torch.add(image, numbers.reshape(image.shape).to(image.dtype), alpha=strength)
 
     return apply
 
 
-def _read(table: Tensor, places: Tensor, count: int) -> Tensor:
-    """Numbers of a table, from random places ``(16,)`` on: ``(count,)``."""
-    length = count if count <= len(table) - _MIN_PLACES else _PIECE
-    pieces = math.ceil(count / length)
-    if pieces > _DRAWN_PLACES:  # the same places again, all moved by the same distance
-        moves = torch.arange(math.ceil(pieces / _DRAWN_PLACES), device=places.device) * _MOVE
-        places = (places + moves[:, None]).flatten()
-    windows = table.unfold(0, length, 1)  # a view
-    return windows[places[:pieces] % len(windows)].flatten()[:count]
+def _read(table: Tensor, offsets: Tensor, count: int) -> Tensor:
+    """Numbers of a table at random offsets ``(16,)``: ``(count,)``."""
+    length = count if count <= len(table) - _MIN_OFFSETS else _WINDOW
+    needed = math.ceil(count / length)
+    if needed > _OFFSETS:
+        moves = torch.arange(math.ceil(needed / _OFFSETS), device=offsets.device) * _MOVE
+        offsets = (offsets + moves[:, None]).flatten()
+    windows = table.unfold(0, length, 1)  # one at each offset, a view
+    return windows[offsets[:needed] % len(windows)].flatten()[:count]
 
 
 @cache

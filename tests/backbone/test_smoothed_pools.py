@@ -78,9 +78,11 @@ def test_gradient_does_not_depend_on_the_scale_of_the_values(scale: float) -> No
     torch.testing.assert_close(gradient(x * scale), gradient(x))
 
 
-def test_values_too_small_for_a_quotient_give_no_infinity() -> None:
-    x = torch.full((1, 1, 2, 2), 1e-44, requires_grad=True)
-    y = smoothed(x, max_pool2d(x.detach(), 2), [2, 2], [2, 2], [0, 0], False)
+@pytest.mark.parametrize("value", [1e-44, 4e-23, 1e-20, 1e20, 1e38])
+@pytest.mark.parametrize("rectified", [True, False])
+def test_squares_that_float32_does_not_hold_give_no_infinity(value: float, rectified: bool) -> None:
+    x = torch.full((1, 1, 2, 2), value, requires_grad=True)
+    y = smoothed(x, max_pool2d(x.detach(), 2), [2, 2], [2, 2], [0, 0], False, rectified)
     assert torch.isfinite(torch.autograd.grad(y.sum() * 1e10, x)[0]).all()
 
 

@@ -545,6 +545,11 @@ def test_normalize_groups_divides_each_group_by_its_root_mean_square() -> None:
         torch.testing.assert_close(updates["b"][labels["b"] == label], b / rms)
 
 
+def test_normalize_groups_accepts_a_single_number() -> None:
+    updates, _ = normalize_groups(torch.tensor(0)).update(torch.tensor(-3.0), (), ())
+    torch.testing.assert_close(updates, torch.tensor(-1.0))
+
+
 def test_normalize_groups_leaves_a_group_without_a_gradient_at_zero() -> None:
     updates, _ = normalize_groups(torch.tensor([0, 0, 1])).update(torch.tensor([0.0, 0.0, 3.0]), (), ())
     assert updates.tolist() == [0.0, 0.0, pytest.approx(1.0)]

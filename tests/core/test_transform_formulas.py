@@ -373,12 +373,12 @@ class TestNoise:
 
     @pytest.mark.parametrize("make", [normal_noise, uniform_noise])
     @pytest.mark.parametrize("values", [5, 31, 32, 33, 200, 1000])
-    def test_large_images_have_noise_in_pieces(
+    def test_large_images_have_noise_in_windows(
         self, make: Callable[[float], Transform], values: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As if windows had at most 32 numbers."""
-        monkeypatch.setattr(noise_module, "_MIN_PLACES", noise_module._LENGTH - 32)
-        monkeypatch.setattr(noise_module, "_PIECE", 32)
+        monkeypatch.setattr(noise_module, "_MIN_OFFSETS", noise_module._LENGTH - 32)
+        monkeypatch.setattr(noise_module, "_WINDOW", 32)
         transform, image = make(1.0), torch.zeros(1, 1, values)
         first, second = (apply(transform, image, seed).flatten() for seed in (0, 1))
         assert (first != 0).all()

@@ -71,6 +71,7 @@ def test_numbers_are_drawn_once_for_many_steps(tiny: Model) -> None:
 
     ascent, features = make_ascent(tiny, Transform(draw, lambda image, drawn: image * (1 + 0.01 * drawn[0])))
     state, target = ascent.init(fv.filter_keys(0, "5", range(3))), torch.arange(3)
+    calls.clear()
     run(AheadStep(ascent), features.weights, state, target, steps=40)
     assert len(calls) == 3
     reported: list[fv.Info] = []
@@ -114,6 +115,19 @@ def test_renderers_draw_ahead_where_the_numbers_are_few(tiny: Model, transforms:
     options: dict[str, Any] = {"transforms": transforms, "steps": 3, "size": SIDE, "compile": False}
     made = fv.make_renderer(tiny, "5", range(3), **options)
     assert isinstance(made.step, AheadStep) == ahead
+
+
+def test_runs_that_many_snapshots_cut_short_draw_for_themselves(tiny: Model) -> None:
+    steps = [
+        fv.make_renderer(tiny, "5", [0], compile=False, steps=16, snapshots=snapshots).step for snapshots in (4, 5)
+    ]
+    assert [isinstance(step, AheadStep) for step in steps] == [True, False]
+
+
+def test_step_of_a_renderer_is_not_for_compile_step(tiny: Model) -> None:
+    made = fv.make_renderer(tiny, "5", [0], compile=False, steps=3)
+    with pytest.raises(TypeError, match=r"compile_step takes the step of make_ascent, a function; .*compile=True"):
+        fv.compile_step(made.step)
 
 
 def test_filters_take_the_place_of_others_while_numbers_are_drawn_ahead(tiny: Model) -> None:

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 import featvis_func as fv
+from featvis_func.engine.ahead import AheadStep
 from featvis_func.engine.batching import run_batched
 from featvis_func.engine.capture import CapturedStep
 from featvis_func.engine.run import run
 from featvis_func.models import Model
+from featvis_func.rendering.compose import compose
+from featvis_func.rendering.options import RenderOptions
+from featvis_func.rendering.resolve import resolve
 from featvis_func.tree import tree_leaves, tree_map
 from featvis_func.types import Info, State
 from tests.engine.test_batching import Toy, toy_init
@@ -62,7 +66,8 @@ def test_captured_step_is_equal_to_the_step_with_every_option(tiny: Model, name:
     made = fv.make_renderer(tiny, "5", range(3), compile=False, steps=4, **OPTIONS[name])
     state, target = made.init([0, 1, 2], 0)
     before = tree_map(torch.clone, state)
-    captured = CapturedStep(made.step, Recorder())
+    ascent = compose(resolve(tiny, "5", range(3), RenderOptions(steps=4, **OPTIONS[name]), None)).ascent
+    captured = AheadStep(ascent, lambda step: CapturedStep(step, Recorder()))
     first = run(captured, made.weights, state, target, steps=2)
     assert_equal(first, run(made.step, made.weights, state, target, steps=2))
     kept = tree_map(torch.clone, first)

@@ -68,7 +68,8 @@ def test_scores_equal_those_of_plain_gradient_ascent(model: Model) -> None:
     for row, number in enumerate((0, 3)):
         image = fv.fourier(model.size, channels=model.channels)
         features = fv.make_features(model, ["2"])
-        ascent = make_ascent(features, image, t.normalize(model.mean, model.std, sides=1), o.channel("2"), adam(0.1))
+        transform = t.normalize(model.mean, model.std, sides=len(model.size))
+        ascent = make_ascent(features, image, transform, o.channel("2"), adam(0.1))
         start = ascent.init(filter_keys(0, "2", [number])).params[0]
         scores, best = plain_scores(model, start, filter=number, steps=6)
         torch.testing.assert_close(result.history[:, row], torch.tensor(scores), rtol=1e-4, atol=1e-5)
