@@ -138,8 +138,9 @@ def neurons(
     def activation_map(activations: Activations, row: Rows) -> Tensor:
         values = activations[layer]
         check_channel(layer, values, max(numbers))
+        sides = features_last(values).shape[:-1]
         for place in places:
-            resolve_position(layer, features_last(values).shape[:-1], place)
+            resolve_position(layer, sides, place)
         return take_channel(values, row["channel"])
 
     def score(activations: Activations, row: Rows) -> Tensor:
