@@ -30,7 +30,7 @@ class _Ahead(NamedTuple):
     """Each ``(n, k, ...)``."""
 
 
-class AheadStep:
+class AheadStep(RepeatableStep):
     """The step of an ascent, with the random numbers of up to 16 steps drawn in one call.
 
     It is a pure function as the step is, with the same results.
@@ -50,11 +50,6 @@ class AheadStep:
 
         self._ascent = ascent
         self._step = step if wrap is None else wrap(step)
-
-    def __call__(self, weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        """Take one step."""
-        state, (info,) = self.repeat(weights, state, target, steps=1)
-        return state, info
 
     def repeat(
         self,

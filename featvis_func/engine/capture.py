@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featvis_func.engine.memory import is_out_of_memory
-from featvis_func.engine.run import Step, repeat_step
+from featvis_func.engine.run import RepeatableStep, Step, repeat_step
 from featvis_func.tree import tree_leaves, tree_map, tree_structure
 from featvis_func.types import Info, State, Target, Weights
 from featvis_func.validation import first_line
@@ -37,7 +37,7 @@ class _Captured(NamedTuple):
     replay: Callable[[], object]
 
 
-class CapturedStep:
+class CapturedStep(RepeatableStep):
     """A step that is captured as a CUDA graph at its first call, and replayed after it.
 
     It is a pure function as the step is. The graph reads the weights where they are and keeps a state of its own, which
@@ -58,11 +58,6 @@ class CapturedStep:
         self._record = record or record_graph
         self._captured: _Captured | None = None
         self._refused = False
-
-    def __call__(self, weights: Weights, state: State, target: Target) -> tuple[State, Info]:
-        """Take one step."""
-        state, (info,) = self.repeat(weights, state, target, steps=1)
-        return state, info
 
     def repeat(
         self,

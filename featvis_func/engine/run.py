@@ -15,6 +15,11 @@ Step: TypeAlias = Callable[[Weights, State, Target], tuple[State, Info]]
 class RepeatableStep(Protocol):
     """A step that has a faster way of being repeated than one call after the other."""
 
+    def __call__(self, weights: Weights, state: State, target: Target) -> tuple[State, Info]:
+        """Take one step."""
+        state, (info,) = self.repeat(weights, state, target, steps=1)
+        return state, info
+
     def repeat(
         self,
         weights: Weights,
