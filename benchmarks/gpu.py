@@ -243,15 +243,16 @@ def candidates(device: str) -> dict[str, Any]:
     state = ascent.init(keys)
     images = torch.rand(batch, 3, *model.size, device=device)
     runs, samplings = {}, {}
-    for one in (False, True):
+    for ahead in (False, True):
         how = "cudagraphs" if device != "cpu" else "no"
-        step = select_step(ascent, how, device=resolved.device, pixels=0, exported=True, ahead=one)
-        runs[one] = _median(functools.partial(run, step, resolved.features.weights, state, target, steps=16), device)
-        transform = fv.named_transform("small", image=model.size, size=model.size, deterministic=one)
+        step = select_step(ascent, how, device=resolved.device, pixels=0, exported=True, ahead=ahead)
+        runs[ahead] = _median(functools.partial(run, step, resolved.features.weights, state, target, steps=16), device)
+    for deterministic in (False, True):
+        transform = fv.named_transform("small", image=model.size, size=model.size, deterministic=deterministic)
         draws = torch.vmap(transform.draw)(keys)
         gradient = torch.func.grad(lambda x, t=transform, d=draws: torch.vmap(t.apply)(x, d).square().sum())
-        with algorithms(resolved.device, deterministic=one):
-            samplings[one] = _median(functools.partial(gradient, images), device)
+        with algorithms(resolved.device, deterministic=deterministic):
+            samplings[deterministic] = _median(functools.partial(gradient, images), device)
     return {
         "draws ahead / draws in each step": runs[True] / runs[False],
         "sampling by indexing / grid_sample": samplings[True] / samplings[False],

@@ -64,11 +64,12 @@ class AheadStep(RepeatableStep):
         infos: list[Info] = []
         while len(infos) < steps:
             count = min(_STEPS, steps - len(infos))
-            given = target, self._draw(state, count)
-            if isinstance(self._step, RepeatableStep):
+            if isinstance(self._step, RepeatableStep):  # captured: it reads as many numbers each time, where they are
+                given = target, self._draw(state, _STEPS)
                 state, more = self._step.repeat(weights, state, given, steps=count, callback=callback)
                 infos += more
                 continue
+            given = target, self._draw(state, count)
             for _ in range(count):  # each state is freed as soon as the next is known
                 state, info = self._step(weights, state, given)
                 infos.append(info)
@@ -77,8 +78,6 @@ class AheadStep(RepeatableStep):
         return state, infos
 
     def _draw(self, state: State, count: int) -> _Ahead:
-        if isinstance(self._step, RepeatableStep):
-            count = _STEPS  # a captured step reads them where they are
         numbers = state.step[:, None] + torch.arange(count, device=state.step.device)
         keys = state.key[:, None].expand(-1, count, -1)
         draws = self._ascent.draw(keys.flatten(0, 1), numbers.flatten())

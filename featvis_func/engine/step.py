@@ -284,10 +284,7 @@ def compile_step(step: Step, **options: Any) -> Step:
             "compile_step takes the step of make_ascent, a function; for a renderer with a compiled step use"
             " make_renderer(compile=True)"
         )
-    plain = step
-    copy = FunctionType(
-        plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
-    )
+    copy = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__)
     return torch.compile(copy, fullgraph=True, dynamic=False, backend=partial(compile_graph, settings=options))
 
 
